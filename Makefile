@@ -1,0 +1,46 @@
+# `make run` and `make test` are all the set-up: either builds .venv first when it is missing or out of date.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+# A new folder for each run, so nothing that was measured is ever overwritten.
+RUN_DIR ?= runs/microworld-$(shell date +%Y%m%d-%H%M%S)
+override RUN_DIR := $(RUN_DIR)
+
+TORCH := torch==2.13.0
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+TYPES := .cache/types
+
+.PHONY: help run test lint
+
+help:
+	@echo "make run    pretrain, analyse, fine-tune and report on the built-in microworld, into a new folder of runs/"
+	@echo "make test   lint, types and every test"
+	@echo "make lint   ruff and mypy only"
+
+$(INSTALLED): pyproject.toml Makefile
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"concept-encoder needs Python 3.11 or newer, $(PYTHON) is {v[0]}.{v[1]}. Name another one: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet -e ".[train,eval,dev]"
+	@touch $@
+
+run: $(INSTALLED)
+	$(BIN)/python scripts/pretrain.py microworld --output_dir $(RUN_DIR)
+	$(BIN)/python scripts/analyze.py $(RUN_DIR)
+	$(BIN)/python scripts/finetune.py $(RUN_DIR) --protocol quick --tasks microworld_similarity microworld_paraphrase microworld_entailment
+	$(BIN)/python scripts/report.py $(RUN_DIR)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@# mypy knows the package by its folder's name, which for a root-mapped package is whatever the checkout is called.
+	@mkdir -p $(TYPES) && ln -sfn ../.. $(TYPES)/concept_encoder
+	$(BIN)/mypy
+
+# One thread per worker: torch would otherwise start one per core in each of them.
+test: lint
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -n 2 --dist loadfile -q -rs

@@ -1,0 +1,128 @@
+"""Configuration of concept encoders: every architecture knob, checked here."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_concept.ConceptEncoderConfig",
+    "AutoModel": "modeling_concept.ConceptEncoderModel",
+    "AutoModelForMaskedLM": "modeling_concept.ConceptEncoderForDiffusionMLM",
+    "AutoModelForSequenceClassification": "modeling_concept.ConceptEncoderForSequenceClassificationPerceiver",
+}
+
+
+@strict
+class ConceptEncoderConfig(PreTrainedConfig):
+    """Architecture of a concept encoder and of the heads built on it.
+
+    Args:
+        vocab_size (`int`, default 50368): number of token ids V.
+        hidden_size (`int`, default 512): width D of concepts and of the decoder.
+        num_hidden_layers (`int`, default 2): encoder layers.
+        num_attention_heads (`int`, default 8): heads per attention; must divide `hidden_size`.
+        intermediate_size (`int`, default 1024): width of the gated feed-forward.
+        num_concepts (`int`, default 128): concept vectors C per text.
+        max_position_embeddings (`int`, default 512): longest text N with learned positions.
+        token_embedding_size (`int`, optional): width of the encoder's token embeddings; projected to `hidden_size`
+            when smaller. `None` means `hidden_size`.
+        position_embedding_type (`str`, default `"learned"`): token positions, `"learned"` or `"sinusoidal"` (any
+            length).
+        concept_position_type (`str`, default `"none"`): positions added to the latent queries: `"none"`,
+            `"sinusoidal"` or `"learned"`.
+        token_update (`str`, default `"none"`): `"bixt"` lets tokens read the concepts between encoder layers.
+        concept_attention (`str`, default `"softmax"`): normalisation of the cross-attention. `"softmax"` over tokens,
+            or `"slot"`: over concepts, then renormalised over tokens (Locatello et al. 2020, arXiv:2006.15055).
+        hidden_act (`str`, default `"gelu"`): activation of the gate in the feed-forward.
+        hidden_dropout_prob (`float`, default 0.1): dropout on embeddings and on the output of every sublayer.
+        attention_probs_dropout_prob (`float`, default 0.1): dropout on attention weights.
+        classifier_dropout (`float`, optional): dropout before the classifier; `None` means `hidden_dropout_prob`.
+        layer_norm_eps (`float`, default 1e-5): epsilon of every LayerNorm.
+        initializer_range (`float`, default 0.02): standard deviation of the normal initialisation.
+        decoder_num_hidden_layers (`int`, default 2): layers of the diffusion decoder.
+        decoder_context (`str`, default `"none"`): what a masked position can see besides the concepts. `"none"`:
+            nothing; `"latent"`: the visible tokens, through a copy of the concepts that has read them.
+        timestep_scale (`float`, default 1000): factor on t in [0, 1] before its sinusoidal embedding.
+        tie_word_embeddings (`bool`, default True): one (V, D) matrix for encoder tokens, decoder tokens and `lm_head`.
+        pad_token_id, mask_token_id, bos_token_id, eos_token_id (`int`, optional): ids of [PAD], [MASK], the first
+            token of a text ([CLS]) and the last one ([SEP]).
+        auto_map (`dict`): where the Auto classes find this code in a checkpoint; completed on construction.
+    """
+
+    model_type = "concept_encoder"
+
+    vocab_size: int = 50368
+    hidden_size: int = 512
+    num_hidden_layers: int = 2
+    num_attention_heads: int = 8
+    intermediate_size: int = 1024
+    num_concepts: int = 128
+    max_position_embeddings: int = 512
+    token_embedding_size: int | None = None
+    position_embedding_type: Literal["learned", "sinusoidal"] = "learned"
+    concept_position_type: Literal["none", "sinusoidal", "learned"] = "none"
+    token_update: Literal["none", "bixt"] = "none"
+    concept_attention: Literal["softmax", "slot"] = "softmax"
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.1
+    attention_probs_dropout_prob: float | int = 0.1
+    classifier_dropout: float | int | None = None
+    layer_norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+    decoder_num_hidden_layers: int = 2
+    decoder_context: Literal["none", "latent"] = "none"
+    timestep_scale: float | int = 1000.0
+    tie_word_embeddings: bool = True
+    pad_token_id: int | None = 0
+    mask_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    auto_map: dict[str, str] | None = None
+
+    def __post_init__(self, **kwargs):
+        if self.token_embedding_size is None:
+            self.token_embedding_size = self.hidden_size
+        self.auto_map = {**AUTO_MAP, **(self.auto_map or {})}
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Part of `@strict` validation: raises a ValueError that names the field, its value and the legal range."""
+        sizes = "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size num_concepts "
+        sizes += "max_position_embeddings token_embedding_size decoder_num_hidden_layers"
+        for name in sizes.split():
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {value}")
+        for name in ("layer_norm_eps", "initializer_range", "timestep_scale"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size ({self.hidden_size}) must be divisible by num_attention_heads "
+                f"({self.num_attention_heads})"
+            )
+        if self.hidden_size % 2:
+            raise ValueError(f"hidden_size must be even for the sinusoidal timestep embedding, got {self.hidden_size}")
+        assert self.token_embedding_size is not None  # __post_init__ has filled it
+        if self.position_embedding_type == "sinusoidal" and self.token_embedding_size % 2:
+            raise ValueError(
+                f"token_embedding_size must be even with sinusoidal positions, got {self.token_embedding_size}"
+            )
+        if self.tie_word_embeddings and self.token_embedding_size != self.hidden_size:
+            raise ValueError(
+                f"tie_word_embeddings=True needs token_embedding_size ({self.token_embedding_size}) equal to "
+                f"hidden_size ({self.hidden_size}); set tie_word_embeddings=False"
+            )
+        for name in ("pad_token_id", "mask_token_id", "bos_token_id", "eos_token_id"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < self.vocab_size:
+                raise ValueError(f"{name} must lie in [0, vocab_size = {self.vocab_size}), got {value}")
+
+
+ConceptEncoderConfig.register_for_auto_class()
+
+__all__ = ["AUTO_MAP", "ConceptEncoderConfig"]

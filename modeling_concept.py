@@ -1,0 +1,792 @@
+"""Concept encoder: N tokens compressed into C concept vectors by cross-attention, in O(C * N).
+
+Letters in shapes: B batch, N tokens, C concepts, D hidden size, E token embedding size, H heads, V vocabulary,
+M labelled positions of a batch.
+
+Reading order: outputs, attention, feed-forward, embeddings, encoder layer, decoder layer, pooling, pretrained base
+with the only weight initialisation, encoder, decoder, heads.
+
+References: Perceiver IO (Jaegle et al. 2021, arXiv:2107.14795), BiXT (Hiller et al. 2024, arXiv:2402.12138),
+adaLN-Zero (Peebles & Xie 2022, arXiv:2212.09748), masked diffusion (Sahoo et al. 2024, arXiv:2406.07524).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.generation import TopKLogitsWarper, TopPLogitsWarper
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions, SequenceClassifierOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_concept import ConceptEncoderConfig
+
+# ------------------------------------------------------------------------------------------------------------- outputs
+
+
+@dataclass
+class ConceptEncoderOutput(BaseModelOutputWithPoolingAndCrossAttentions):
+    """Concepts of a batch of texts.
+
+    Attributes:
+        last_hidden_state: (B, C, D), the concepts.
+        pooler_output: (B, D), mean over concepts.
+        hidden_states: with `output_hidden_states=True`, latent queries and concepts after each layer, each (B, C, D).
+        attentions: with `output_attentions=True` and eager attention, concepts to concepts per layer, (B, H, C, C).
+        cross_attentions: the same, concepts to tokens per layer, (B, H, C, N).
+    """
+
+
+@dataclass
+class ConceptDecoderOutput(ModelOutput):
+    """Decoder states of every position.
+
+    Attributes:
+        last_hidden_state: (B, N, D), input of `lm_head`.
+        hidden_states: queries and states after each layer, each (B, N, D), when asked for.
+        cross_attentions: positions to concepts per layer, (B, H, N, C), when asked for with eager attention.
+    """
+
+    last_hidden_state: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class ConceptDiffusionOutput(ModelOutput):
+    """Reconstruction of a text through its concepts.
+
+    Attributes:
+        loss: scalar, weighted cross-entropy in nats; only with `labels`.
+        logits: with `labels` (M, V), the labelled positions in row-major order; without, (B, N, V).
+        token_losses: (B, N) at least float32, unweighted cross-entropy in nats, 0 where there is no label; only with
+            `labels`.
+        concepts: (B, C, D), the last hidden state of the encoder.
+        hidden_states, attentions, cross_attentions: of the encoder, as in `ConceptEncoderOutput`.
+        decoder_hidden_states, decoder_cross_attentions: of the decoder, as in `ConceptDecoderOutput`.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    token_losses: Tensor | None = None
+    concepts: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+    decoder_hidden_states: tuple[Tensor, ...] | None = None
+    decoder_cross_attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class ConceptClassifierOutput(SequenceClassifierOutput):
+    """`SequenceClassifierOutput` with the encoder's cross-attentions, each (B, H, C, N)."""
+
+    cross_attentions: tuple[Tensor, ...] | None = None
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """The dtype for sums and exponentials: float32 for half precision, otherwise `dtype` itself."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+# ----------------------------------------------------------------------------------------------------------- attention
+
+
+def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+    """Softmax attention that returns its weights; a query that may see nothing gets zeros, as with sdpa."""
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling  # (B, H, Q, K)
+    if attention_mask is None:
+        weights = scores.softmax(-1, dtype=at_least_float32(scores.dtype))
+    else:
+        weights = (scores + attention_mask).softmax(-1, dtype=at_least_float32(scores.dtype))
+        weights = weights * (attention_mask > torch.finfo(scores.dtype).min / 2)
+    weights = nn.functional.dropout(weights.to(query.dtype), p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2), weights
+
+
+def slot_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+    """Slot attention: concepts compete for each token (softmax over queries), then a mean over tokens.
+
+    Source: Locatello et al. 2020, arXiv:2006.15055, eq. 1-2, one iteration, several heads.
+    """
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling  # (B, H, C, N)
+    share = scores.softmax(-2, dtype=at_least_float32(scores.dtype))
+    if attention_mask is not None:
+        visible = attention_mask if attention_mask.dtype == torch.bool else attention_mask >= 0
+        share = share * visible
+    weights = share / share.sum(-1, keepdim=True).clamp_min(torch.finfo(share.dtype).tiny)
+    weights = nn.functional.dropout(weights.to(query.dtype), p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2), weights
+
+
+class ConceptAttention(nn.Module):
+    """Multi-head attention of `hidden_states` (B, Q, D) to `key_value_states` (B, K, D); returns output, weights."""
+
+    def __init__(self, config: ConceptEncoderConfig, slot: bool = False):
+        super().__init__()
+        self.config = config
+        self.slot = slot
+        self.is_causal = False
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_states, key_value_states, attention_mask=None, **kwargs) -> tuple[Tensor, Tensor | None]:
+        def split(x: Tensor) -> Tensor:  # (B, L, D) -> (B, H, L, D / H)
+            return x.view(*x.shape[:-1], -1, self.head_dim).transpose(1, 2)
+
+        attend: Callable = slot_attention_forward
+        if not self.slot:
+            attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        output, weights = attend(
+            self,
+            split(self.q_proj(hidden_states)),
+            split(self.k_proj(key_value_states)),
+            split(self.v_proj(key_value_states)),
+            attention_mask,
+            scaling=self.scaling,
+            dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
+            is_causal=False,
+            **kwargs,
+        )
+        return self.o_proj(output.flatten(2)), weights
+
+
+# -------------------------------------------------------------------------------------- feed-forward and embeddings
+
+
+class ConceptFeedForward(nn.Module):
+    """Gated feed-forward: `down(act(gate) * up)` (Shazeer 2020, arXiv:2002.05202)."""
+
+    def __init__(self, config: ConceptEncoderConfig):
+        super().__init__()
+        self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.act = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        gate, up = self.gate_up_proj(hidden_states).chunk(2, dim=-1)
+        return self.down_proj(self.act(gate) * up)
+
+
+def sinusoidal_embedding(positions: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+    """(..., dim) sinusoids of `positions` (...), sines first (Vaswani et al. 2017, arXiv:1706.03762)."""
+    wide = at_least_float32(dtype)
+    exponents = torch.arange(dim // 2, device=positions.device, dtype=wide) / (dim // 2)
+    angles = positions.to(wide).unsqueeze(-1) * torch.exp(-math.log(10000.0) * exponents)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).to(dtype)
+
+
+class ConceptTokenEmbeddings(nn.Module):
+    """Token plus position embeddings of width `size`, projected to the hidden size where `size` is smaller."""
+
+    def __init__(self, config: ConceptEncoderConfig, size: int):
+        super().__init__()
+        self.config = config
+        self.tokens = nn.Embedding(config.vocab_size, size, padding_idx=config.pad_token_id)
+        if config.position_embedding_type == "learned":
+            self.positions = nn.Embedding(config.max_position_embeddings, size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.projection = nn.Identity() if size == config.hidden_size else nn.Linear(size, config.hidden_size)
+
+    def forward(self, input_ids=None, inputs_embeds=None, position_ids=None) -> Tensor:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if inputs_embeds is None:
+            self._check_ids(input_ids)
+            inputs_embeds = self.tokens(input_ids)  # (B, N, E)
+        if position_ids is None:
+            position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None]
+        if self.config.position_embedding_type == "sinusoidal":
+            positions = sinusoidal_embedding(position_ids, inputs_embeds.shape[-1], inputs_embeds.dtype)
+        else:
+            if inputs_embeds.shape[1] > self.positions.num_embeddings:
+                raise ValueError(
+                    f"sequence of {inputs_embeds.shape[1]} tokens is longer than max_position_embeddings "
+                    f"({self.positions.num_embeddings}); truncate it, or use position_embedding_type='sinusoidal'"
+                )
+            positions = self.positions(position_ids)
+        return self.projection(self.dropout(inputs_embeds + positions))  # (B, N, D)
+
+    def _check_ids(self, input_ids: Tensor) -> None:
+        # Only where reading the values costs no synchronisation; a GPU raises its own device-side assertion.
+        if input_ids.device.type != "cpu" or torch.compiler.is_compiling() or not input_ids.numel():
+            return
+        low, high = input_ids.aminmax()
+        if low < 0 or high >= self.tokens.num_embeddings:
+            raise ValueError(
+                f"token ids must lie in [0, {self.tokens.num_embeddings}), got {low.item()} to {high.item()}; "
+                "the tokenizer does not belong to this model, or its added tokens need resize_token_embeddings"
+            )
+
+
+class ConceptLatentQueries(nn.Module):
+    """Learned latent queries (C, D) with their positions; where every text's concepts start from."""
+
+    def __init__(self, config: ConceptEncoderConfig):
+        super().__init__()
+        self.config = config
+        self.weight = nn.Parameter(torch.empty(config.num_concepts, config.hidden_size))
+        if config.concept_position_type == "learned":
+            self.positions = nn.Parameter(torch.empty(config.num_concepts, config.hidden_size))
+
+    def forward(self, batch_size: int) -> Tensor:
+        queries = self.weight
+        if self.config.concept_position_type == "learned":
+            queries = queries + self.positions
+        elif self.config.concept_position_type == "sinusoidal":
+            indices = torch.arange(len(queries), device=queries.device)
+            queries = queries + sinusoidal_embedding(indices, self.config.hidden_size, queries.dtype)
+        return queries.expand(batch_size, -1, -1)  # (B, C, D)
+
+
+# -------------------------------------------------------------------------------------------------------------- layers
+
+
+class ConceptEncoderLayer(GradientCheckpointingLayer):
+    """Concepts read the tokens, then one another, then a feed-forward; pre-norm residuals on the concepts.
+
+    With `token_update`, the tokens also read the concepts after these have read them (BiXT), still in O(C * N).
+    """
+
+    def __init__(self, config: ConceptEncoderConfig, token_update: bool = False):
+        super().__init__()
+        self.cross_attn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.cross_attn = ConceptAttention(config, slot=config.concept_attention == "slot")
+        self.token_update = token_update
+        if token_update:
+            self.token_attn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+            self.token_attn = ConceptAttention(config)
+        self.self_attn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self_attn = ConceptAttention(config)
+        self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = ConceptFeedForward(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, concepts: Tensor, tokens: Tensor, attention_mask=None, **kwargs) -> tuple[Tensor, Tensor]:
+        read, _ = self.cross_attn(self.cross_attn_norm(concepts), tokens, attention_mask, **kwargs)
+        concepts = concepts + self.dropout(read)  # (B, C, D)
+        if self.token_update:
+            written, _ = self.token_attn(self.token_attn_norm(tokens), concepts, **kwargs)
+            tokens = tokens + self.dropout(written)  # (B, N, D)
+        normed = self.self_attn_norm(concepts)
+        mixed, _ = self.self_attn(normed, normed, **kwargs)
+        concepts = concepts + self.dropout(mixed)
+        concepts = concepts + self.dropout(self.mlp(self.mlp_norm(concepts)))
+        return concepts, tokens
+
+
+class ConceptModulation(nn.Linear):
+    """Timestep embedding to scale, shift and gate of two sublayers; a class of its own so that it starts at zero.
+
+    Zeroing it from the layer that holds it is not enough: initialisation visits the plain linear again afterwards,
+    which is how the gates of the published run came to start at random.
+    """
+
+    def __init__(self, config: ConceptEncoderConfig):
+        super().__init__(config.hidden_size, 6 * config.hidden_size)
+
+
+class ConceptDecoderLayer(GradientCheckpointingLayer):
+    """Positions read the concepts, then a feed-forward; adaLN-Zero on both, no attention between positions.
+
+    The timestep gives scale, shift and gate of each sublayer. At initialisation all six are exactly zero, so that the
+    layer is the identity. Differs from Peebles & Xie: the norms keep their own weight and bias, and the timestep
+    embedding enters without a further SiLU, as in the reference run.
+    """
+
+    def __init__(self, config: ConceptEncoderConfig):
+        super().__init__()
+        self.modulation = ConceptModulation(config)
+        self.cross_attn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.cross_attn = ConceptAttention(config)
+        self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = ConceptFeedForward(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states: Tensor, concepts: Tensor, timestep_embedding: Tensor, **kwargs) -> Tensor:
+        scale_1, shift_1, gate_1, scale_2, shift_2, gate_2 = self.modulation(timestep_embedding)[:, None].chunk(6, -1)
+        normed = self.cross_attn_norm(hidden_states) * (1 + scale_1) + shift_1
+        read, _ = self.cross_attn(normed, concepts, **kwargs)
+        hidden_states = hidden_states + gate_1 * self.dropout(read)  # (B, N, D)
+        normed = self.mlp_norm(hidden_states) * (1 + scale_2) + shift_2
+        return hidden_states + gate_2 * self.dropout(self.mlp(normed))
+
+
+class ConceptTimestepEmbedding(nn.Module):
+    """(B,) timesteps in [0, 1] -> (B, D): sinusoids of the scaled timestep, then two linear layers."""
+
+    def __init__(self, config: ConceptEncoderConfig):
+        super().__init__()
+        self.scale = config.timestep_scale
+        self.fc1 = nn.Linear(config.hidden_size, 2 * config.hidden_size)
+        self.fc2 = nn.Linear(2 * config.hidden_size, config.hidden_size)
+
+    def forward(self, timesteps: Tensor) -> Tensor:
+        sinusoids = sinusoidal_embedding(timesteps * self.scale, self.fc1.in_features, self.fc1.weight.dtype)
+        return self.fc2(nn.functional.silu(self.fc1(sinusoids)))
+
+
+class ConceptPooling(nn.Module):
+    """(B, C, D) -> (B, D): mean of the concepts weighted by a softmax over learned scores, then LayerNorm."""
+
+    def __init__(self, config: ConceptEncoderConfig):
+        super().__init__()
+        self.scorer = nn.Linear(config.hidden_size, 1)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, concepts: Tensor) -> Tensor:
+        weights = self.scorer(concepts).softmax(dim=1)  # (B, C, 1)
+        return self.norm((weights * concepts).sum(dim=1))
+
+
+# ----------------------------------------------------------------------------------------------------- pretrained base
+
+
+class ConceptEncoderPreTrainedModel(PreTrainedModel):
+    """What every class here shares: configuration, loading and saving, weight initialisation."""
+
+    config: ConceptEncoderConfig
+    config_class = ConceptEncoderConfig
+    base_model_prefix = "encoder"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["ConceptEncoderLayer", "ConceptDecoderLayer", "ConceptTokenEmbeddings"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initial distributions; std is `config.initializer_range`.
+
+        | tensor                                   | distribution                                |
+        | ---------------------------------------- | ------------------------------------------- |
+        | linear weights, token and position tables | normal(0, std)                              |
+        | row of [PAD] in a token table             | 0                                           |
+        | linear biases                             | 0                                           |
+        | LayerNorm weight, bias                    | 1, 0                                        |
+        | latent queries, their learned positions   | normal(0, 2 std), normal(0, std)            |
+        | decoder modulation weight and bias        | 0: each decoder layer starts as the identity |
+        """
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        if isinstance(module, ConceptLatentQueries):
+            init.normal_(module.weight, std=2 * std)
+            if self.config.concept_position_type == "learned":
+                init.normal_(module.positions, std=std)
+        elif isinstance(module, ConceptModulation):
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
+
+
+class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
+    """Text to concepts: C learned queries that read N tokens in every layer, at O(C * N)."""
+
+    _can_record_outputs = {
+        "hidden_states": ConceptEncoderLayer,
+        "attentions": OutputRecorder(ConceptAttention, index=1, layer_name="self_attn"),
+        "cross_attentions": OutputRecorder(ConceptAttention, index=1, layer_name="cross_attn"),
+    }
+    # A pretraining checkpoint or a classifier loads here with what lies beyond the encoder left out.
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^lm_head\.", r"^pooling\.", r"^classifier\."]
+
+    def __init__(self, config: ConceptEncoderConfig):
+        super().__init__(config)
+        assert config.token_embedding_size is not None  # the configuration fills it
+        self.embeddings = ConceptTokenEmbeddings(config, config.token_embedding_size)
+        self.latents = ConceptLatentQueries(config)
+        # The last layer's tokens are read by nobody, so it never updates them.
+        last = config.num_hidden_layers - 1
+        self.layers = nn.ModuleList(
+            ConceptEncoderLayer(config, token_update=config.token_update == "bixt" and i < last)
+            for i in range(config.num_hidden_layers)
+        )
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embeddings.tokens
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.embeddings.tokens = value
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs,
+    ) -> ConceptEncoderOutput:
+        """Encode a batch of texts.
+
+        Args:
+            input_ids: (B, N) token ids in [0, V); or give `inputs_embeds`.
+            attention_mask: (B, N), 1 = real token, 0 = padding, anywhere in a row. `None`: every token is real.
+            position_ids: (B, N) in [0, max_position_embeddings). `None`: 0 ... N - 1, padding counted.
+            inputs_embeds: (B, N, E) token embeddings in place of ids.
+
+        Raises:
+            ValueError: ids outside the vocabulary (checked on CPU); more tokens than learned positions.
+        """
+        tokens = self.embeddings(input_ids, inputs_embeds, position_ids)  # (B, N, D)
+        concepts = self.latents(tokens.shape[0])  # (B, C, D)
+        mask = create_bidirectional_mask(
+            config=self.config,
+            inputs_embeds=concepts,
+            attention_mask=attention_mask,
+            encoder_hidden_states=tokens,
+        )
+        for layer in self.layers:
+            concepts, tokens = layer(concepts, tokens, mask, **kwargs)
+        concepts = self.norm(concepts)
+        return ConceptEncoderOutput(last_hidden_state=concepts, pooler_output=concepts.mean(dim=1))
+
+
+class ConceptDiffusionDecoder(ConceptEncoderPreTrainedModel):
+    """Rebuilds every position of a noised text from the concepts; positions never attend to one another.
+
+    With `decoder_context="latent"` a copy of the concepts first reads the visible tokens, in O(C * N), and the layers
+    read that copy, so that the tokens that survived the noise inform the masked ones.
+    """
+
+    _can_record_outputs = {
+        "hidden_states": ConceptDecoderLayer,
+        "cross_attentions": OutputRecorder(ConceptAttention, index=1, layer_name="layers"),
+    }
+
+    def __init__(self, config: ConceptEncoderConfig):
+        super().__init__(config)
+        self.embeddings = ConceptTokenEmbeddings(config, config.hidden_size)
+        self.timestep_embedding = ConceptTimestepEmbedding(config)
+        if config.decoder_context == "latent":
+            self.context_layer = ConceptEncoderLayer(config)
+            self.context_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layers = nn.ModuleList(ConceptDecoderLayer(config) for _ in range(config.decoder_num_hidden_layers))
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embeddings.tokens
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.embeddings.tokens = value
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: Tensor,
+        concepts: Tensor,
+        timesteps: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        **kwargs,
+    ) -> ConceptDecoderOutput:
+        """Decode noised ids (B, N) given concepts (B, C, D) and timesteps (B,) in [0, 1]."""
+        hidden_states = self.embeddings(input_ids, position_ids=position_ids)  # (B, N, D)
+        timestep_embedding = self.timestep_embedding(timesteps)  # (B, D)
+        if self.config.decoder_context == "latent":
+            visible = input_ids != self.config.mask_token_id
+            if attention_mask is not None:
+                visible = visible & attention_mask.bool()
+            mask = create_bidirectional_mask(
+                config=self.config,
+                inputs_embeds=concepts,
+                attention_mask=visible,
+                encoder_hidden_states=hidden_states,
+            )
+            concepts, _ = self.context_layer(concepts, hidden_states, mask, **kwargs)
+            concepts = self.context_norm(concepts)  # (B, C, D)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, concepts, timestep_embedding, **kwargs)
+        return ConceptDecoderOutput(last_hidden_state=self.norm(hidden_states))
+
+
+# --------------------------------------------------------------------------------------------------------------- heads
+
+
+class ConceptEncoderForDiffusionMLM(ConceptEncoderPreTrainedModel):
+    """Pretraining head: masked diffusion of a text through its concepts. Pure: all randomness is the caller's.
+
+    Without `decoder_input_ids` the decoder sees `input_ids`, without `timesteps` t is the share of [MASK] among the
+    real tokens, so that `DataCollatorForLanguageModeling` and `pipeline("fill-mask")` work as with any masked LM.
+    """
+
+    _tied_weights_keys = {
+        "lm_head.weight": "encoder.embeddings.tokens.weight",
+        "decoder.embeddings.tokens.weight": "encoder.embeddings.tokens.weight",
+    }
+    _keys_to_ignore_on_load_unexpected = [r"^pooling\.", r"^classifier\."]
+
+    def __init__(self, config: ConceptEncoderConfig):
+        super().__init__(config)
+        if config.mask_token_id is None:
+            raise ValueError("mask_token_id is None: masked diffusion needs the id of [MASK] in the configuration")
+        self.loss_type = "ForMaskedLM"  # the class name matches no loss, and the fallback shifts labels
+        self.encoder = ConceptEncoderModel(config)
+        self.decoder = ConceptDiffusionDecoder(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        self.lm_head = value
+
+    def resize_token_embeddings(self, new_num_tokens=None, pad_to_multiple_of=None, mean_resizing=True):
+        embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        if self.config.tie_word_embeddings:
+            self.decoder.set_input_embeddings(embeddings)
+        else:
+            self.decoder.resize_token_embeddings(embeddings.num_embeddings, mean_resizing=mean_resizing)
+        return embeddings
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        timesteps: Tensor | None = None,
+        labels: Tensor | None = None,
+        loss_weights: Tensor | None = None,
+        label_smoothing: float = 0.0,
+        num_items_in_batch: Tensor | int | None = None,
+        concepts: Tensor | None = None,
+        **kwargs,
+    ) -> ConceptDiffusionOutput:
+        """Score every position of a noised text given the concepts of `input_ids`.
+
+        Args:
+            input_ids: (B, N) ids that the encoder reads; not needed when `concepts` are given.
+            attention_mask: (B, N), 1 = real token.
+            decoder_input_ids: (B, N) noised ids that the decoder sees; default `input_ids`.
+            timesteps: (B,) in [0, 1], 1 = all masked; default the share of [MASK] among real decoder tokens.
+            labels: (B, N) ids to predict, -100 = no label. Only labelled positions reach `lm_head`.
+            loss_weights: (B, N) factor on the cross-entropy of each labelled position; default 1.
+            label_smoothing: in [0, 1), of the cross-entropy.
+            num_items_in_batch: denominator of the loss; default the number of labels of this batch.
+            concepts: (B, C, D) in place of encoding `input_ids`.
+        """
+        encoded = ConceptEncoderOutput(last_hidden_state=concepts)
+        if concepts is None:
+            encoded = self.encoder(input_ids, attention_mask, **kwargs)  # (B, C, D)
+        noised = input_ids if decoder_input_ids is None else decoder_input_ids
+        if noised is None:
+            raise ValueError("give input_ids or, with concepts, decoder_input_ids: the decoder has nothing to rebuild")
+        if timesteps is None:
+            timesteps = self._masked_share(noised, attention_mask)  # (B,)
+        decoded = self.decoder(noised, encoded.last_hidden_state, timesteps, attention_mask, **kwargs)
+        hidden_states = decoded.last_hidden_state  # (B, N, D)
+
+        loss = token_losses = None
+        if labels is None:
+            logits = self.lm_head(hidden_states)  # (B, N, V)
+            mask_id = torch.full_like(logits[..., :1], self.config.mask_token_id, dtype=torch.long)
+            logits = logits.scatter(-1, mask_id, torch.finfo(logits.dtype).min)  # [MASK] is no answer
+        else:
+            labelled = labels != -100
+            logits = self.lm_head(hidden_states[labelled])  # (M, V)
+            cross_entropy = nn.functional.cross_entropy(
+                logits.to(at_least_float32(logits.dtype)),
+                labels[labelled],
+                reduction="none",
+                label_smoothing=label_smoothing,
+            )
+            token_losses = cross_entropy.new_zeros(labels.shape).masked_scatter(labelled, cross_entropy)  # (B, N)
+            weighted = token_losses if loss_weights is None else token_losses * loss_weights
+            # No label at all gives loss 0, not 0 / 0.
+            loss = weighted.sum() / (labelled.sum().clamp_min(1) if num_items_in_batch is None else num_items_in_batch)
+        return ConceptDiffusionOutput(
+            loss=loss,
+            logits=logits,
+            token_losses=token_losses,
+            concepts=encoded.last_hidden_state,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+            cross_attentions=encoded.cross_attentions,
+            decoder_hidden_states=decoded.hidden_states,
+            decoder_cross_attentions=decoded.cross_attentions,
+        )
+
+    def _masked_share(self, ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        real = torch.ones_like(ids) if attention_mask is None else attention_mask
+        masked = ((ids == self.config.mask_token_id) & real.bool()).sum(-1)
+        return masked / real.sum(-1).clamp_min(1)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        concepts: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        length: int | None = None,
+        num_steps: int = 16,
+        order: str = "confidence",
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Sample a text by unmasking a canvas in `num_steps` steps.
+
+        The canvas is `decoder_input_ids` where given. Else it is `input_ids` if they hold any [MASK] (infilling), and
+        otherwise `input_ids` with all but special tokens and padding masked (reconstruction). With `concepts` alone it
+        is `length` positions of [MASK] between the first and last special token. Tokens already on the canvas stay.
+
+        Args:
+            input_ids: (B, N) text that the encoder reads, unless `concepts` are given.
+            attention_mask: (B, N), 1 = real token; padding is never filled.
+            concepts: (B, C, D) in place of encoding `input_ids`.
+            decoder_input_ids: (B, N) canvas.
+            length: tokens of the canvas made for `concepts` alone, special tokens included.
+            num_steps: decoder calls; each commits an equal share of what was masked, the last one everything left.
+            order: "confidence" commits the most probable draws first (Chang et al. 2022, arXiv:2202.04200);
+                "ancestral" commits a uniformly random subset (Sahoo et al. 2024, arXiv:2406.07524).
+            temperature: factor 1 / temperature on the logits; 0 takes the most probable token.
+            top_k: keep the k most probable tokens; 0 keeps all.
+            top_p: keep the smallest set of tokens whose probability exceeds top_p; 1.0 keeps all.
+            generator: source of randomness on the model's device; default the global one.
+
+        Returns:
+            (B, N) long, without [MASK] or [PAD] at real positions.
+        """
+        if order not in ("confidence", "ancestral"):
+            raise ValueError(f"order must be 'confidence' or 'ancestral', got {order!r}")
+        if num_steps < 1 or temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
+            raise ValueError(
+                "generate needs num_steps >= 1, temperature >= 0, top_k >= 0 and 0 < top_p <= 1, got "
+                f"num_steps={num_steps}, temperature={temperature}, top_k={top_k}, top_p={top_p}"
+            )
+        ids = self._canvas(input_ids, attention_mask, concepts, decoder_input_ids, length)
+        if concepts is None:
+            concepts = self.encoder(input_ids, attention_mask).last_hidden_state
+        masked = ids == self.config.mask_token_id  # (B, N)
+        if attention_mask is not None:
+            masked &= attention_mask.bool()
+        start = masked.sum(-1, keepdim=True)  # (B, 1)
+        for step in range(1, num_steps + 1):
+            logits = self(attention_mask=attention_mask, decoder_input_ids=ids, concepts=concepts).logits[masked]
+            draws, confidence = self._draw(logits, temperature, top_k, top_p, generator)  # (M,), (M,)
+            if order == "ancestral":
+                confidence = torch.rand(confidence.shape, generator=generator, device=confidence.device)
+            rank = torch.full(ids.shape, -1.0, device=ids.device).masked_scatter(masked, confidence)
+            keep_masked = start * (num_steps - step) // num_steps  # (B, 1)
+            commit = rank.argsort(-1, descending=True).argsort(-1) < masked.sum(-1, keepdim=True) - keep_masked
+            proposal = ids.masked_scatter(masked, draws)
+            ids = torch.where(masked & commit, proposal, ids)
+            masked &= ~commit
+            if not masked.any():
+                break
+        return ids
+
+    def _canvas(self, input_ids, attention_mask, concepts, decoder_input_ids, length) -> Tensor:
+        config = self.config
+        if decoder_input_ids is not None:
+            return decoder_input_ids.clone()
+        if input_ids is not None:
+            if (input_ids == config.mask_token_id).any():
+                return input_ids.clone()
+            kept = [i for i in (config.bos_token_id, config.eos_token_id, config.pad_token_id) if i is not None]
+            keep = torch.isin(input_ids, torch.tensor(kept, device=input_ids.device))
+            return torch.where(keep, input_ids, config.mask_token_id)
+        if concepts is None or length is None:
+            raise ValueError("generate needs input_ids, or decoder_input_ids, or concepts together with length")
+        ids = torch.full((concepts.shape[0], length), config.mask_token_id, device=concepts.device)
+        if config.bos_token_id is not None:
+            ids[:, 0] = config.bos_token_id
+        if config.eos_token_id is not None:
+            ids[:, -1] = config.eos_token_id
+        return ids
+
+    def _draw(self, logits, temperature, top_k, top_p, generator) -> tuple[Tensor, Tensor]:
+        """One token per row of logits (M, V), and its probability before truncation."""
+        logits = logits.to(at_least_float32(logits.dtype))
+        if self.config.pad_token_id is not None:
+            logits[:, self.config.pad_token_id] = torch.finfo(logits.dtype).min
+        logits = logits / (temperature or 1.0)
+        probabilities = logits.softmax(-1)
+        if temperature == 0:
+            draws = probabilities.argmax(-1)
+        else:
+            if top_k:
+                logits = TopKLogitsWarper(top_k)(None, logits)
+            if top_p < 1:
+                logits = TopPLogitsWarper(top_p)(None, logits)
+            draws = torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(-1)
+        return draws, probabilities.gather(-1, draws[:, None]).squeeze(-1)
+
+
+class ConceptEncoderForSequenceClassificationPerceiver(ConceptEncoderPreTrainedModel):
+    """Classification or regression of a text (or pair in one sequence) from its weighted-mean concept."""
+
+    # The library's classification losses ignore num_items_in_batch, so the Trainer must do the averaging.
+    accepts_loss_kwargs = False
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^lm_head\."]
+
+    def __init__(self, config: ConceptEncoderConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.encoder = ConceptEncoderModel(config)
+        self.pooling = ConceptPooling(config)
+        dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs,
+    ) -> ConceptClassifierOutput:
+        """Inputs as `ConceptEncoderModel.forward`; `labels` (B,) class ids or targets, or (B, num_labels) multi-label.
+
+        The loss follows `config.problem_type`, as in every sequence classifier of transformers.
+        """
+        encoded = self.encoder(input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)  # (B, C, D)
+        pooled = self.pooling(encoded.last_hidden_state)  # (B, D)
+        logits = self.classifier(self.dropout(pooled))  # (B, num_labels)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        return ConceptClassifierOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+            cross_attentions=encoded.cross_attentions,
+        )
+
+
+ConceptEncoderModel.register_for_auto_class("AutoModel")
+ConceptEncoderForDiffusionMLM.register_for_auto_class("AutoModelForMaskedLM")
+ConceptEncoderForSequenceClassificationPerceiver.register_for_auto_class("AutoModelForSequenceClassification")
+
+__all__ = [
+    "ConceptEncoderForDiffusionMLM",
+    "ConceptEncoderForSequenceClassificationPerceiver",
+    "ConceptEncoderModel",
+    "ConceptEncoderPreTrainedModel",
+]

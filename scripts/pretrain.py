@@ -1,0 +1,56 @@
+"""Pretrain a concept encoder from a recipe.
+
+    python scripts/pretrain.py tiny
+    python scripts/pretrain.py microworld --output_dir runs/mine --max_steps 500 --learning_rate 1e-3
+    accelerate launch scripts/pretrain.py scripts/recipes/diffusion_l2.yaml --output_dir runs/diffusion_l2
+
+The recipe is a name in scripts/recipes or the path of a .yaml file. Any field of any section follows as --field value.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from huggingface_hub.errors import StrictDataclassError
+
+from concept_encoder.eval.monitor import monitor_concepts
+from concept_encoder.trainers.pretraining import pretrain
+from concept_encoder.trainers.recipes import find_recipe, load_recipe, recipe_parser
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="pretrain.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "recipe", help="name or path; names: " + ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
+    )
+    parser.add_argument("--fields", action="store_true", help="list every field that can follow, and stop")
+    parser.add_argument("overrides", nargs=argparse.REMAINDER, metavar="--field value", help="override the recipe")
+    argv = sys.argv[1:] if argv is None else argv
+    if "--fields" in argv:
+        recipe_parser(prog="pretrain.py RECIPE").print_help()
+        return
+    args = parser.parse_args(argv)
+    try:
+        recipe = load_recipe(
+            find_recipe(args.recipe, RECIPES),
+            args.overrides,
+            recipe_parser(prog=parser.prog, usage="pretrain.py RECIPE --field value ..."),
+        )
+        result = pretrain(recipe, monitor=monitor_concepts)
+    except (ValueError, OSError, StrictDataclassError, FloatingPointError) as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
+    if recipe.training.process_index == 0:
+        folder = recipe.training.output_dir
+        print(
+            f"\n{result['steps']} steps, {result['parameters']['total'] / 1e6:.1f} M parameters, "
+            f"conditional NELBO {result['evaluation']['nelbo_bits_per_token']:.3f} bits per token\n"
+            f"next: python scripts/analyze.py {folder}"
+        )
+
+
+if __name__ == "__main__":
+    main()

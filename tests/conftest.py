@@ -1,0 +1,95 @@
+"""Shared fixtures, and a Hub on 127.0.0.1 with caches of its own, set up before any Hugging Face library is imported.
+
+Those libraries read their environment at import, so this file imports none of them at its top.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[1].parent / "shared"
+LOCALHUB = SHARED / "localhub" / "localhub"
+
+
+def pytest_configure(config):
+    in_worker = hasattr(config, "workerinput")
+    if not in_worker and config.getoption("dist", "no") != "no":
+        return  # pytest-xdist's controller runs no test
+    if in_worker:
+        os.environ["OMP_NUM_THREADS"] = "1"
+    home = tempfile.TemporaryDirectory(prefix="concept-encoder-tests-", ignore_cleanup_errors=True)
+    config.add_cleanup(home.cleanup)
+    for name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_MODULES_CACHE", "HF_ASSETS_CACHE", "HF_TOKEN_PATH"):
+        os.environ.pop(name, None)  # each would win over HF_HOME
+    os.environ |= {"HF_HOME": f"{home.name}/hf", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0"}
+    if not LOCALHUB.exists():
+        os.environ |= {"HF_HUB_OFFLINE": "1"}
+        return
+    os.environ |= {
+        "HF_ENDPOINT": _start_localhub(config, home.name),
+        "HF_HUB_OFFLINE": "0",
+        "HF_TOKEN": "hf_local",
+        "HF_HUB_DISABLE_XET": "1",
+        "DISABLE_SAFETENSORS_CONVERSION": "1",
+        "NO_PROXY": "127.0.0.1",
+        "no_proxy": "127.0.0.1",
+    }
+
+
+def _start_localhub(config, folder):
+    command = [sys.executable, LOCALHUB, "--root", f"{folder}/hub", "--seed-dir", SHARED / "data"]
+    # The shell stops the server at the end of its input, so also when this process is killed and cleans nothing up.
+    guarded = ["sh", "-c", '"$@" & cat >/dev/null; kill $!; wait', "localhub", *command]
+    server = subprocess.Popen(guarded, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    config.add_cleanup(lambda: server.communicate(timeout=30))
+    endpoint = server.stdout.readline().strip().partition("=")[2]
+    if not endpoint:
+        raise pytest.UsageError(f"{LOCALHUB} did not start")
+    return endpoint
+
+
+class Hub:
+    """The running localhub: faults to inject, requests it has seen."""
+
+    def admin(self, what, method="GET", data=None):
+        body = None if data is None else json.dumps(data).encode()
+        request = urllib.request.Request(f"{os.environ['HF_ENDPOINT']}/__admin__/{what}", body, method=method)
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return json.load(answer)
+
+    def fault(self, **spec):
+        self.admin("faults", "POST", spec)
+
+    def requests(self):
+        return self.admin("log")["requests"]
+
+
+@pytest.fixture
+def hub():
+    if not LOCALHUB.exists():
+        pytest.skip("../shared/localhub is not here")
+    hub = Hub()
+    hub.admin("log", "DELETE")
+    yield hub
+    hub.admin("faults", "DELETE")
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """Folder of real data beside the checkout."""
+    if not SHARED.is_dir():
+        pytest.skip("../shared is not here")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    from concept_encoder.trainers.microworld import microworld_tokenizer
+
+    return microworld_tokenizer()

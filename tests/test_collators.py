@@ -1,0 +1,135 @@
+import math
+
+import pytest
+import torch
+from helpers import random_examples
+
+from concept_encoder.trainers.collators import DataCollatorForMaskedDiffusion, noise_generator
+from concept_encoder.trainers.schedules import SCHEDULES
+
+
+@pytest.fixture
+def collator(tokenizer):
+    return DataCollatorForMaskedDiffusion(tokenizer)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("t", [0.1, 0.5, 0.9])
+def test_realised_masking_rate_on_100k_tokens(tokenizer, schedule, t):
+    collator = DataCollatorForMaskedDiffusion(tokenizer, schedule=schedule)
+    ids = torch.full((200, 500), len(tokenizer) - 1)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    _, noise = collator.draw(batch, step=0)
+    out = collator.corrupt(batch, torch.full((200,), t), noise)
+    expected = 1 - collator._schedule.alpha(torch.tensor(t)).item()
+    assert (out["labels"] != -100).float().mean().item() == pytest.approx(expected, abs=0.01)
+    assert out["timesteps"].tolist() == pytest.approx([expected] * 200, abs=1e-6)
+
+
+def test_special_tokens_and_padding_are_never_masked(collator, tokenizer):
+    out = collator(random_examples(tokenizer))
+    masked = out["labels"] != -100
+    special = torch.isin(out["input_ids"], torch.tensor(tokenizer.all_special_ids))
+    assert not (masked & special).any() and not (masked & (out["attention_mask"] == 0)).any()
+    assert (out["decoder_input_ids"][masked] == tokenizer.mask_token_id).all()
+    assert torch.equal(out["decoder_input_ids"][~masked], out["input_ids"][~masked])
+    assert torch.equal(out["labels"][masked], out["input_ids"][masked])
+
+
+def test_every_row_with_a_maskable_token_has_one_masked(collator, tokenizer):
+    batch = collator.pad([*random_examples(tokenizer, rows=50), {"input_ids": [tokenizer.cls_token_id]}])
+    noise = torch.rand(batch["input_ids"].shape, generator=noise_generator(1))
+    out = collator.corrupt(batch, torch.full((51,), 1e-4), noise)
+    per_row = (out["labels"] != -100).sum(-1)
+    assert (per_row[:50] >= 1).all() and per_row[50] == 0
+    assert (out["loss_weights"][out["labels"] != -100] == 1).all()
+
+
+def test_elbo_weights_are_unbiased_though_a_token_is_always_masked(tokenizer):
+    # The expected weight of a maskable token is E[1/t * 1(masked)] = 1 for any t, also in short rows.
+    collator = DataCollatorForMaskedDiffusion(tokenizer, weighting="elbo", t_sampling="antithetic")
+    ids = torch.full((2000, 3), len(tokenizer) - 1)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    means = [collator.corrupt(batch, *collator.draw(batch, step=s))["loss_weights"].mean().item() for s in range(50)]
+    assert sum(means) / len(means) == pytest.approx(1, abs=0.02)
+    assert (collator.corrupt(batch, *collator.draw(batch, step=0))["num_items"] == 3).all()
+
+
+@pytest.mark.parametrize("t_sampling", ["independent", "antithetic"])
+def test_timesteps_lie_in_the_half_open_interval(tokenizer, t_sampling):
+    collator = DataCollatorForMaskedDiffusion(tokenizer, t_min=0.1, t_max=0.6, t_sampling=t_sampling)
+    batch = {"input_ids": torch.zeros(4000, 1, dtype=torch.long)}
+    t, _ = collator.draw(batch, step=3)
+    assert t.min() > 0.1 and t.max() <= 0.6
+    assert t.mean().item() == pytest.approx(0.35, abs=0.01)
+    assert collator._timesteps(torch.tensor(0.0)) == pytest.approx(0.6)
+
+
+def test_antithetic_timesteps_are_stratified_over_all_processes(tokenizer):
+    collator = DataCollatorForMaskedDiffusion(tokenizer, t_sampling="antithetic")
+    batch = {"input_ids": torch.zeros(4, 7, dtype=torch.long)}
+    drawn = [collator.draw(batch, step=5, micro_step=1, rank=r, world_size=3) for r in range(3)]
+    t = torch.cat([each for each, _ in drawn]).sort().values
+    torch.testing.assert_close(t.diff(), torch.full((11,), 1 / 12))
+    assert not torch.equal(drawn[0][1], drawn[1][1])  # the mask noise differs between processes
+
+
+def test_draws_depend_on_every_part_of_the_key_and_on_nothing_else(collator):
+    batch = {"input_ids": torch.zeros(4, 7, dtype=torch.long)}
+    torch.manual_seed(0)
+    first = collator.draw(batch, step=5, micro_step=1, rank=2, world_size=4)
+    torch.manual_seed(1)
+    again = collator.draw(batch, step=5, micro_step=1, rank=2, world_size=4)
+    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
+    for change in ({"step": 6}, {"micro_step": 0}, {"rank": 3}):
+        key = {"step": 5, "micro_step": 1, "rank": 2, "world_size": 4, **change}
+        assert not torch.equal(collator.draw(batch, **key)[1], first[1])
+
+
+def test_the_same_text_meets_the_same_noise_in_any_batch(collator, tokenizer):
+    examples = random_examples(tokenizer, rows=6)
+    together, alone = collator(examples), collator(examples[2:3])
+    length = alone["labels"].shape[1]
+    assert torch.equal(together["labels"][2:3, :length], alone["labels"])
+    assert torch.equal(together["timesteps"][2:3], alone["timesteps"])
+
+
+def test_uniform_model_has_a_nelbo_of_ln_v(tokenizer):
+    # A model that scores every token alike has NLL ln V everywhere, so the bound is ln V per token.
+    collator = DataCollatorForMaskedDiffusion(tokenizer, weighting="elbo", t_sampling="antithetic")
+    batch = collator.pad(random_examples(tokenizer, rows=512))
+    total = items = 0.0
+    for step in range(40):
+        out = collator.corrupt(batch, *collator.draw(batch, step=step))
+        total += (out["loss_weights"] * (out["labels"] != -100)).sum().item() * math.log(len(tokenizer))
+        items += out["num_items"].sum().item()
+    assert total / items == pytest.approx(math.log(len(tokenizer)), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"t_min": 0.5, "t_max": 0.5}, "0 <= t_min < t_max <= 1, got t_min=0.5, t_max=0.5"),
+        ({"t_min": -0.1}, "got t_min=-0.1"),
+        ({"t_max": 1.5}, "t_max=1.5"),
+        ({"schedule": "square"}, "Unknown noise schedule 'square'"),
+        ({"t_sampling": "sobol"}, "t_sampling must be .* got 'sobol'"),
+        ({"weighting": "snr"}, "weighting must be .* got 'snr'"),
+    ],
+)
+def test_bad_settings_are_named(tokenizer, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        DataCollatorForMaskedDiffusion(tokenizer, **kwargs)
+
+
+@pytest.mark.parametrize("token", ["mask_token", "pad_token"])
+def test_a_tokenizer_without_mask_or_pad_is_refused(tokenizer, token, monkeypatch):
+    monkeypatch.setattr(tokenizer, f"_{token}", None, raising=False)
+    monkeypatch.setitem(tokenizer._special_tokens_map, token, None)
+    with pytest.raises(ValueError, match=f"no {token}; add one with"):
+        DataCollatorForMaskedDiffusion(tokenizer)
+
+
+def test_an_empty_batch_is_refused(collator):
+    with pytest.raises(ValueError, match="empty list of examples"):
+        collator([])

@@ -1,0 +1,118 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoTokenizer
+
+from concept_encoder import ConceptEncoderForDiffusionMLM
+from concept_encoder.trainers.pretraining import checkpoint_to_resume, pretrain
+from concept_encoder.trainers.recipes import find_recipe, load_recipe, recipe_parser
+
+ROOT = Path(__file__).parents[1]
+SMALL = [
+    "--max_steps",
+    "6",
+    "--max_train_documents",
+    "64",
+    "--max_validation_documents",
+    "8",
+    "--disable_tqdm",
+    "true",
+]
+
+
+def tiny_recipe(output_dir, *overrides):
+    arguments = [*SMALL, "--output_dir", str(output_dir), "--use_cpu", "true", *overrides]
+    return load_recipe(find_recipe("tiny", ROOT / "scripts" / "recipes"), arguments, recipe_parser())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "tiny"
+    return folder, pretrain(tiny_recipe(folder))
+
+
+def test_a_run_leaves_a_checkpoint_its_recipe_and_its_figures(run):
+    folder, result = run
+    assert result == json.loads((folder / "pretrain.json").read_text())
+    assert result["steps"] == 6 and result["tokens_seen"] > 0
+    assert len(result["evaluation"]["by_timestep"]) == 10
+    assert result["evaluation"]["by_timestep"][0]["timestep"] == 0.05
+    assert result["eval_loss"][1] < result["eval_loss"][0]
+    model = ConceptEncoderForDiffusionMLM.from_pretrained(folder)
+    assert result["parameters"]["total"] == model.num_parameters()
+    assert AutoTokenizer.from_pretrained(folder, trust_remote_code=True).mask_token_id == model.config.mask_token_id
+    assert yaml.safe_load((folder / "recipe.yaml").read_text())["training"]["max_steps"] == 6
+    names = {path.name for path in folder.iterdir()}
+    assert {"configuration_concept.py", "modeling_concept.py", "model.safetensors"} <= names
+
+
+def test_the_saved_recipe_runs_to_the_same_weights(run, tmp_path):
+    folder, _ = run
+    again = load_recipe(
+        folder / "recipe.yaml",
+        ["--output_dir", str(tmp_path / "again"), "--use_cpu", "true", "--disable_tqdm", "true"],
+        recipe_parser(),
+    )
+    pretrain(again)
+    weights = [ConceptEncoderForDiffusionMLM.from_pretrained(f).state_dict() for f in (folder, tmp_path / "again")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_finished_run_is_never_overwritten(run):
+    folder, _ = run
+    with pytest.raises(ValueError, match="already holds a finished run; choose another --output_dir"):
+        pretrain(tiny_recipe(folder))
+
+
+def test_an_unfinished_run_goes_on_when_asked(tmp_path):
+    stop = tiny_recipe(tmp_path, "--save_strategy", "steps", "--save_steps", "3")
+    pretrain(stop)
+    for name in ("pretrain.json", "model.safetensors"):
+        (tmp_path / name).unlink()
+    with pytest.raises(ValueError, match=r"unfinished run \(checkpoint-6\); go on with --resume_from_checkpoint last"):
+        checkpoint_to_resume(str(tmp_path), None)
+    assert checkpoint_to_resume(str(tmp_path), "last").endswith("checkpoint-6")
+    recipe = tiny_recipe(tmp_path, "--resume_from_checkpoint", "last", "--max_steps", "8")
+    assert pretrain(recipe)["steps"] == 8
+
+
+def test_resuming_without_a_checkpoint_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no checkpoint-"):
+        checkpoint_to_resume(str(tmp_path), "last")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["--t_min", "0.8", "--t_max", "0.5"], "0 <= t_min < t_max <= 1"),
+        (["--max_length", "256"], r"max_length \(256\) is larger than max_position_embeddings"),
+        (["--vocab_size", "7"], r"vocab_size \(7\) is smaller"),
+    ],
+)
+def test_bad_input_leaves_nothing_behind(tmp_path, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        pretrain(tiny_recipe(tmp_path / "out", *overrides))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["python", "accelerate"])
+def test_the_command_line_as_a_user_types_it(tmp_path, launcher):
+    prefix = (
+        [sys.executable] if launcher == "python" else [sys.executable, "-m", "accelerate.commands.launch", "--cpu"]
+    )
+    command = [*prefix, "scripts/pretrain.py", "tiny", *SMALL, "--output_dir", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "bits per token" in done.stdout and "next: python scripts/analyze.py" in done.stdout
+    again = subprocess.run(
+        [sys.executable, *command[len(prefix) :]], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert again.returncode == 2
+    assert "error:" in again.stderr and "already holds a finished run" in again.stderr
+    assert "Traceback" not in again.stderr

@@ -1,0 +1,110 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from concept_encoder import ConceptEncoderConfig
+from concept_encoder.trainers.recipes import find_recipe, load_recipe, recipe_parser
+
+RECIPES = Path(__file__).parents[1] / "scripts" / "recipes"
+
+
+def read(name, *overrides):
+    return load_recipe(find_recipe(name, RECIPES), list(overrides), recipe_parser())
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_recipe_builds_and_its_header_says_how_to_run_it(path, tokenizer):
+    recipe = load_recipe(path, ["--bf16", "false"], recipe_parser())
+    assert recipe.name == path.stem
+    header = path.read_text().split("\nmodel:")[0]
+    assert all(f"# {word}:" in header for word in ("command", "hardware", "expected"))
+    assert f"scripts/pretrain.py {path.stem}" in header
+    assert recipe.model_config(tokenizer).mask_token_id == tokenizer.mask_token_id
+
+
+def test_the_reference_recipe_holds_every_published_hyper_parameter(shared):
+    import json
+
+    reference = json.loads((shared / "reference" / "diffusion_l2.json").read_text())
+    architecture, published = reference["architecture"], reference["training"]
+    recipe = read("diffusion_l2", "--bf16", "false")
+    for name in ("hidden_size", "num_hidden_layers", "num_concepts", "num_attention_heads", "intermediate_size"):
+        assert getattr(recipe.model, name) == architecture[name]
+    assert recipe.model.decoder_num_hidden_layers == architecture["decoder_num_layers"]
+    assert recipe.data.dataset_name == published["dataset"]
+    assert recipe.data.tokenizer_name == published["tokenizer"]
+    assert recipe.data.max_length == published["max_seq_length"]
+    assert recipe.objective.label_smoothing == published["label_smoothing"]
+    assert (recipe.objective.t_min, recipe.objective.t_max) == (published["t_min"], published["t_max"])
+    training = recipe.training
+    assert training.num_train_epochs == published["epochs"]
+    assert training.lr_scheduler_type.value == published["lr_scheduler"]
+    assert training.per_device_train_batch_size == published["per_device_batch_size"]
+    for name in ("learning_rate", "warmup_steps", "gradient_accumulation_steps", "weight_decay", "max_grad_norm"):
+        assert getattr(training, name) == published[name]
+    batch = training.per_device_train_batch_size * training.gradient_accumulation_steps * published["devices"]
+    assert batch == published["effective_batch_size"]
+
+
+def test_overrides_reach_every_section():
+    recipe = read("tiny", "--num_concepts", "4", "--max_length", "64", "--t_min", "0.1", "--learning_rate", "1e-5")
+    assert recipe.model.num_concepts == 4
+    assert recipe.data.max_length == 64
+    assert recipe.objective.t_min == 0.1
+    assert recipe.training.learning_rate == 1e-5
+    assert recipe.training.output_dir == "runs/tiny"
+
+
+def test_a_resolved_recipe_reads_back_the_same_and_holds_no_path_or_token(tmp_path):
+    recipe = read("tiny", "--hub_token", "hf_secret", "--output_dir", str(tmp_path / "out"))
+    text = yaml.safe_dump(recipe.as_dict())
+    assert "hf_secret" not in text and str(tmp_path) not in text
+    (tmp_path / "tiny.yaml").write_text(text)
+    again = load_recipe(tmp_path / "tiny.yaml", [], recipe_parser())
+    assert again.as_dict() == recipe.as_dict()
+
+
+def test_scientific_notation_without_a_dot_is_a_number(tmp_path):
+    (tmp_path / "x.yaml").write_text("training:\n  learning_rate: 3e-4\n")
+    assert load_recipe(tmp_path / "x.yaml", [], recipe_parser()).training.learning_rate == 3e-4
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a\n", "is not a recipe: expected the sections model, data, objective, training"),
+        ("modle: {}\n", "unknown section 'modle'. Sections: model, data, objective, training"),
+        ("model: {num_concept: 3}\n", "unknown field 'num_concept' in section 'model'; did you mean num_concepts"),
+        ("model: {learning_rate: 3}\n", "field 'learning_rate' belongs in section 'training', not 'model'"),
+        ("objective: {label_smoothing: 2.0}\n", "label_smoothing must lie in"),
+    ],
+)
+def test_bad_recipes_are_named(tmp_path, text, message):
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_recipe(tmp_path / "bad.yaml", [], recipe_parser())
+
+
+def test_unknown_recipe_and_override_are_named():
+    with pytest.raises(ValueError, match=r"Unknown recipe 'tyni'\. Available: .*tiny"):
+        find_recipe("tyni", RECIPES)
+    with pytest.raises(ValueError, match="unknown field 'num_concept'; did you mean num_concepts"):
+        read("tiny", "--num_concept", "3")
+
+
+def test_a_value_of_the_wrong_type_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        read("tiny", "--num_concepts", "many")
+    assert "invalid int value: 'many'" in capsys.readouterr().err
+
+
+def test_the_tokenizer_gives_vocabulary_and_special_tokens(tokenizer):
+    config = read("tiny").model_config(tokenizer)
+    assert isinstance(config, ConceptEncoderConfig)
+    assert config.vocab_size == len(tokenizer)
+    assert config.bos_token_id == tokenizer.cls_token_id and config.eos_token_id == tokenizer.sep_token_id
+    with pytest.raises(ValueError, match=r"vocab_size \(10\) is smaller than the tokenizer's"):
+        read("tiny", "--vocab_size", "10").model_config(tokenizer)
+    with pytest.raises(ValueError, match=r"max_length \(256\) is larger than max_position_embeddings \(128\)"):
+        read("tiny", "--max_length", "256").model_config(tokenizer)

@@ -1,0 +1,230 @@
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from helpers import random_examples, tiny_config
+from torch import nn
+
+from concept_encoder import ConceptEncoderForDiffusionMLM
+from concept_encoder.trainers.objectives import ObjectiveArguments
+from concept_encoder.trainers.trainer import ConceptTrainer, ConceptTrainingArguments
+
+
+def make_trainer(
+    tokenizer, output_dir, rows=64, objective=None, monitor=None, dropout=0.0, **training
+) -> ConceptTrainer:
+    torch.manual_seed(0)
+    config = tiny_config(
+        vocab_size=len(tokenizer),
+        mask_token_id=tokenizer.mask_token_id,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+    )
+    data = Dataset.from_list(random_examples(tokenizer, rows=rows, longest=20))
+    settings = {
+        "output_dir": str(output_dir),
+        "max_steps": 6,
+        "per_device_train_batch_size": 8,
+        "per_device_eval_batch_size": 8,
+        "learning_rate": 3e-3,
+        "logging_steps": 2,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        **training,
+    }
+    return ConceptTrainer(
+        model=ConceptEncoderForDiffusionMLM(config),
+        args=ConceptTrainingArguments(**settings),
+        objective_args=objective or ObjectiveArguments(),
+        monitor=monitor,
+        train_dataset=data,
+        eval_dataset=data.select(range(min(rows, 20))),
+        processing_class=tokenizer,
+    )
+
+
+def parameters(trainer) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+
+
+def losses(trainer) -> list[float]:
+    return [row["loss"] for row in trainer.state.log_history if "loss" in row]
+
+
+def test_training_lowers_the_loss_and_logs_its_parts(tokenizer, tmp_path):
+    trainer = make_trainer(tokenizer, tmp_path, rows=16, max_steps=40, logging_steps=10)
+    trainer.train()
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    bins = ("loss_t_0.2", "loss_t_0.4", "loss_t_0.6", "loss_t_0.8", "loss_t_1.0")
+    assert all(rows[-1][name] < 0.9 * rows[0][name] for name in bins)
+    assert rows[0]["loss_t_1.0"] == pytest.approx(math.log(len(tokenizer)), rel=0.02)
+
+
+def test_the_same_seed_gives_the_same_losses(tokenizer, tmp_path):
+    runs = []
+    for name in ("a", "b"):
+        runs.append(make_trainer(tokenizer, tmp_path / name, dropout=0.1))
+        runs[-1].train()
+    assert losses(runs[0]) == losses(runs[1])
+    assert torch.equal(parameters(runs[0]), parameters(runs[1]))
+
+
+def noise_by_text(trainer) -> ConceptTrainer:
+    """Training noise made a function of the text, so that runs that cut the same batches differently compare."""
+
+    def draw(batch, *_):
+        noise = trainer.collator.fixed_noise(batch)
+        return trainer.collator._timesteps(noise[:, 0]), noise[:, 1:]
+
+    trainer.collator.draw = draw
+    return trainer
+
+
+@pytest.mark.parametrize("weighting", ["none", "elbo"])
+def test_accumulated_gradients_equal_those_of_one_large_batch(tokenizer, tmp_path, weighting):
+    results = []
+    for size, steps in ((8, 1), (2, 4)):
+        trainer = make_trainer(
+            tokenizer,
+            tmp_path / str(steps),
+            objective=ObjectiveArguments(weighting=weighting),
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=steps,
+            max_steps=3,
+        )
+        noise_by_text(trainer).train()
+        results.append((parameters(trainer), losses(trainer)))
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-4, atol=1e-6)
+    assert results[0][1] == pytest.approx(results[1][1], rel=1e-4)
+
+
+def test_resume_is_exact_with_dropout(tokenizer, tmp_path):
+    straight = make_trainer(tokenizer, tmp_path / "a", dropout=0.1, max_steps=12, gradient_accumulation_steps=2)
+    straight.train()
+    settings = {"dropout": 0.1, "gradient_accumulation_steps": 2, "save_strategy": "steps", "save_steps": 6}
+    first = make_trainer(tokenizer, tmp_path / "b", max_steps=12, **settings)
+    first.train()
+    resumed = make_trainer(tokenizer, tmp_path / "b", max_steps=12, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-6"))
+    assert torch.equal(parameters(straight), parameters(resumed))
+    assert losses(straight) == losses(resumed)
+
+
+def test_a_non_finite_loss_stops_before_the_update(tokenizer, tmp_path):
+    trainer = make_trainer(tokenizer, tmp_path)
+    with torch.no_grad():
+        trainer.model.decoder.norm.weight[0] = math.inf
+    before = parameters(trainer).clone()
+    with pytest.raises(FloatingPointError, match="the loss is nan at step 1"):
+        trainer.train()
+    assert torch.equal(torch.nan_to_num(parameters(trainer)), torch.nan_to_num(before))
+
+
+def test_evaluation_is_a_fixed_nelbo_and_independent_of_batch_size(tokenizer, tmp_path):
+    by_batch = []
+    for size in (3, 20):
+        trainer = make_trainer(tokenizer, tmp_path / str(size), per_device_eval_batch_size=size)
+        by_batch.append(trainer.evaluate())
+        assert trainer.evaluate()["eval_loss"] == by_batch[-1]["eval_loss"]
+    for name, value in by_batch[0].items():
+        if not name.endswith(("runtime", "per_second")):
+            assert by_batch[1][name] == pytest.approx(value, rel=1e-5), name
+    assert by_batch[0]["eval_nelbo_bits_per_token"] == pytest.approx(by_batch[0]["eval_loss"] / math.log(2))
+
+
+def test_nelbo_of_uniform_scores_is_ln_v(tokenizer, tmp_path):
+    trainer = make_trainer(tokenizer, tmp_path, objective=ObjectiveArguments(num_eval_timesteps=50))
+    trainer.eval_dataset = trainer.train_dataset
+    with torch.no_grad():
+        trainer.model.lm_head.weight.zero_()
+    metrics = trainer.evaluate()
+    assert metrics["eval_loss"] == pytest.approx(math.log(len(tokenizer)), rel=0.04)
+    assert metrics["eval_nll_bits_t_0.51"] == pytest.approx(math.log2(len(tokenizer)), rel=1e-4)
+
+
+def test_bfloat16_trains(tokenizer, tmp_path):
+    trainer = make_trainer(tokenizer, tmp_path, bf16=True)
+    trainer.train()
+    assert all(math.isfinite(x) for x in losses(trainer))
+
+
+def test_the_monitor_sees_concepts_at_logged_steps_and_may_stop(tokenizer, tmp_path, caplog):
+    seen = []
+
+    def monitor(concepts):
+        seen.append(tuple(concepts.shape))
+        return {"concepts_rankme": float(len(seen))}, "concepts collapsed: a test" if len(seen) >= 2 else None
+
+    trainer = make_trainer(tokenizer, tmp_path, monitor=monitor, max_steps=20, logging_steps=2, stop_on_collapse=3)
+    trainer.train()
+    # Steps 1, 2, 4, 6 and 8 are logged; the second to fourth reading are collapsed.
+    assert seen == [(8, 6, 32)] * 4
+    assert trainer.state.global_step == 6
+    assert [r["concepts_rankme"] for r in trainer.state.log_history if "concepts_rankme" in r] == [1, 2, 3, 4]
+    assert caplog.text.count("step 2: concepts collapsed: a test") == 1
+    assert "stopped: concepts collapsed at 3 logged steps in a row" in caplog.text
+
+
+def test_a_tokenizer_is_required(tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="ConceptTrainer needs processing_class"):
+        ConceptTrainer(
+            nn.Linear(1, 1),
+            args=ConceptTrainingArguments(output_dir=str(tmp_path)),
+            objective_args=ObjectiveArguments(),
+        )
+
+
+def test_an_empty_evaluation_set_is_refused(tokenizer, tmp_path):
+    trainer = make_trainer(tokenizer, tmp_path)
+    with pytest.raises(ValueError, match="evaluation dataset is empty"):
+        trainer.evaluate(eval_dataset=trainer.train_dataset.select([]))
+
+
+TWO_PROCESSES = """
+import json, sys
+sys.path.insert(0, {tests!r})
+import torch
+from test_trainer import losses, make_trainer, noise_by_text, parameters
+from concept_encoder.trainers.microworld import microworld_tokenizer
+
+trainer = make_trainer(microworld_tokenizer(), {out!r}, per_device_train_batch_size=4, per_device_eval_batch_size=3)
+rank, processes = trainer.args.process_index, trainer.accelerator.num_processes
+assert processes == 2
+timesteps, noise = trainer.collator.draw({{"input_ids": torch.zeros(4, 2)}}, 0, 0, rank, processes)
+before = trainer.evaluate()["eval_loss"]
+noise_by_text(trainer).train()
+result = {{"losses": losses(trainer), "eval_loss": before, "parameters": parameters(trainer).tolist()}}
+with open({out!r} + f"/rank{{rank}}.json", "w") as file:
+    json.dump({{**result, "timesteps": timesteps.tolist(), "noise": noise.tolist()}}, file)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_with_the_same_global_batch(tokenizer, tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(TWO_PROCESSES.format(tests=str(Path(__file__).parent), out=str(tmp_path)))
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    env = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--main_process_port", "0", str(script)], env=env, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = [json.loads((tmp_path / f"rank{r}.json").read_text()) for r in range(2)]
+    assert ranks[0]["parameters"] == ranks[1]["parameters"]
+    assert ranks[0]["noise"] != ranks[1]["noise"]
+    gaps = torch.tensor(ranks[0]["timesteps"] + ranks[1]["timesteps"]).sort().values.diff()
+    torch.testing.assert_close(gaps, torch.full((7,), 1 / 8))  # antithetic over both processes
+
+    alone = make_trainer(tokenizer, tmp_path / "alone")
+    assert ranks[0]["eval_loss"] == pytest.approx(alone.evaluate()["eval_loss"], rel=1e-5)
+    noise_by_text(alone).train()
+    assert ranks[0]["losses"] == pytest.approx(losses(alone), rel=1e-4)
+    torch.testing.assert_close(torch.tensor(ranks[0]["parameters"]), parameters(alone), rtol=1e-3, atol=1e-5)

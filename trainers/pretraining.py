@@ -1,0 +1,163 @@
+"""One pretraining run from a recipe: checks, data, model, training, evaluation, and the files a run leaves."""
+
+import dataclasses
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+import yaml
+from accelerate import PartialState
+from transformers import TrainerState, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..modeling_concept import ConceptEncoderForDiffusionMLM
+from .data import load_pretraining_data, load_tokenizer
+from .files import write_atomically, write_json
+from .recipes import Recipe
+from .trainer import ConceptMonitor, ConceptTrainer
+
+RESULT_FILE = "pretrain.json"
+
+
+def checkpoint_to_resume(output_dir: str, resume_from_checkpoint: str | None) -> str | None:
+    """Path to resume from; "last" is the newest checkpoint in `output_dir`.
+
+    Raises:
+        ValueError: the folder holds a finished run, or an unfinished one that was not asked to go on, or no
+            checkpoint for "last".
+    """
+    if (Path(output_dir) / RESULT_FILE).exists():
+        raise ValueError(
+            f"{output_dir} already holds a finished run; choose another --output_dir or remove the folder"
+        )
+    last = get_last_checkpoint(output_dir) if os.path.isdir(output_dir) else None
+    if resume_from_checkpoint is None:
+        if last is not None:
+            raise ValueError(
+                f"{output_dir} holds an unfinished run ({Path(last).name}); go on with --resume_from_checkpoint last, "
+                "or choose another --output_dir"
+            )
+        return None
+    if resume_from_checkpoint != "last":
+        return resume_from_checkpoint
+    if last is None:
+        raise ValueError(f"--resume_from_checkpoint last: no checkpoint-* folder in {output_dir}")
+    return last
+
+
+def pretrain(recipe: Recipe, monitor: ConceptMonitor | None = None) -> dict[str, Any]:
+    """Train `recipe` and leave model, tokenizer, `recipe.yaml` and `pretrain.json` in its output folder.
+
+    Args:
+        recipe: from `load_recipe`.
+        monitor: watches the geometry of the concepts while training; passed in, since it belongs to evaluation.
+
+    Returns:
+        The content of `pretrain.json`.
+
+    Raises:
+        ValueError: bad input; raised before anything is written.
+    """
+    training = recipe.training
+    checkpoint = checkpoint_to_resume(training.output_dir, training.resume_from_checkpoint)
+    tokenizer = load_tokenizer(recipe.data)
+    config = recipe.model_config(tokenizer)
+    train, validation = load_pretraining_data(recipe.data, tokenizer)
+    set_seed(training.seed)
+    model = ConceptEncoderForDiffusionMLM(config)
+    trainer = ConceptTrainer(
+        model=model,
+        args=training,
+        objective_args=recipe.objective,
+        monitor=monitor,
+        train_dataset=train,
+        eval_dataset=validation,
+        processing_class=tokenizer,
+    )
+    start = time.perf_counter()
+    outcome = trainer.train(resume_from_checkpoint=checkpoint)
+    seconds = time.perf_counter() - start
+    trainer.evaluate()
+    trainer.save_model()
+    resumed_at = 0
+    if checkpoint is not None:
+        resumed_at = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")).global_step
+    result = _result(recipe, trainer, seconds, outcome.global_step - resumed_at)
+    if trainer.is_world_process_zero():
+        folder = Path(training.output_dir)
+        trainer.state.save_to_json(str(folder / "trainer_state.json"))
+        write_atomically(folder / "recipe.yaml", yaml.safe_dump(recipe.as_dict(), sort_keys=False))
+        write_json(folder / RESULT_FILE, result)
+    PartialState().wait_for_everyone()
+    return result
+
+
+def _result(recipe: Recipe, trainer: ConceptTrainer, seconds: float, steps: int) -> dict[str, Any]:
+    """Content of `pretrain.json`; `seconds` and `steps` are of this process's part of a resumed run."""
+    state, model = trainer.state, trainer.accelerator.unwrap_model(trainer.model)
+    history = [row for row in state.log_history if "loss" in row or "eval_loss" in row]
+    train = [row["loss"] for row in history if "loss" in row]
+    evaluations = [row for row in history if "eval_loss" in row]
+    norms = [row["grad_norm"] for row in history if row.get("grad_norm") is not None]
+    args = trainer.args
+    names = "learning_rate lr_scheduler_type warmup_steps per_device_train_batch_size gradient_accumulation_steps "
+    names += "world_size num_train_epochs max_steps weight_decay max_grad_norm seed bf16 optim"
+    training = {name: getattr(args, name) for name in names.split()}
+    training = {name: getattr(value, "value", value) for name, value in training.items()}
+    return {
+        "kind": "pretrain",
+        "recipe": recipe.name,
+        "model": _architecture(model.config),
+        "data": dataclasses.asdict(recipe.data),
+        "objective": dataclasses.asdict(recipe.objective),
+        "training": training,
+        "parameters": {
+            "total": model.num_parameters(),
+            "encoder": model.encoder.num_parameters(),
+            "trainable": model.num_parameters(only_trainable=True),
+        },
+        "steps": state.global_step,
+        "epochs": state.epoch,
+        "train_seconds": seconds,
+        "steps_per_second": steps / seconds,
+        "tokens_seen": int(state.num_input_tokens_seen),
+        "train_loss": [train[0], train[-1]],
+        "eval_loss": [evaluations[0]["eval_loss"], evaluations[-1]["eval_loss"]],
+        "grad_norm_peak": max(norms),
+        "grad_norm_final": norms[-1],
+        "log_history": history,
+        "evaluation": _evaluation(evaluations[-1]),
+        "environment": {
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+            "device": torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type,
+            "processes": args.world_size,
+            "threads": torch.get_num_threads(),
+        },
+    }
+
+
+def _architecture(config) -> dict[str, Any]:
+    names = [name for name in type(config).__annotations__ if name != "auto_map"]
+    return {name: getattr(config, name) for name in names}
+
+
+def _evaluation(row: dict[str, float]) -> dict[str, Any]:
+    grid = [name.removeprefix("eval_tokens_t_") for name in row if name.startswith("eval_tokens_t_")]
+    return {
+        "nelbo_bits_per_token": row["eval_nelbo_bits_per_token"],
+        "by_timestep": [
+            {
+                "timestep": float(t),
+                "nll_bits": row.get(f"eval_nll_bits_t_{t}"),
+                "accuracy": row.get(f"eval_accuracy_t_{t}"),
+                "tokens": row[f"eval_tokens_t_{t}"],
+            }
+            for t in grid
+        ],
+    }

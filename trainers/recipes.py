@@ -1,0 +1,157 @@
+"""Recipes: one YAML file per run, with sections model, data, objective and training; any field can be overridden."""
+
+import dataclasses
+import difflib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from transformers import HfArgumentParser, PreTrainedTokenizerBase
+
+from ..configuration_concept import ConceptEncoderConfig
+from .data import DataArguments
+from .objectives import ObjectiveArguments
+from .trainer import ConceptTrainingArguments
+
+# Taken from the tokenizer, so that they cannot contradict it.
+_FROM_TOKENIZER = ("pad_token_id", "mask_token_id", "bos_token_id", "eos_token_id")
+# Of this machine or this call, not of the run.
+_NOT_RECORDED = ("output_dir", "logging_dir", "resume_from_checkpoint", "disable_tqdm", "hub_token", "use_cpu")
+
+
+def _model_arguments() -> type:
+    """Dataclass with the configuration's own fields, so that each knob is declared once."""
+    fields = []
+    for name, annotation in ConceptEncoderConfig.__annotations__.items():
+        if name in (*_FROM_TOKENIZER, "auto_map"):
+            continue
+        default = getattr(ConceptEncoderConfig, name)
+        if float in get_args(annotation):  # argparse knows float and float | None, not float | int
+            annotation = float | None if type(None) in get_args(annotation) else float
+        if name == "vocab_size":
+            annotation, default = int | None, None  # None: the tokenizer's
+        fields.append((name, annotation, dataclasses.field(default=default)))
+    return dataclasses.make_dataclass("ModelArguments", fields)
+
+
+ModelArguments = _model_arguments()
+SECTIONS = {
+    "model": ModelArguments,
+    "data": DataArguments,
+    "objective": ObjectiveArguments,
+    "training": ConceptTrainingArguments,
+}
+
+
+@dataclass
+class Recipe:
+    """A resolved recipe: everything a pretraining run depends on."""
+
+    name: str
+    model: Any
+    data: DataArguments
+    objective: ObjectiveArguments
+    training: ConceptTrainingArguments
+
+    def model_config(self, tokenizer: PreTrainedTokenizerBase) -> ConceptEncoderConfig:
+        """The model's configuration, with vocabulary and special tokens of `tokenizer`."""
+        fields = dataclasses.asdict(self.model)
+        if fields["vocab_size"] is None:
+            fields["vocab_size"] = len(tokenizer)
+        elif fields["vocab_size"] < len(tokenizer):
+            raise ValueError(
+                f"vocab_size ({fields['vocab_size']}) is smaller than the tokenizer's {len(tokenizer)} tokens; "
+                "leave it out to take the tokenizer's"
+            )
+        longest = fields["max_position_embeddings"]
+        if fields["position_embedding_type"] == "learned" and self.data.max_length > longest:
+            raise ValueError(
+                f"max_length ({self.data.max_length}) is larger than max_position_embeddings ({longest}); "
+                "lower the first or raise the second"
+            )
+        return ConceptEncoderConfig(
+            **fields,
+            pad_token_id=tokenizer.pad_token_id,
+            mask_token_id=tokenizer.mask_token_id,
+            bos_token_id=tokenizer.cls_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id,
+            eos_token_id=tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Sections of plain values: `training` as far as it differs from the defaults, without paths and tokens."""
+        defaults = ConceptTrainingArguments(output_dir=self.training.output_dir)
+        training = {}
+        for name in (f.name for f in dataclasses.fields(ConceptTrainingArguments) if f.init):
+            value = getattr(self.training, name)
+            if value != getattr(defaults, name) and name not in _NOT_RECORDED:
+                training[name] = getattr(value, "value", value)
+        sections = {name: dataclasses.asdict(getattr(self, name)) for name in ("model", "data", "objective")}
+        return {**sections, "training": training}
+
+
+def recipe_parser(**kwargs: Any) -> HfArgumentParser:
+    """Parser of every field of every section, as `--field value`."""
+    return HfArgumentParser(tuple(SECTIONS.values()), allow_abbrev=False, **kwargs)
+
+
+def find_recipe(name: str, folder: Path) -> Path:
+    """`name` as a path, or as the name of a recipe in `folder`; ValueError that lists them otherwise."""
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+    else:
+        path = folder / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
+        raise ValueError(f"Unknown recipe {name!r}. Available: {known}; or give the path of a .yaml file")
+    return path
+
+
+def load_recipe(path: Path, overrides: list[str], parser: HfArgumentParser) -> Recipe:
+    """Read a recipe and apply command-line `overrides` such as `["--learning_rate", "1e-4"]`.
+
+    Raises:
+        ValueError: not a mapping of sections; unknown section or field; a field in the wrong section.
+        SystemExit: an override that argparse refuses (it prints why).
+    """
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a recipe: expected the sections {', '.join(SECTIONS)}")
+    argv = []
+    for section, fields in content.items():
+        if section not in SECTIONS:
+            raise ValueError(f"{path}: unknown section {section!r}. Sections: {', '.join(SECTIONS)}")
+        for name, value in (fields or {}).items():
+            _check_field(path, section, name)
+            if value is not None:
+                argv += [f"--{name}", *_as_flags(value)]
+    defaults = ["--output_dir", f"runs/{path.stem}"]
+    known = {f.name for cls in SECTIONS.values() for f in dataclasses.fields(cls) if f.init}
+    for word in overrides:
+        field = word.removeprefix("--").split("=")[0].replace("-", "_")
+        if word.startswith("--") and field not in known | {f"no_{name}" for name in known}:
+            raise ValueError(f"unknown field {field!r}{_suggest(field, known)}")
+    parsed = parser.parse_args_into_dataclasses(defaults + argv + overrides, look_for_args_file=False)
+    return Recipe(path.stem, *parsed)
+
+
+def _as_flags(value: Any) -> list[str]:
+    if isinstance(value, list):
+        return [str(item) for item in value]
+    return [json.dumps(value) if isinstance(value, dict) else str(value)]
+
+
+def _check_field(path: Path, section: str, name: str) -> None:
+    owners = {key: [f.name for f in dataclasses.fields(cls) if f.init] for key, cls in SECTIONS.items()}
+    if name in owners[section]:
+        return
+    for other, names in owners.items():
+        if name in names:
+            raise ValueError(f"{path}: field {name!r} belongs in section {other!r}, not {section!r}")
+    raise ValueError(f"{path}: unknown field {name!r} in section {section!r}{_suggest(name, owners[section])}")
+
+
+def _suggest(name: str, known) -> str:
+    close = difflib.get_close_matches(name, known, n=3)
+    return f"; did you mean {', '.join(close)}?" if close else ""
