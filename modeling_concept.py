@@ -360,6 +360,7 @@ class ConceptEncoderPreTrainedModel(PreTrainedModel):
     config: ConceptEncoderConfig
     config_class = ConceptEncoderConfig
     base_model_prefix = "encoder"
+    _input_embed_layer = "tokens"  # of `embeddings`
     supports_gradient_checkpointing = True
     _no_split_modules = ["ConceptEncoderLayer", "ConceptDecoderLayer", "ConceptTokenEmbeddings"]
     _supports_sdpa = True
@@ -415,12 +416,6 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
         )
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.embeddings.tokens
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.embeddings.tokens = value
 
     @merge_with_config_defaults
     @capture_outputs
@@ -480,12 +475,6 @@ class ConceptDiffusionDecoder(ConceptEncoderPreTrainedModel):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.embeddings.tokens
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.embeddings.tokens = value
-
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -542,12 +531,6 @@ class ConceptEncoderForDiffusionMLM(ConceptEncoderPreTrainedModel):
         self.decoder = ConceptDiffusionDecoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
-
-    def get_output_embeddings(self) -> nn.Linear:
-        return self.lm_head
-
-    def set_output_embeddings(self, value: nn.Linear) -> None:
-        self.lm_head = value
 
     def resize_token_embeddings(self, new_num_tokens=None, pad_to_multiple_of=None, mean_resizing=True):
         embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)

@@ -1,4 +1,4 @@
-"""What the figures of a run say: scores against chance, this run beside others, what to do next.
+"""What the figures of a run say: a score against chance, this run beside others, what to do next.
 
 Everything here is a rule over numbers, so the same numbers always get the same words.
 """
@@ -12,10 +12,13 @@ from scipy.stats import binomtest, norm
 from .gates import GateResult
 
 ABOVE_CHANCE = "above chance"
+FORMALLY_ABOVE = "above chance, formally"
 WITHIN_NOISE = "not told from chance"
 AT_CHANCE = "at or below chance"
 NO_CHANCE = "no chance level"
+BARELY = (AT_CHANCE, WITHIN_NOISE, FORMALLY_ABOVE)
 
+NEGLIGIBLE = 0.05  # share of the variance below which a correlation above 0 is formally so and no more
 CONFIDENCE = 0.95
 CORRELATIONS = {"pearson": 1.0, "spearman": 1.06}  # metric -> variance of its Fisher z, in units of 1 / (n - 3)
 
@@ -24,11 +27,17 @@ CORRELATIONS = {"pearson": 1.0, "spearman": 1.06}  # metric -> variance of its F
 
 
 def score_row(
-    metric: str, value: float | None, chance: float | None, examples: int | None, interval: list[float] | None = None
+    metric: str,
+    value: float | None,
+    chance: float | None,
+    examples: int | None,
+    interval: list[float] | None = None,
+    at_chance: bool | None = None,
 ) -> dict[str, Any]:
     """One score beside its chance level, with the verdict in words.
 
     A score is above chance only when its interval is too; without an interval the point decides and the row says so.
+    A correlation that explains next to nothing is above chance formally.
 
     Args:
         metric: name; higher is better.
@@ -36,6 +45,8 @@ def score_row(
         chance: the score of not looking at the input, on the same split.
         examples: number of scored examples, for the interval.
         interval: [low, high] when it was measured; otherwise it is computed where the metric has a formula.
+        at_chance: whether a test on the predictions themselves could not tell the score from chance, when there was
+            one; it wins over the interval.
 
     Returns:
         {"id", "value", "chance", "margin", "interval", "interval_rule", "verdict", "note"}; None where unknown.
@@ -50,12 +61,12 @@ def score_row(
         "margin": None if value is None or chance is None else value - chance,
         "interval": interval,
         "interval_rule": rule,
-        "verdict": _chance_verdict(value, chance, interval),
+        "verdict": _chance_verdict(metric, value, chance, interval, at_chance),
         "note": None,
     }
     if metric in CORRELATIONS and value is not None:
         row["note"] = f"explains {value**2:.1%} of the variance; any weak cue beats a constant prediction"
-    elif row["verdict"] == ABOVE_CHANCE and interval is None:
+    elif row["verdict"] == ABOVE_CHANCE and interval is None and at_chance is None:
         row["note"] = "by the point value, no interval"
     elif row["verdict"] == NO_CHANCE:
         row["note"] = "without a chance level the score says nothing"
@@ -81,14 +92,18 @@ def sampling_interval(metric: str, value: float, examples: int) -> tuple[list[fl
     return None, None
 
 
-def _chance_verdict(value: float | None, chance: float | None, interval: list[float] | None) -> str:
+def _chance_verdict(
+    metric: str, value: float | None, chance: float | None, interval: list[float] | None, at_chance: bool | None
+) -> str:
     if chance is None:
         return NO_CHANCE
     if value is None or value <= chance:
         return AT_CHANCE
-    if interval is not None and interval[0] <= chance:
+    if at_chance is None:
+        at_chance = interval is not None and interval[0] <= chance
+    if at_chance:
         return WITHIN_NOISE
-    return ABOVE_CHANCE
+    return FORMALLY_ABOVE if metric in CORRELATIONS and value**2 < NEGLIGIBLE else ABOVE_CHANCE
 
 
 # --------------------------------------------------------------------------------------------------------- comparison
@@ -114,34 +129,43 @@ SETTINGS = (
 )
 
 
-def compare(report: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, Any]:
-    """This run beside the reference runs.
+def compare(
+    report: Mapping[str, Any], reference: Mapping[str, Any], other: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """This run beside another run and the reference runs.
 
     Args:
         report: with `settings`, `geometry`, `downstream` filled in.
         reference: content of reference_run.json.
+        other: the report of another run.
 
     Returns:
         {"settings", "geometry", "downstream": {"runs": labels of the columns, this run first, "rows": {"id", "values":
-        one per column, ...}}, "not_like_for_like": differences from the first reference run in words, "notes"}.
+        one per column, ...}}, "not_like_for_like": differences from the other run, or from the first reference run
+        when there is none, in words, "notes"}. Figures that no reference run has stand in the other sections.
     """
     runs = reference["runs"]
+    own = [report] if other is None else [report, other]
+    labels = ["this run", *(run["run"]["name"] for run in own[1:])]
     settings = [
         {
             "id": setting.name,
-            "values": [report["settings"].get(setting.key), *_column(runs, setting.section, setting.key)],
+            "values": [
+                *(run["settings"].get(setting.key) for run in own),
+                *_column(runs, setting.section, setting.key),
+            ],
         }
         for setting in SETTINGS
     ]
     tables = {
         "settings": settings,
-        "geometry": _geometry_rows(report, reference),
-        "downstream": _downstream_rows(report, runs),
+        "geometry": _geometry_rows(own, reference),
+        "downstream": _downstream_rows(own, runs),
     }
-    labels = ["this run", *(run["label"] for run in runs)]
+    columns = [*labels, *(run["label"] for run in runs)]
     return {
-        **{name: _without_empty_columns(labels, rows) for name, rows in tables.items()},
-        "not_like_for_like": _differences(settings, runs[0]["label"]),
+        **{name: _without_empty_columns(columns, rows) for name, rows in tables.items()},
+        "not_like_for_like": _differences(settings, columns[1]),
         "notes": reference["notes"],
     }
 
@@ -150,24 +174,34 @@ def _column(runs: Sequence[Mapping[str, Any]], section: str, key: str) -> list[A
     return [run[section].get(key) for run in runs]
 
 
-def _geometry_rows(report: Mapping[str, Any], reference: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _geometry_rows(own: Sequence[Mapping[str, Any]], reference: Mapping[str, Any]) -> list[dict[str, Any]]:
     runs, targets = reference["runs"], reference["geometry_targets"]
-    metrics = {row["id"]: row["value"] for row in report["geometry"]["metrics"]} if report["geometry"] else {}
+    metrics = [
+        {row["id"]: row["value"] for row in run["geometry"]["metrics"]} if run["geometry"] else {} for run in own
+    ]
     return [
-        {"id": name, "target": targets.get(name), "values": [value, *_column(runs, "geometry", name)]}
-        for name, value in metrics.items()
+        {
+            "id": name,
+            "target": targets.get(name),
+            "values": [*(values.get(name) for values in metrics), *_column(runs, "geometry", name)],
+        }
+        for name in dict.fromkeys(name for values in metrics for name in values)
         if name in targets or any(name in run["geometry"] for run in runs[1:])
     ]
 
 
-def _downstream_rows(report: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _downstream_rows(own: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    scores = [
+        {(row["id"], s["id"]): (row["task"], s) for row in run["downstream"] for s in row["scores"]} for run in own
+    ]
     rows = []
-    for row in report["downstream"]:
-        for score in row["scores"]:
-            others = [run["downstream"].get(row["task"], {}).get(score["id"]) for run in runs]
-            if any(value is not None for value in others):
-                values = [score["value"], *others]
-                rows.append({"id": f"{row['id']} {score['id']}", "chance": score["chance"], "values": values})
+    for key in dict.fromkeys(key for table in scores for key in table):
+        task = next(table[key][0] for table in scores if key in table)
+        values = [table[key][1]["value"] if key in table else None for table in scores]
+        chance = next(table[key][1]["chance"] for table in scores if key in table)
+        values += [run["downstream"].get(task, {}).get(key[1]) for run in runs]
+        if any(value is not None for value in values[1:]):
+            rows.append({"id": " ".join(key), "chance": chance, "values": values})
     return rows
 
 
@@ -211,8 +245,11 @@ Rule = Callable[[Mapping[str, Any], Sequence[GateResult]], list[Step]]
 
 
 def _missing_part(report: Mapping[str, Any], _: Sequence[GateResult]) -> list[Step]:
-    """A part of the run was not done."""
-    return [(part["text"], f"Run `{part['command']}`, then this report again.") for part in report["missing"].values()]
+    """Parts of the run were not done; one step per command."""
+    texts: dict[str, list[str]] = {}
+    for part in report["missing"].values():
+        texts.setdefault(part["command"], []).append(part["text"])
+    return [(" ".join(lines), f"Run `{command}`, then this report again.") for command, lines in texts.items()]
 
 
 def _rose_again(report: Mapping[str, Any], _: Sequence[GateResult]) -> list[Step]:
@@ -260,7 +297,7 @@ def _duplicates(report: Mapping[str, Any], _: Sequence[GateResult]) -> list[Step
 
 def _low_rank(_: Mapping[str, Any], results: Sequence[GateResult]) -> list[Step]:
     """The rank gate fails."""
-    failed = [r for r in results if r.verdict == "FAIL" and r.gate.metric.endswith("effective_rank_normalized")]
+    failed = [r for r in results if r.verdict == "FAIL" and "rank" in r.metric]
     do = (
         "Change what the concepts are asked for rather than train longer: an objective that copying cannot satisfy "
         "(deletion with position-only queries, a contrastive term), or a regularizer that spreads them."
@@ -269,37 +306,57 @@ def _low_rank(_: Mapping[str, Any], results: Sequence[GateResult]) -> list[Step]
 
 
 def _at_chance(report: Mapping[str, Any], _: Sequence[GateResult]) -> list[Step]:
-    """Scores that cannot be told from chance."""
-    rows = [row for row in report["downstream"] if row["verdict"] in (AT_CHANCE, WITHIN_NOISE)]
+    """Scores that cannot be told from chance, from a protocol that swept nothing."""
+    rows = [row for row in report["downstream"] if row["verdict"] in BARELY and not row["sweep"]]
     if not rows:
         return []
     rates = sorted({row["learning_rate"] for row in rows if row["learning_rate"] is not None})
     tried = f" Learning rate tried: {', '.join(f'{rate:g}' for rate in rates)}." if rates else ""
-    because = f"Not above chance: {', '.join(row['id'] for row in rows)}.{tried}"
+    because = f"Not clearly above chance: {', '.join(row['id'] for row in rows)}.{tried}"
     do = (
         "Do not read this as a verdict on the encoder yet: sweep the learning rate from 3e-5 to 1e-3 on a split of "
-        "train, and fine-tune a random-initialised twin the same way."
+        "train (protocol tuned), and fine-tune a random-initialised twin the same way."
     )
     return [(because, do)]
 
 
-def _no_twin(report: Mapping[str, Any], _: Sequence[GateResult]) -> list[Step]:
-    """Scores above chance, which fine-tuning alone may have earned."""
-    rows = [row["id"] for row in report["downstream"] if row["verdict"] == ABOVE_CHANCE]
+def _at_chance_tuned(report: Mapping[str, Any], _: Sequence[GateResult]) -> list[Step]:
+    """Scores that cannot be told from chance although the protocol was tuned."""
+    rows = [row["id"] for row in report["downstream"] if row["verdict"] in BARELY and row["sweep"]]
     if not rows:
+        return []
+    do = "Fine-tuning was tried over a sweep: look for the cause in pretraining, its objective, corpus and length."
+    return [(f"Not clearly above chance after a sweep: {', '.join(rows)}.", do)]
+
+
+def _no_twin(report: Mapping[str, Any], _: Sequence[GateResult]) -> list[Step]:
+    """Scores above chance, which fine-tuning alone may have earned, without the control that would show it."""
+    rows = [row for row in report["downstream"] if row["verdict"] == ABOVE_CHANCE]
+    names = [row["id"] for row in rows if "random_init" not in row["controls"]]
+    if not names:
         return []
     do = (
         "Fine-tune a random-initialised twin and other seeds the same way: chance is the lowest bar, the twin shows "
         "what pretraining adds."
     )
-    return [(f"Above chance: {', '.join(rows)}.", do)]
+    return [(f"Above chance, without a twin beside: {', '.join(names)}.", do)]
+
+
+def _concepts_ignored(_: Mapping[str, Any], results: Sequence[GateResult]) -> list[Step]:
+    """A gate of the ledger fails."""
+    failed = [r for r in results if r.verdict == "FAIL" and r.metric.startswith("ledger/")]
+    do = (
+        "The decoder does its work without the concepts. Hide more of the text from it (higher t, "
+        'decoder_context="none", another view for the encoder), so that only the concepts can tell.'
+    )
+    return [(f"{result.gate.name}: {result.explanation}.", do) for result in failed[:1]]
 
 
 def _undecided(report: Mapping[str, Any], results: Sequence[GateResult]) -> list[Step]:
     """A gate is undecided although its part of the run was done."""
     steps = []
     for result in results:
-        if result.verdict != "INCONCLUSIVE" or result.gate.metric.split("/")[0] in report["missing"]:
+        if result.verdict != "INCONCLUSIVE" or result.metric.split("/")[0] in report["missing"]:
             continue
         if result.interval is not None:
             do = "Score more examples or average more seeds; the interval is too wide to decide."
@@ -322,8 +379,10 @@ RULES: dict[str, Rule] = {
     "still falling": _still_falling,
     "flat in time": _flat_in_time,
     "low rank": _low_rank,
+    "concepts ignored": _concepts_ignored,
     "duplicates": _duplicates,
     "at chance": _at_chance,
+    "at chance after a sweep": _at_chance_tuned,
     "no twin": _no_twin,
     "undecided gate": _undecided,
     "all pass": _all_pass,

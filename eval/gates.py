@@ -18,32 +18,68 @@ EXIT_CODES: dict[Verdict, int] = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 2}
 
 
 @dataclass(frozen=True)
+class Share:
+    """A threshold that is a share of another figure of the same report, such as a null.
+
+    Attributes:
+        metric: path of the figure, as in `Gate`.
+        factor: what the figure is multiplied by.
+    """
+
+    metric: str
+    factor: float
+
+
+@dataclass(frozen=True)
 class Gate:
     """One requirement on a report.
 
     Attributes:
         name: what the report calls it.
-        metric: path into the report, keys separated by "/"; in a list of dicts, the item whose "id" equals the key.
+        metrics: paths into the report, keys separated by "/"; in a list of dicts, the item whose "id" equals the key.
+            The first path that the report has decides.
         comparison: ">", ">=", "<" or "<=".
-        threshold: in the metric's own unit.
+        threshold: in the metric's own unit, or a share of another figure.
         reason: why this metric and this threshold.
         source: who set the threshold.
     """
 
     name: str
-    metric: str
+    metrics: Sequence[str]
     comparison: str
-    threshold: float
+    threshold: float | Share
     reason: str
     source: str
 
     def __post_init__(self) -> None:
+        is_list = isinstance(self.metrics, list | tuple) and len(self.metrics) > 0
+        if not is_list or not all(isinstance(path, str) for path in self.metrics):
+            raise ValueError(f"gate {self.name!r}: metrics must be a list of paths, got {self.metrics!r}")
         if self.comparison not in COMPARISONS:
             raise ValueError(
                 f"gate {self.name!r}: comparison must be one of {', '.join(COMPARISONS)}, got {self.comparison!r}"
             )
-        if not _is_number(self.threshold):
-            raise ValueError(f"gate {self.name!r}: threshold must be a finite number, got {self.threshold!r}")
+        number = self.threshold.factor if isinstance(self.threshold, Share) else self.threshold
+        if not _is_number(number):
+            raise ValueError(
+                f"gate {self.name!r}: threshold must be a finite number or {{metric: path, factor: finite number}}, "
+                f"got {number!r}"
+            )
+
+
+@dataclass(frozen=True)
+class GateSet:
+    """Gates that are judged together.
+
+    Attributes:
+        name: how a command line calls it.
+        title: how a report calls it.
+        gates: at least one.
+    """
+
+    name: str
+    title: str
+    gates: Sequence[Gate]
 
 
 @dataclass(frozen=True)
@@ -52,6 +88,8 @@ class GateResult:
 
     Attributes:
         gate: the requirement.
+        metric: the path that decided, the first of the gate's when the report has none of them.
+        threshold: as a number, None when it is a share of a figure that the report lacks.
         value: the figure, None when the report has none.
         interval: (low, high) around the figure, None when the report has none.
         verdict: PASS, FAIL or INCONCLUSIVE.
@@ -59,45 +97,74 @@ class GateResult:
     """
 
     gate: Gate
+    metric: str
+    threshold: float | None
     value: float | None
     interval: tuple[float, float] | None
     verdict: Verdict
     explanation: str
 
     def as_row(self) -> dict[str, Any]:
-        """The result as one flat JSON object."""
-        row = dataclasses.asdict(self.gate)
-        row.update(value=self.value, interval=list(self.interval) if self.interval else None)
-        return {**row, "verdict": self.verdict, "explanation": self.explanation}
+        """The result as one flat JSON object; `asks` is the requirement in words."""
+        return {
+            "name": self.gate.name,
+            "metric": self.metric,
+            "comparison": self.gate.comparison,
+            "threshold": self.threshold,
+            "asks": _asks(self.gate),
+            "value": self.value,
+            "interval": list(self.interval) if self.interval else None,
+            "verdict": self.verdict,
+            "explanation": self.explanation,
+            "reason": self.gate.reason,
+            "source": self.gate.source,
+        }
 
 
-def load_gates(path: Path = GATES_FILE) -> list[Gate]:
-    """Gates of a YAML file (JSON is YAML too): a list under the key `gates`, fields as in `Gate`.
+def load_gates(path: Path = GATES_FILE) -> dict[str, GateSet]:
+    """Sets of gates of a YAML file (JSON is YAML too), by name, in the file's order. The file's head says its form.
 
     Raises:
-        ValueError: not YAML, no list of gates, a field missing or unknown, a bad comparison or threshold,
-            a name used twice.
+        ValueError: not YAML, no sets, a set without title or gates, a field missing or unknown, a bad metrics,
+            comparison or threshold, a name used twice in a set.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path.name} is not YAML: {error}") from error
-    rows = content.get("gates") if isinstance(content, dict) else None
-    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
-        raise ValueError(f"{path.name} must hold a list of gates under the key 'gates', each a mapping")
+    sets = content.get("sets") if isinstance(content, dict) else None
+    if not isinstance(sets, dict) or not sets:
+        raise ValueError(f"{path.name} must hold named sets of gates under the key 'sets'")
+    return {str(name): _gate_set(f"{path.name}, set {name!r}", str(name), row) for name, row in sets.items()}
+
+
+def _gate_set(where: str, name: str, row: Any) -> GateSet:
+    _check_fields(where, row, {"title", "gates"})
+    if not isinstance(row["gates"], list) or not row["gates"]:
+        raise ValueError(f"{where}: gates must be a list of at least one gate, got {row['gates']!r}")
     fields = {field.name for field in dataclasses.fields(Gate)}
-    for number, row in enumerate(rows, start=1):
-        problems = [f"lacks {name}" for name in sorted(fields - set(row))]
-        problems += [f"has the unknown field {name!r}" for name in sorted(map(str, set(row) - fields))]
-        if problems:
-            known = ", ".join(field.name for field in dataclasses.fields(Gate))
-            raise ValueError(f"{path.name}, gate {number} {'; '.join(problems)}. The fields are: {known}")
-    gates = [Gate(**row) for row in rows]
+    gates = []
+    for number, gate in enumerate(row["gates"], start=1):
+        _check_fields(f"{where}, gate {number}", gate, fields)
+        threshold = gate["threshold"]
+        if isinstance(threshold, dict):
+            _check_fields(f"{where}, gate {number}, threshold", threshold, {"metric", "factor"})
+            threshold = Share(**threshold)
+        gates.append(Gate(**{**gate, "threshold": threshold}))
     names = [gate.name for gate in gates]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted({gate for gate in names if names.count(gate) > 1})
     if twice:
-        raise ValueError(f"{path.name} uses a gate name twice: {', '.join(twice)}")
-    return gates
+        raise ValueError(f"{where} uses a gate name twice: {', '.join(twice)}")
+    return GateSet(name, str(row["title"]), gates)
+
+
+def _check_fields(where: str, row: Any, fields: set[str]) -> None:
+    if not isinstance(row, dict):
+        raise ValueError(f"{where} must be a mapping with {', '.join(sorted(fields))}, got {row!r}")
+    problems = [f"lacks {name}" for name in sorted(fields - set(row))]
+    problems += [f"has the unknown field {name!r}" for name in sorted(map(str, set(row) - fields))]
+    if problems:
+        raise ValueError(f"{where} {'; '.join(problems)}. The fields are: {', '.join(sorted(fields))}")
 
 
 def check_gates(report: Mapping[str, Any], gates: Sequence[Gate]) -> list[GateResult]:
@@ -105,7 +172,7 @@ def check_gates(report: Mapping[str, Any], gates: Sequence[Gate]) -> list[GateRe
 
     A metric is a number, or an object with `value` and perhaps `interval` [low, high]. With an interval the verdict
     holds for all of it: PASS when all of it satisfies the gate, FAIL when none of it does, INCONCLUSIVE otherwise.
-    Without one the value decides. A metric that is missing or null is INCONCLUSIVE.
+    Without one the value decides. A metric or a threshold that is missing or null is INCONCLUSIVE.
 
     Args:
         report: as from `report.build_report`.
@@ -115,7 +182,7 @@ def check_gates(report: Mapping[str, Any], gates: Sequence[Gate]) -> list[GateRe
         One result per gate.
 
     Raises:
-        ValueError: a metric path leads to something that is neither a number, null nor such an object.
+        ValueError: a path leads to something that is neither a number, null nor such an object.
     """
     return [_check(report, gate) for gate in gates]
 
@@ -134,32 +201,60 @@ def overall_verdict(results: Sequence[GateResult]) -> Verdict:
     return "INCONCLUSIVE" if "INCONCLUSIVE" in verdicts else "PASS"
 
 
-def exit_code(results: Sequence[GateResult]) -> int:
-    """Process exit status of the overall verdict: 0 PASS, 1 FAIL, 2 INCONCLUSIVE."""
-    return EXIT_CODES[overall_verdict(results)]
-
-
 def _check(report: Mapping[str, Any], gate: Gate) -> GateResult:
-    node, missing = _find(report, gate.metric)
+    found = [(path, *_find(report, path)) for path in gate.metrics]
+    metric, node, missing = next((entry for entry in found if not entry[2]), found[0])
     if missing:
-        return GateResult(gate, None, None, "INCONCLUSIVE", missing)
-    value, interval = _figure(node, gate)
+        words = f"{missing}, nor anything that could stand in for it" if len(gate.metrics) > 1 else missing
+        return GateResult(gate, metric, None, None, None, "INCONCLUSIVE", words)
+    value, interval = _figure(node, gate, metric)
     if value is None:
-        return GateResult(gate, None, None, "INCONCLUSIVE", f"{gate.metric} is null: it was not measured")
-    satisfies = COMPARISONS[gate.comparison]
-    wanted = f"{gate.comparison} {gate.threshold:.4g}"
+        return GateResult(gate, metric, None, None, None, "INCONCLUSIVE", f"{metric} is null: it was not measured")
+    threshold, missing = _threshold(report, gate)
+    if threshold is None:
+        return GateResult(gate, metric, None, value, interval, "INCONCLUSIVE", f"no threshold: {missing}")
+    verdict, words = _judge(gate.comparison, threshold, value, interval)
+    if len(gate.metrics) > 1:
+        words += f", by {metric}"
+    return GateResult(gate, metric, threshold, value, interval, verdict, words)
+
+
+def _judge(
+    comparison: str, threshold: float, value: float, interval: tuple[float, float] | None
+) -> tuple[Verdict, str]:
+    satisfies = COMPARISONS[comparison]
+    wanted = f"{comparison} {threshold:.4g}"
     if interval is None:
-        if satisfies(value, gate.threshold):
-            return GateResult(gate, value, None, "PASS", f"{value:.4g} is {wanted}; no interval")
-        return GateResult(gate, value, None, "FAIL", f"{value:.4g} is not {wanted}; no interval")
+        if satisfies(value, threshold):
+            return "PASS", f"{value:.4g} is {wanted}; no interval"
+        return "FAIL", f"{value:.4g} is not {wanted}; no interval"
     # The end of the interval that is hardest to satisfy, then the easiest.
-    hardest, easiest = interval if gate.comparison.startswith(">") else reversed(interval)
+    hardest, easiest = interval if comparison.startswith(">") else reversed(interval)
     described = f"the interval [{interval[0]:.4g}, {interval[1]:.4g}]"
-    if satisfies(hardest, gate.threshold):
-        return GateResult(gate, value, interval, "PASS", f"all of {described} is {wanted}")
-    if not satisfies(easiest, gate.threshold):
-        return GateResult(gate, value, interval, "FAIL", f"none of {described} is {wanted}")
-    return GateResult(gate, value, interval, "INCONCLUSIVE", f"only a part of {described} is {wanted}")
+    if satisfies(hardest, threshold):
+        return "PASS", f"all of {described} is {wanted}"
+    if not satisfies(easiest, threshold):
+        return "FAIL", f"none of {described} is {wanted}"
+    return "INCONCLUSIVE", f"only a part of {described} is {wanted}"
+
+
+def _threshold(report: Mapping[str, Any], gate: Gate) -> tuple[float | None, str]:
+    """The threshold as a number, or None and what is missing in words."""
+    if not isinstance(gate.threshold, Share):
+        return gate.threshold, ""
+    node, missing = _find(report, gate.threshold.metric)
+    if missing:
+        return None, missing
+    value, _ = _figure(node, gate, gate.threshold.metric)
+    if value is None:
+        return None, f"{gate.threshold.metric} is null: it was not measured"
+    return gate.threshold.factor * value, ""
+
+
+def _asks(gate: Gate) -> str:
+    if isinstance(gate.threshold, Share):
+        return f"{gate.comparison} {gate.threshold.factor:.4g} × {gate.threshold.metric}"
+    return f"{gate.comparison} {gate.threshold:.4g}"
 
 
 def _find(report: Any, path: str) -> tuple[Any, str | None]:
@@ -172,7 +267,7 @@ def _find(report: Any, path: str) -> tuple[Any, str | None]:
         if isinstance(node, list):
             items = {item["id"]: item for item in node if isinstance(item, dict) and "id" in item}
         if items is None:
-            return None, f"{here} is empty in this report"
+            return None, f"{here} was not measured"
         if not isinstance(items, Mapping) or key not in items:
             return None, f"{here} has no {key!r}"
         node = items[key]
@@ -180,7 +275,7 @@ def _find(report: Any, path: str) -> tuple[Any, str | None]:
     return node, None
 
 
-def _figure(node: Any, gate: Gate) -> tuple[float | None, tuple[float, float] | None]:
+def _figure(node: Any, gate: Gate, metric: str) -> tuple[float | None, tuple[float, float] | None]:
     interval = None
     if isinstance(node, Mapping) and "value" in node:
         node, interval = node["value"], node.get("interval")
@@ -188,14 +283,14 @@ def _figure(node: Any, gate: Gate) -> tuple[float | None, tuple[float, float] | 
         return None, None
     if not _is_number(node):
         raise ValueError(
-            f"gate {gate.name!r}: metric {gate.metric!r} leads to {type(node).__name__}, not to a finite number; "
+            f"gate {gate.name!r}: metric {metric!r} leads to {type(node).__name__}, not to a finite number; "
             f"name a figure of the report"
         )
     if interval is None:
         return float(node), None
     ordered = isinstance(interval, Sequence) and len(interval) == 2 and all(map(_is_number, interval))
     if not ordered or interval[0] > interval[1]:
-        raise ValueError(f"gate {gate.name!r}: interval of {gate.metric!r} must be [low, high], got {interval!r}")
+        raise ValueError(f"gate {gate.name!r}: interval of {metric!r} must be [low, high], got {interval!r}")
     return float(node), (float(interval[0]), float(interval[1]))
 
 

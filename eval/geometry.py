@@ -1,34 +1,26 @@
-"""Geometry of a checkpoint's concepts on a corpus: encode, measure, grade, write geometry.json."""
+"""Geometry of concepts: encode documents, measure and grade by the reference's definitions and the standard ones."""
 
-import dataclasses
-import json
-from collections.abc import Iterable
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from ..configuration_concept import ConceptEncoderConfig
 from ..modeling_concept import ConceptEncoderModel
-from ..trainers.data import DataArguments, load_corpus
-from ..trainers.files import write_json
 from .concept_geometry import dimension_std, geometry_metrics, similarity_matrix, template_spectrum
+from .concept_spectrum import bootstrap_intervals, gaussian_null, spectrum_metrics, static_slots_null
+from .concept_spectrum.concept_spectrum import METRICS, VIEWS
 
-OUTPUT_NAME = "geometry.json"
-ATTENTION_TOKENS = 32  # length to which the example text of the concept attention is cut
-CORPUS_FIELDS = (  # what decides which documents are read, and how much of each
-    "dataset_name",
-    "dataset_config_name",
-    "dataset_revision",
-    "train_split",
-    "validation_split",
-    "validation_size",
-    "text_column",
-    "max_length",
-    "corpus_seed",
+MIN_DOCUMENTS = 8  # fewer give resamples of one document only, which has no pairs
+INTERVAL_RESAMPLES = 200  # of the documents; a spectrum each
+# The reference does not grade these; the output LayerNorm fixes them all the same.
+ALSO_BY_CONSTRUCTION = (
+    "collapsed_dimensions",
+    "mean_concept_norm",
+    "std_concept_norm",
+    "min_concept_norm",
+    "max_concept_norm",
 )
 
 
@@ -131,147 +123,84 @@ def collect_concepts(
     return np.concatenate(chunks)
 
 
-def analyze(
-    checkpoint: str | Path,
-    data: DataArguments,
-    num_batches: int,
-    batch_size: int,
-    output: str | Path | None = None,
-) -> dict:
-    """Measure a checkpoint's concepts on a sample of the validation documents and write the result.
-
-    Documents are truncated to `data.max_length` tokens, one per sample, never packed.
+def geometry(
+    concepts: np.ndarray, random_concepts: np.ndarray, batch_size: int, normal: np.ndarray | None = None
+) -> dict[str, Any]:
+    """The fields of geometry.json but for `kind`, `checkpoint` and `corpus`.
 
     Args:
-        checkpoint: folder as written by `save_pretrained`, any head, with tokenizer files.
-        data: corpus to read, sampled by `corpus_seed`. Packing, tokenizer and limits on documents play no part: the
-            tokenizer is the checkpoint's.
-        num_batches, batch_size: documents = num_batches * batch_size; per-batch figures average over the batches.
-        output: JSON file, written whole or not at all. `None`: geometry.json in the checkpoint.
+        concepts: (S, C, D) float, of the checkpoint.
+        random_concepts: (S, C, D) float, of the same documents by an encoder with random weights.
+        batch_size: documents per batch of the reference's per-batch figures.
+        normal: (D,) direction that the encoder's output LayerNorm removes, 1 / its weight; `None`: the ones direction.
 
     Returns:
-        What was written: metrics, grades, singular values, dimension std, similarity matrix, example attention.
+        Sizes; the reference's `metrics` with `grades`, and `by_construction`, the names of those that the output
+        LayerNorm fixes; `singular_values`, `dimension_std`, `similarity_matrix`; and `spectrum`.
 
     Raises:
-        ValueError: not a concept-encoder checkpoint, weights missing, too few documents, max_length beyond the
-            model's positions, num_batches or batch_size below 1.
+        ValueError: fewer than 8 documents, or as `geometry_metrics`.
     """
-    for name, value in (("num_batches", num_batches), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    model = load_encoder(checkpoint)
-    _check_length(model.config, data.max_length)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    texts = _documents(data, num_batches * batch_size)
-    starts = range(0, len(texts), batch_size)
-    batches = [_encode(tokenizer, texts[start : start + batch_size], data.max_length) for start in starts]
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    concepts = collect_concepts(model, batches, device)
     metrics = geometry_metrics(concepts, batch_size)
     num_concepts, hidden_size = concepts.shape[1:]
-    result = {
-        "kind": "geometry",
-        "checkpoint": str(checkpoint),
-        "corpus": {name: value for name, value in dataclasses.asdict(data).items() if name in CORPUS_FIELDS},
+    return {
         "num_samples": len(concepts),
         "batch_size": batch_size,
-        "num_batches": num_batches,
+        "num_batches": -(-len(concepts) // batch_size),
         "num_concepts": num_concepts,
         "hidden_size": hidden_size,
         "metrics": metrics,
         "grades": grade(metrics, num_concepts, hidden_size),
-        "by_construction": [name for name, rule in GRADES.items() if rule.by_construction],
+        "by_construction": [*(name for name, rule in GRADES.items() if rule.by_construction), *ALSO_BY_CONSTRUCTION],
         "singular_values": template_spectrum(concepts).tolist(),
         "dimension_std": dimension_std(concepts).tolist(),
         "similarity_matrix": similarity_matrix(concepts).round(3).tolist(),
-        "concept_attention": concept_attention(model, tokenizer, texts[0], min(data.max_length, ATTENTION_TOKENS)),
+        "spectrum": spectrum_section(concepts, random_concepts, normal),
     }
-    write_json(Path(output) if output is not None else Path(checkpoint) / OUTPUT_NAME, result)
-    return result
 
 
-def load_encoder(checkpoint: str | Path) -> ConceptEncoderModel:
-    """The encoder of any concept-encoder checkpoint folder, in float32 and evaluation mode.
+def spectrum_section(
+    concepts: np.ndarray, random_concepts: np.ndarray, normal: np.ndarray | None = None
+) -> dict[str, Any]:
+    """Standard figures in four views and the content share, each with its interval and beside its nulls.
 
-    Raises:
-        ValueError: no such folder, no config.json in it, another architecture, or encoder weights missing.
-    """
-    folder = Path(checkpoint)
-    if not folder.is_dir():
-        raise ValueError(
-            f"checkpoint must be a folder, got {str(checkpoint)!r}; fetch one from the Hub with "
-            f"`hf download REPO_ID --local-dir FOLDER`"
-        )
-    if not (folder / "config.json").is_file():
-        raise ValueError(
-            f"{str(checkpoint)!r} holds no config.json, so it is no checkpoint; save_pretrained writes one"
-        )
-    model_type = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    if model_type != ConceptEncoderConfig.model_type:
-        raise ValueError(
-            f"{str(checkpoint)!r} is a checkpoint of model_type {model_type!r}; only "
-            f"{ConceptEncoderConfig.model_type!r} can be analysed"
-        )
-    model, loading = ConceptEncoderModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    if loading["missing_keys"]:
-        missing = ", ".join(sorted(loading["missing_keys"]))
-        raise ValueError(f"{str(checkpoint)!r} lacks encoder weights ({missing}); they would be random")
-    return model
-
-
-@torch.no_grad()
-def concept_attention(
-    model: ConceptEncoderModel, tokenizer: PreTrainedTokenizerBase, text: str, max_length: int
-) -> dict[str, list]:
-    """What each concept reads in one text, averaged over layers and heads.
-
-    Needs the weights, so the model is left on the eager attention implementation.
+    The nulls: `gaussian`, independent normal vectors of the same size; `random_encoder`, the same architecture with
+    random weights on the same documents; `static_slots`, the template for every document (see `static_slots_null`),
+    None in the view across documents. Intervals are 95 % over 200 resamples of documents. `by_construction` is false
+    throughout: the LayerNorm takes one direction of D, which IsoScore leaves out and the ranks hardly feel.
 
     Args:
-        model: encoder in evaluation mode.
-        tokenizer: of the same checkpoint.
-        text: truncated before it is encoded.
-        max_length: tokens N kept, special tokens included.
+        concepts, random_concepts, normal: as for `geometry`.
 
     Returns:
-        `tokens`: N strings, special tokens included; `weights`: C rows of N shares that sum to 1, four decimals.
+        {"views": {view: {metric: figure}}, "content_share": figure, "num_documents", "num_resamples"}, a figure being
+        {"value", "interval": [low, high], "nulls": {name: float or None}, "by_construction"}.
+
+    Raises:
+        ValueError: fewer than 8 documents, or as `spectrum_metrics`.
     """
-    model.set_attn_implementation("eager")
-    inputs = _encode(tokenizer, [text], max_length)
-    outputs = model(**{name: tensor.to(model.device) for name, tensor in inputs.items()}, output_attentions=True)
-    weights = torch.stack(outputs.cross_attentions).mean(dim=(0, 2))[0]  # (L, 1, H, C, N) -> (C, N)
-    return {
-        "tokens": tokenizer.convert_ids_to_tokens(inputs["input_ids"][0]),
-        "weights": weights.double().cpu().numpy().round(4).tolist(),
+    if len(concepts) < MIN_DOCUMENTS:
+        raise ValueError(f"figures across documents need at least {MIN_DOCUMENTS} of them, got {len(concepts)}")
+    num_documents, num_concepts, hidden_size = concepts.shape
+    values = spectrum_metrics(concepts, normal)
+    intervals = bootstrap_intervals(concepts, seed=0, num_resamples=INTERVAL_RESAMPLES, normal=normal)
+    nulls: dict[str, Mapping[str, float | None]] = {
+        "gaussian": gaussian_null(num_documents, num_concepts, hidden_size, seed=0),
+        "random_encoder": spectrum_metrics(random_concepts),
+        "static_slots": static_slots_null(concepts, normal),
     }
-
-
-def _check_length(config: ConceptEncoderConfig, max_length: int) -> None:
-    if config.position_embedding_type == "learned" and max_length > config.max_position_embeddings:
-        raise ValueError(
-            f"max_length ({max_length}) exceeds the checkpoint's max_position_embeddings "
-            f"({config.max_position_embeddings}); give a smaller --max_length"
-        )
-
-
-def _documents(data: DataArguments, count: int) -> list[str]:
-    corpus = load_corpus(dataclasses.replace(data, max_validation_documents=count), "validation")
-    texts = [row["text"] for row in corpus]
-    if len(texts) < count:
-        raise ValueError(
-            f"{count} validation documents are needed (num_batches * batch_size), the corpus has {len(texts)}; "
-            f"lower --num_batches or --batch_size, or name a larger corpus"
-        )
-    return texts
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int) -> dict[str, torch.Tensor]:
-    encoded = tokenizer(
-        texts,
-        truncation=True,
-        max_length=max_length,
-        padding=True,
-        split_special_tokens=True,  # as in training: a text's own "[MASK]" is plain characters
-        return_tensors="pt",
-    )
-    return {name: encoded[name] for name in ("input_ids", "attention_mask")}
+    figures = {
+        name: {
+            "value": value,
+            "interval": list(intervals[name]),
+            "nulls": {null: table[name] for null, table in nulls.items()},
+            "by_construction": False,
+        }
+        for name, value in values.items()
+    }
+    return {
+        "views": {view: {metric: figures[f"{view}_{metric}"] for metric in METRICS} for view in VIEWS},
+        "content_share": figures["content_share"],
+        "num_documents": len(concepts),
+        "num_resamples": INTERVAL_RESAMPLES,
+    }

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 DOCUMENTS = 8  # texts of the batch that are measured
-COLLAPSED_SHARE = 0.1  # of the Gaussian null's RankMe; below it the concepts of a text say almost the same
+COLLAPSED_SHARE = 0.1  # of the Gaussian null's RankMe; below it the concepts of a text are near copies
+TEMPLATE_SHARE = 0.01  # of the variance; below it the concepts hardly depend on the text
 
 
 def monitor_concepts(concepts: Tensor) -> tuple[dict[str, float], str | None]:
@@ -16,8 +17,9 @@ def monitor_concepts(concepts: Tensor) -> tuple[dict[str, float], str | None]:
         concepts: (B, C, D), any float dtype and device; the first 8 texts are measured.
 
     Returns:
-        Figures: `concepts_rankme`, exp of the entropy of the singular values of each text's centred concepts
-        (Garrido et al. 2023, arXiv:2210.02885), mean over texts; `concepts_rankme_share`, the same over that of
+        Figures: `concepts_rankme`, exp of the entropy of the singular values of each text's concepts (Garrido et al.
+        2023, arXiv:2210.02885), not centred, since centring hides a common vector however long it is, mean over texts;
+        `concepts_rankme_share`, the same over that of
         Gaussian noise of the same size; `concepts_similarity`, mean absolute cosine of two concepts of a text;
         `concepts_content_share`, share of the variance that depends on the text. And the warning, or None.
     """
@@ -33,18 +35,24 @@ def monitor_concepts(concepts: Tensor) -> tuple[dict[str, float], str | None]:
     total = (concepts - concepts.mean((0, 1))).square().sum()
     values = torch.stack([rank, rank / null, similarity, content / total.clamp_min(1e-12)]).tolist()
     names = ("concepts_rankme", "concepts_rankme_share", "concepts_similarity", "concepts_content_share")
-    warning = None
-    if values[1] < COLLAPSED_SHARE:
-        warning = (
-            f"concepts collapsed: the {num_concepts} concepts of a text span {values[0]:.1f} directions (RankMe), "
-            f"{values[1]:.0%} of the {null:.1f} of noise"
+    return dict(zip(names, values, strict=True)), _warning(num_concepts, null, *values)
+
+
+def _warning(
+    num_concepts: int, null: float, rank: float, share: float, similarity: float, content: float
+) -> str | None:
+    if share < COLLAPSED_SHARE:
+        return (
+            f"concepts collapsed: the {num_concepts} concepts of a text span {rank:.1f} directions (RankMe), "
+            f"{share:.0%} of the {null:.1f} of noise; mean similarity {similarity:.3f}"
         )
-    return dict(zip(names, values, strict=True)), warning
+    if content < TEMPLATE_SHARE:
+        return f"concepts collapsed: only {content:.1%} of their variance depends on the text, the rest is a template"
+    return None
 
 
 def _rankme(concepts: Tensor) -> Tensor:
-    centred = concepts - concepts.mean(1, keepdim=True)
-    eigenvalues = torch.linalg.eigvalsh(_small_gram(centred.double())).clamp_min(0)
+    eigenvalues = torch.linalg.eigvalsh(_small_gram(concepts.double())).clamp_min(0)
     share = eigenvalues.sqrt() / eigenvalues.sqrt().sum(-1, keepdim=True).clamp_min(1e-12)
     return torch.special.entr(share).sum(-1).exp().float()
 

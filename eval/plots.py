@@ -2,7 +2,8 @@
 
 Every function takes the path to write and a theme, "light" or "dark". Colours are Okabe and Ito's (2008), which
 colour-blind readers tell apart; widths are a phone's, so that text keeps its size there. Files are written whole or
-not at all.
+not at all. Where a function takes `other`, it is the same data of another run, drawn paler or dashed under the name
+`other_label`.
 """
 
 import math
@@ -16,6 +17,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
@@ -51,12 +53,29 @@ THEMES: dict[str, dict[str, str]] = {
 }
 
 
-def plot_learning_curves(curves: Mapping[str, Mapping[str, Any]], path: Path, theme: str = "light") -> None:
+OTHER = "other run"
+METRIC_NAMES = {"rankme": "RankMe", "isoscore": "IsoScore"}  # the others are named in words
+NULL_MARKS = {  # name in geometry.json -> label, marker, colour
+    "gaussian": ("Gaussian noise", "|", "text"),
+    "random_encoder": ("random-init encoder", "x", "second"),
+    "static_slots": ("static slots", "+", "muted"),
+}
+_OTHER_LINE: dict[str, Any] = {"ls": "--", "alpha": 0.75, "mfc": "none"}
+_POINT: dict[str, Any] = {"marker": "o", "ls": "none", "ms": 6}
+
+
+def plot_learning_curves(
+    curves: Mapping[str, Mapping[str, Any]],
+    path: Path,
+    theme: str = "light",
+    other: Mapping[str, Mapping[str, Any]] | None = None,
+    other_label: str = OTHER,
+) -> None:
     """Learning curves, one panel each, above one another with the step as common axis.
 
     Args:
         curves: panel title -> {"unit": axis label, "series": {legend name: [[step, value or None], ...]}}.
-        path, theme: see the module.
+        path, theme, other, other_label: see the module.
 
     Raises:
         ValueError: no curve, or no point in one.
@@ -66,24 +85,34 @@ def plot_learning_curves(curves: Mapping[str, Mapping[str, Any]], path: Path, th
         figure = Figure(figsize=(WIDTH, 0.7 + 1.55 * len(curves)), layout="constrained")
         panels = figure.subplots(len(curves), 1, sharex=True, squeeze=False)[:, 0]
         for panel, (title, curve) in zip(panels, curves.items(), strict=True):
+            beside = (other or {}).get(title, {"series": {}})["series"]
             for colour, (name, points) in zip(("main", "second"), curve["series"].items(), strict=False):
                 _require(bool(points), f"curve {name}")
-                steps, values = np.array(points, dtype=float).T
-                panel.plot(steps, values, color=colours[colour], label=name, **_markers(len(points)))
+                panel.plot(*_columns(points), color=colours[colour], label=name, **_markers(len(points)))
+                if beside.get(name):
+                    panel.plot(*_columns(beside[name]), color=colours[colour], **_OTHER_LINE, label="_")
+            if other and panel is panels[0]:
+                panel.plot([], [], color=colours["muted"], **_OTHER_LINE, label=other_label)
             panel.set_title(title, loc="left")
             panel.set_ylabel(curve["unit"])
-            if len(curve["series"]) > 1:
+            if len(panel.get_legend_handles_labels()[1]) > 1:
                 panel.legend(loc="upper right")
         panels[-1].set_xlabel("optimizer step")
         _save(figure, path)
 
 
-def plot_loss_by_timestep(rows: Sequence[Mapping[str, float | None]], path: Path, theme: str = "light") -> None:
+def plot_loss_by_timestep(
+    rows: Sequence[Mapping[str, float | None]],
+    path: Path,
+    theme: str = "light",
+    other: Sequence[Mapping[str, float | None]] | None = None,
+    other_label: str = OTHER,
+) -> None:
     """Cross-entropy of masked tokens and accuracy at each timestep of the evaluation grid.
 
     Args:
         rows: {"timestep": in (0, 1], "nll_bits": bits per masked token, "accuracy": share}, None where unmeasured.
-        path, theme: see the module.
+        path, theme, other, other_label: see the module.
 
     Raises:
         ValueError: no rows.
@@ -92,10 +121,15 @@ def plot_loss_by_timestep(rows: Sequence[Mapping[str, float | None]], path: Path
     with _style(theme) as colours:
         figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
         upper, lower = figure.subplots(2, 1, sharex=True)
-        timesteps = [row["timestep"] for row in rows]
         for axes, key, colour in ((upper, "nll_bits", "main"), (lower, "accuracy", "good")):
-            axes.plot(timesteps, _floats(row[key] for row in rows), color=colours[colour], marker="o")
-        upper.set_ylim(0, 1.15 * max([row["nll_bits"] for row in rows if row["nll_bits"]], default=1))
+            line = {"color": colours[colour], "marker": "o"}
+            axes.plot([row["timestep"] for row in rows], _floats(row[key] for row in rows), **line, label="this run")
+            if other:
+                times, values = [row["timestep"] for row in other], _floats(row[key] for row in other)
+                axes.plot(times, values, **line, **_OTHER_LINE, label=other_label)
+                axes.legend(loc="best")
+        highest = max((row["nll_bits"] for row in [*rows, *(other or [])] if row["nll_bits"]), default=1)
+        upper.set_ylim(0, 1.15 * highest)
         upper.set_title("Cross-entropy of masked tokens", loc="left")
         upper.set_ylabel("bits per token")
         lower.set_title("Accuracy on masked tokens", loc="left")
@@ -107,34 +141,41 @@ def plot_loss_by_timestep(rows: Sequence[Mapping[str, float | None]], path: Path
 
 
 def plot_singular_values(
-    values: Sequence[float], path: Path, theme: str = "light", reference: Sequence[float] | None = None
+    values: Sequence[float],
+    path: Path,
+    theme: str = "light",
+    null: Sequence[float] | None = None,
+    reference: Sequence[float] | None = None,
+    other: Sequence[float] | None = None,
+    other_label: str = OTHER,
 ) -> None:
-    """Singular values over the largest one, on a log axis; the reference's leading ones beside them.
+    """Singular values over the largest one, on a log axis, beside Gaussian noise and the reference's leading ones.
 
     Division makes runs of different width comparable, and the sum of the curve is the effective rank.
 
     Args:
         values: singular values, largest first.
-        path, theme: see the module.
-        reference: singular values of another run, largest first.
+        path, theme, other, other_label: see the module.
+        null: singular values of noise of the same size, largest first.
+        reference: leading singular values of the reference run, largest first.
 
     Raises:
         ValueError: no values, or a largest value that is not positive.
     """
     _require(bool(values) and values[0] > 0, "singular values, of which the largest must be positive")
     with _style(theme) as colours:
-        figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 3.5), layout="constrained")
         axes = figure.subplots()
-        shares = np.array(values, dtype=float) / values[0]
-        # Rounding leaves trailing values anywhere near 1e-17, which would stretch the axis.
-        shown = np.where(shares > 1e-8, shares, np.nan)
-        index = np.arange(1, len(shown) + 1)
-        axes.plot(index, shown, color=colours["main"], label="this run", **_markers(len(shown)))
+        shown = _shares(values)
+        if null is not None:
+            axes.plot(*_numbered(_shares(null)), color=colours["muted"], ls=":", label="Gaussian noise of this size")
+        axes.plot(*_numbered(shown), color=colours["main"], label="this run", **_markers(len(shown)))
+        if other is not None:
+            axes.plot(*_numbered(_shares(other)), color=colours["main"], **_OTHER_LINE, label=other_label)
         if reference is not None:
-            shares = np.array(reference, dtype=float) / reference[0]
-            index = np.arange(1, len(shares) + 1)
-            label = f"reference run, first {len(shares)}"
-            axes.plot(index, shares, color=colours["second"], marker="s", linestyle="none", label=label)
+            label = f"reference run, first {len(reference)}"
+            points = _numbered(_shares(reference))
+            axes.plot(*points, color=colours["second"], marker="s", linestyle="none", label=label)
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(numticks=12))
         if np.nanmin(shown) > 0.1:  # less than a decade has one or two powers of ten only
@@ -146,8 +187,65 @@ def plot_singular_values(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("singular value, by size")
         axes.set_ylabel("share of the largest")
-        axes.legend(loc="best")
+        figure.legend(loc="outside lower center", ncols=2)
         _save(figure, path)
+
+
+def plot_spectrum_views(
+    views: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    path: Path,
+    theme: str = "light",
+    other: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
+    other_label: str = OTHER,
+) -> None:
+    """Each spectral metric in each view, with its interval, beside its nulls. Two columns of panels, a row per view.
+
+    Args:
+        views: view -> metric -> {"value", "interval": [low, high] or None, "nulls": {name: float or None},
+            "by_construction"}; metrics that are by construction are left out.
+        path, theme, other, other_label: see the module.
+
+    Raises:
+        ValueError: no metric that is not by construction.
+    """
+    metrics = list(
+        dict.fromkeys(m for rows in views.values() for m, row in rows.items() if not row["by_construction"])
+    )
+    _require(bool(metrics), "a metric that is not fixed by construction")
+    with _style(theme) as colours:
+        lines = math.ceil(len(metrics) / 2)
+        figure = Figure(figsize=(WIDTH, 0.75 + (0.7 + 0.22 * len(views)) * lines), layout="constrained")
+        panels = figure.subplots(lines, 2, sharey=True, squeeze=False).ravel()
+        for panel in panels[len(metrics) :]:
+            panel.set_axis_off()
+        for panel, metric in zip(panels, metrics, strict=False):
+            for y, (view, rows) in enumerate(views.items()):
+                if metric in rows and not rows[metric]["by_construction"]:
+                    _draw_against_nulls(panel, y, rows[metric], colours)
+                    beside = (other or {}).get(view, {}).get(metric)
+                    if beside:
+                        panel.plot(_floats([beside["value"]]), [y], color=colours["main"], mfc="none", **_POINT)
+            panel.set_title(METRIC_NAMES.get(metric, metric.replace("_", " ")), loc="left", fontsize=10)
+            panel.set_yticks(range(len(views)), [view.replace("_", ", ") for view in views])
+            panel.set_ylim(len(views) - 0.5, -0.5)
+            panel.margins(x=0.12)
+            panel.xaxis.set_major_locator(MaxNLocator(4))
+        handles = {"this run": Line2D([], [], color=colours["main"], **_POINT)}
+        if other:
+            handles[other_label] = Line2D([], [], color=colours["main"], mfc="none", **_POINT)
+        for name, (label, marker, colour) in NULL_MARKS.items():
+            if any(row["nulls"].get(name) is not None for rows in views.values() for row in rows.values()):
+                handles[label] = Line2D([], [], color=colours[colour], marker=marker, ls="none", ms=7)
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2)
+        _save(figure, path)
+
+
+def _draw_against_nulls(axes: Axes, y: float, row: Mapping[str, Any], colours: Mapping[str, str]) -> None:
+    for name, (_, marker, colour) in NULL_MARKS.items():
+        axes.plot(_floats([row["nulls"].get(name)]), [y], color=colours[colour], marker=marker, ls="none", ms=7)
+    if row["interval"]:
+        axes.plot(row["interval"], [y, y], color=colours["main"], lw=1.4)
+    axes.plot(_floats([row["value"]]), [y], color=colours["main"], **_POINT)
 
 
 def plot_similarity_matrix(matrix: Sequence[Sequence[float]], path: Path, theme: str = "light") -> None:
@@ -168,6 +266,9 @@ def plot_similarity_matrix(matrix: Sequence[Sequence[float]], path: Path, theme:
         figure = Figure(figsize=(WIDTH, 4.3), layout="constrained")
         axes = figure.subplots()
         image = axes.imshow(similarity[np.ix_(order, order)], cmap=colours["diverging"], vmin=-1, vmax=1)
+        every = math.ceil(len(order) / 16)
+        for axis in (axes.xaxis, axes.yaxis):  # a concept keeps its number wherever clustering puts it
+            axis.set_ticks(range(0, len(order), every), [str(index) for index in order[::every]])
         axes.set_title("Cosine between concepts, clustered", loc="left")
         axes.set_xlabel("concept, similar ones side by side")
         axes.set_ylabel("concept")
@@ -223,14 +324,19 @@ def plot_dimension_std(
 
 
 def plot_concept_attention(
-    tokens: Sequence[str], weights: Sequence[Sequence[float]], path: Path, theme: str = "light"
+    tokens: Sequence[str],
+    weights: Sequence[Sequence[float]],
+    path: Path,
+    theme: str = "light",
+    title: str = "Where concepts read",
 ) -> None:
-    """What each concept attends to in one text; concepts in the order of where they read.
+    """Shares of attention between concepts and the tokens of one text; concepts in the order of where theirs lie.
 
     Args:
         tokens: N strings.
         weights: C rows of N attention shares.
         path, theme: see the module.
+        title: whose attention it is.
 
     Raises:
         ValueError: weights that are not C rows of N.
@@ -238,56 +344,180 @@ def plot_concept_attention(
     shares = np.array(weights, dtype=float)
     fits = shares.ndim == 2 and shares.shape[0] > 0 and shares.shape[1] == len(tokens) > 0
     _require(fits, f"a row of {len(tokens)} attention shares per concept, got shape {shares.shape}")
-    top = max(shares.max(), 4 / len(tokens))  # so that reading everything alike looks as pale as it is
+    top = max(shares.max(), 4 * shares.mean())  # so that even attention looks as pale as it is
     centre = shares @ np.arange(len(tokens)) / np.maximum(shares.sum(axis=1), 1e-12)
+    order = np.argsort(centre, kind="stable")
     with _style(theme) as colours:
         figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
         axes = figure.subplots()
-        image = axes.imshow(
-            shares[np.argsort(centre, kind="stable")], cmap=colours["sequential"], aspect="auto", vmin=0, vmax=top
-        )
+        image = axes.imshow(shares[order], cmap=colours["sequential"], aspect="auto", vmin=0, vmax=top)
         every = math.ceil(len(tokens) / 32)
         shown = range(0, len(tokens), every)
         axes.set_xticks(shown, [tokens[i] for i in shown], rotation=90, fontsize=8 if len(shown) > 20 else 9)
-        axes.set_title("Where concepts read", loc="left")
-        axes.set_ylabel("concept, by where it reads")
+        every = math.ceil(len(order) / 24)
+        axes.set_yticks(range(0, len(order), every), [str(i) for i in order[::every]])
+        axes.set_title(title, loc="left")
+        axes.set_ylabel("concept, by where it lies")
         _heat_map(axes)
         bar = figure.colorbar(image, ax=axes, label="attention share", location="right", shrink=0.85)
         bar.outline.set_visible(False)
         _save(figure, path)
 
 
-def plot_downstream(rows: Sequence[Mapping[str, Any]], path: Path, theme: str = "light") -> None:
-    """Downstream scores as bars, each over a bar of its chance level, with its interval where there is one.
+def plot_ledger_by_timestep(
+    rows: Sequence[Mapping[str, float | None]],
+    path: Path,
+    theme: str = "light",
+    other: Sequence[Mapping[str, float | None]] | None = None,
+    other_label: str = OTHER,
+) -> None:
+    """Bits per token that the true concepts save, against those of another text and against null ones, by timestep.
 
     Args:
-        rows: {"label": str, "value": score or None, "chance": float or None, "interval": [low, high] or None,
-            "above": whether the score is above chance}.
-        path, theme: see the module.
+        rows: {"timestep", "bits_shuffled", "bits_null"}.
+        path, theme, other, other_label: see the module.
 
     Raises:
         ValueError: no rows.
     """
-    _require(bool(rows), "downstream scores")
+    _require(bool(rows), "the ledger by timestep")
     with _style(theme) as colours:
-        figure = Figure(figsize=(WIDTH, 1.35 + 0.62 * len(rows)), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
         axes = figure.subplots()
-        for row, y in zip(rows, range(len(rows)), strict=True):
-            axes.barh(y, _floats([row["value"]]), height=0.34, color=colours["good" if row["above"] else "second"])
-            axes.barh(y + 0.3, _floats([row["chance"]]), height=0.2, color=colours["chance"])
-            if row["interval"]:
-                axes.plot(row["interval"], [y, y], color=colours["text"], lw=1.6, marker="|", ms=7, label="_")
-        for colour, name in (("good", "above chance"), ("second", "not above chance"), ("chance", "chance level")):
-            axes.barh(0, 0, color=colours[colour], label=name)
-        axes.set_yticks(range(len(rows)), [row["label"] for row in rows])
-        axes.invert_yaxis()
-        axes.axvline(0, color=colours["muted"], lw=0.8)
-        axes.set_xlim(right=1)
-        axes.grid(axis="y", visible=False)
-        axes.set_title("Downstream scores", loc="left")
-        axes.set_xlabel("score; whisker: 95 % interval")
-        figure.legend(loc="outside lower center", ncols=3)
+        places = np.arange(len(rows))
+        for shift, key, colour, label in (
+            (-0.2, "bits_shuffled", "main", "against another text's concepts"),
+            (0.2, "bits_null", "chance", "against null concepts"),
+        ):
+            axes.bar(places + shift, _floats(row[key] for row in rows), 0.38, color=colours[colour], label=label)
+        if other:
+            at = {f"{row['timestep']:.2g}": row["bits_shuffled"] for row in other}
+            values = _floats(at.get(f"{row['timestep']:.2g}") for row in rows)
+            axes.plot(places - 0.2, values, **_other_marks(colours), label=f"{other_label}, another text's")
+        axes.set_xticks(places, [f"{row['timestep']:.2g}" for row in rows])
+        _ledger_axes(axes, colours, "By timestep", "timestep t (share of tokens masked)")
+        figure.legend(loc="outside lower center", ncols=1)
         _save(figure, path)
+
+
+def plot_ledger_by_position(
+    rows: Sequence[Mapping[str, float | None]],
+    path: Path,
+    theme: str = "light",
+    other: Sequence[Mapping[str, float | None]] | None = None,
+    other_label: str = OTHER,
+) -> None:
+    """Bits per token that the true concepts save, against those of another text, by position in the text.
+
+    Args:
+        rows: {"from", "to": first and last position, "bits_shuffled"}.
+        path, theme, other, other_label: see the module.
+
+    Raises:
+        ValueError: no rows.
+    """
+    _require(bool(rows), "the ledger by position")
+    with _style(theme) as colours:
+        figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+        axes = figure.subplots()
+        places = np.arange(len(rows))
+        bits = _floats(row["bits_shuffled"] for row in rows)
+        axes.bar(places, bits, 0.8, color=colours["main"], label="this run")
+        if other:
+            at = {row["from"]: row["bits_shuffled"] for row in other}
+            axes.plot(places, _floats(at.get(row["from"]) for row in rows), **_other_marks(colours), label=other_label)
+            figure.legend(loc="outside lower center", ncols=2)
+        every = math.ceil(len(rows) / 12)
+        axes.set_xticks(places[::every], [f"{row['from']}" for row in rows[::every]])
+        _ledger_axes(axes, colours, "By position", "position in the text, from token")
+        _save(figure, path)
+
+
+def plot_leave_one_out(
+    values: Sequence[float],
+    path: Path,
+    theme: str = "light",
+    carrying: int | None = None,
+    other: Sequence[float] | None = None,
+    other_label: str = OTHER,
+) -> None:
+    """Bits per token lost without each concept, most needed first.
+
+    Args:
+        values: one per concept, in the order of the concepts.
+        path, theme, other, other_label: see the module.
+        carrying: how many concepts carry 90 % of the bits.
+
+    Raises:
+        ValueError: no values.
+    """
+    _require(bool(values), "bits lost without each concept")
+    order = np.argsort(-np.array(values, dtype=float), kind="stable")
+    with _style(theme) as colours:
+        figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+        axes = figure.subplots()
+        places = np.arange(len(order))
+        axes.bar(places, np.array(values)[order], 0.85, color=colours["main"], label="this run")
+        if other:
+            axes.plot(np.arange(len(other)), sorted(other, reverse=True), **_other_marks(colours), label=other_label)
+        if carrying is not None:
+            axes.axvline(carrying - 0.5, color=colours["second"], ls="--", label=f"90 % of the bits: {carrying}")
+        every = math.ceil(len(order) / 16)
+        axes.set_xticks(places[::every], [str(index) for index in order[::every]])
+        _ledger_axes(axes, colours, "Without one concept", "concept, most needed first")
+        if carrying is not None or other:
+            figure.legend(loc="outside lower center", ncols=2)
+        _save(figure, path)
+
+
+def plot_scores(groups: Sequence[Mapping[str, Any]], path: Path, theme: str = "light") -> None:
+    """Each task's primary score with its interval, over its chance level, controls, other run and published scores.
+
+    Args:
+        groups: {"label", "chance": float or None, "rows": [{"label", "kind": one of SCORE_MARKS, "value": float or
+            None, "interval": [low, high] or None}]}.
+        path, theme: see the module.
+
+    Raises:
+        ValueError: no groups.
+    """
+    _require(bool(groups), "downstream scores")
+    count = sum(len(group["rows"]) for group in groups)
+    with _style(theme) as colours:
+        figure = Figure(figsize=(WIDTH, 1.0 + 0.23 * count + 0.42 * len(groups)), layout="constrained")
+        axes = figure.subplots()
+        y, ticks = 0.0, []
+        for group in groups:
+            # From the left end of the row labels, so that a long one has the whole width.
+            place = axes.annotate(group["label"], (0, y), (-85, 0), axes.get_yaxis_transform(), "offset points")
+            place.set(weight="bold", fontsize=9, va="center")
+            top = y + 0.5
+            for row in group["rows"]:
+                y += 1
+                colour, marker = SCORE_MARKS[row["kind"]]
+                ticks.append((y, row["label"]))
+                if row["interval"]:
+                    axes.plot(row["interval"], [y, y], color=colours[colour], lw=1.6)
+                axes.plot(_floats([row["value"]]), [y], color=colours[colour], marker=marker, ls="none", ms=6)
+            if group["chance"] is not None:
+                axes.plot([group["chance"]] * 2, [top, y + 0.5], color=colours["text"], ls=":", lw=1.4)
+            y += 1.8
+        axes.set_yticks([place for place, _ in ticks], [label for _, label in ticks], fontsize=8.5)
+        axes.set_ylim(y - 0.9, -0.8)
+        axes.margins(x=0.06)
+        axes.grid(axis="y", visible=False)
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel("score; line: 95 % interval; dotted: chance")
+        _save(figure, path)
+
+
+SCORE_MARKS = {  # kind of row -> colour, marker
+    "above": ("good", "o"),
+    "barely": ("second", "o"),
+    "other": ("main", "o"),
+    "control": ("muted", "s"),
+    "published": ("text", "D"),
+}
 
 
 @contextmanager
@@ -340,6 +570,32 @@ def _settings(colours: dict[str, str]) -> dict[str, Any]:
 
 def _markers(count: int) -> dict[str, Any]:
     return {"marker": "o"} if count < MANY_POINTS else {}
+
+
+def _columns(points: Sequence[Sequence[float | None]]) -> np.ndarray:
+    return np.array(points, dtype=float).T
+
+
+def _shares(values: Sequence[float]) -> np.ndarray:
+    shares = np.array(values, dtype=float) / values[0]
+    # Rounding leaves trailing values anywhere near 1e-17, which would stretch the axis.
+    return np.where(shares > 1e-8, shares, np.nan)
+
+
+def _numbered(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return np.arange(1, len(values) + 1), values
+
+
+def _other_marks(colours: Mapping[str, str]) -> dict[str, Any]:
+    return {"color": colours["second"], "marker": "D", "ls": "none", "ms": 5}
+
+
+def _ledger_axes(axes: Axes, colours: Mapping[str, str], title: str, unit: str) -> None:
+    axes.axhline(0, color=colours["muted"], lw=0.8)
+    axes.grid(axis="x", visible=False)
+    axes.set_title(title, loc="left")
+    axes.set_xlabel(unit)
+    axes.set_ylabel("bits per token")
 
 
 def _floats(values: Any) -> list[float]:

@@ -1,7 +1,8 @@
-"""Measure the concept geometry of a checkpoint: python scripts/analyze.py CHECKPOINT
+"""Measure the concepts of a checkpoint: python scripts/analyze.py CHECKPOINT
 
 Reads the validation documents of the corpus named in CHECKPOINT/recipe.yaml, unless flags name another, writes
-CHECKPOINT/geometry.json and prints the graded figures.
+geometry.json, ledger.json (bits per token through the concepts) and reading.json (who reads what) into CHECKPOINT and
+prints the figures.
 """
 
 import dataclasses
@@ -10,7 +11,8 @@ from pathlib import Path
 import yaml
 from transformers import HfArgumentParser
 
-from concept_encoder.eval.geometry import GRADES, OUTPUT_NAME, analyze
+from concept_encoder.eval.analysis import FILES, analyze
+from concept_encoder.eval.geometry import GRADES
 from concept_encoder.trainers.data import DataArguments
 
 
@@ -19,22 +21,36 @@ def main(argv: list[str] | None = None) -> None:
         DataArguments,
         allow_abbrev=False,
         description=__doc__.partition("\n")[0],
-        usage="%(prog)s CHECKPOINT [--num_batches N] [--batch_size N] [--output FILE] [corpus flags, see --help]",
+        usage="%(prog)s CHECKPOINT [--num_batches N] [--batch_size N] [--ledger_documents N] [--output_dir FOLDER] "
+        "[corpus flags, see --help]",
     )
     parser.add_argument("checkpoint", help="folder of a trained model")
     parser.add_argument("--num_batches", type=int, default=20, help="batches of documents to encode (default: 20)")
     parser.add_argument("--batch_size", type=int, default=16, help="documents per batch (default: 16)")
-    parser.add_argument("--output", help=f"JSON file to write (default: CHECKPOINT/{OUTPUT_NAME})")
+    parser.add_argument(
+        "--ledger_documents", type=int, default=128, help="documents to keep the ledger on, of those (default: 128)"
+    )
+    parser.add_argument("--output_dir", help="folder to write into (default: CHECKPOINT)")
     known, _ = parser.parse_known_args(argv)  # the checkpoint's recipe decides the defaults of the other flags
     try:
         parser.set_defaults(**_recipe_data(Path(known.checkpoint)))
-        data, arguments = parser.parse_args_into_dataclasses(args=argv, look_for_args_file=False)
-        output = Path(arguments.output or Path(arguments.checkpoint) / OUTPUT_NAME)
-        result = analyze(arguments.checkpoint, data, arguments.num_batches, arguments.batch_size, output)
+        data, args = parser.parse_args_into_dataclasses(args=argv, look_for_args_file=False)
+        result = analyze(
+            args.checkpoint, data, args.num_batches, args.batch_size, args.ledger_documents, args.output_dir
+        )
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    _print_table(result)
-    print(f"\nWritten to {output}. Next: python scripts/report.py {arguments.checkpoint}")
+    _print_geometry(result["geometry"])
+    _print_spectrum(result["geometry"]["spectrum"])
+    if "ledger" in result:
+        _print_ledger(result["ledger"])
+    else:
+        print(
+            f"\n{args.checkpoint} holds no pretraining decoder: no ledger, and of the reading the encoder's side only."
+        )
+    folder = args.output_dir or args.checkpoint
+    print(f"\nWritten to {folder}: {', '.join(FILES[name] for name in result)}.")
+    print(f"Next: python scripts/report.py {args.checkpoint}")
 
 
 def _recipe_data(checkpoint: Path) -> dict:
@@ -51,18 +67,46 @@ def _recipe_data(checkpoint: Path) -> dict:
     return section
 
 
-def _print_table(result: dict) -> None:
+def _print_geometry(result: dict) -> None:
     corpus = result["corpus"]["dataset_name"]
     print(
         f"\nGeometry of {result['num_concepts']} concepts of width {result['hidden_size']} over "
         f"{result['num_samples']} documents of {corpus}\n"
     )
+    fixed = result["by_construction"]
     width = max(map(len, result["metrics"]))
     for name, value in result["metrics"].items():
-        note = "  (fixed by the output LayerNorm)" if name in result["by_construction"] else ""
-        print(f"  {name:<{width}}  {value:>10.4g}  {result['grades'].get(name, ''):<4}{note}")
-    counts = {label: list(result["grades"].values()).count(label) for label in ("GOOD", "OK", "POOR")}
-    print(f"\n{len(GRADES)} graded: " + ", ".join(f"{count} {label}" for label, count in counts.items()))
+        note = "fixed by the output LayerNorm" if name in fixed else result["grades"].get(name, "")
+        print(f"  {name:<{width}}  {value:>10.4g}  {note}".rstrip())
+    graded = [label for name, label in result["grades"].items() if name not in fixed]
+    counts = ", ".join(f"{graded.count(label)} {label}" for label in ("GOOD", "OK", "POOR"))
+    print(f"\n{len(graded)} of the reference's {len(GRADES)} grades are not fixed by construction: {counts}")
+
+
+def _print_spectrum(spectrum: dict) -> None:
+    nulls = list(spectrum["content_share"]["nulls"])
+    print(f"\n{'Standard figures':<34}  {'value':>9}  {'95 % interval':<20}" + "".join(f"{n:>16}" for n in nulls))
+    rows = {f"{view} {name}": row for view, table in spectrum["views"].items() for name, row in table.items()}
+    for name, row in {**rows, "content_share": spectrum["content_share"]}.items():
+        low, high = row["interval"]
+        beside = "".join(
+            f"{'-' if row['nulls'][null] is None else format(row['nulls'][null], '.4g'):>16}" for null in nulls
+        )
+        print(f"  {name:<32}  {row['value']:>9.4g}  {f'{low:.4g} to {high:.4g}':<20}{beside}")
+
+
+def _print_ledger(ledger: dict) -> None:
+    print(
+        f"\nBits per token through the concepts, over {ledger['tokens']} tokens of {ledger['num_documents']} documents"
+    )
+    for name, figure in ledger["bits_per_token"].items():
+        low, high = figure["interval"]
+        print(f"  against {name + ' concepts':<18}  {figure['value']:>8.4f}  ({low:.4f} to {high:.4f})")
+    count = ledger["concepts_for_90_percent"]
+    if count is None:
+        print("  no single concept is missed when it is left out")
+    else:
+        print(f"  {count} of {len(ledger['leave_one_out'])} concepts carry 90 % of what is lost by leaving one out")
 
 
 if __name__ == "__main__":

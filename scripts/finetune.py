@@ -1,21 +1,17 @@
-"""Fine-tune a checkpoint on benchmarks: python scripts/finetune.py CHECKPOINT --tasks mrpc stsb --protocol reference
+"""Fine-tune a checkpoint on benchmarks: python scripts/finetune.py CHECKPOINT --tasks mrpc stsb --protocol tuned
 
-Writes one JSON file per task into the folder finetune of the run and prints the scores beside their chance levels.
+Writes one JSON file per task into the folder finetune of the run and prints the scores beside chance, a bag of tokens
+and the same architecture without pretraining. A killed call goes on where it was when it is made again.
 """
 
 import argparse
 import dataclasses
+import typing
 from pathlib import Path
 
-from concept_encoder.eval.benchmarks import BENCHMARKS, CHANCE_RULES
-from concept_encoder.eval.finetuning import (
-    OVERRIDABLE,
-    PROTOCOLS,
-    Protocol,
-    find_protocol,
-    finetune_tasks,
-    result_path,
-)
+from concept_encoder.eval.benchmarks import BENCHMARKS
+from concept_encoder.eval.finetuning import finetune_tasks, result_path
+from concept_encoder.eval.protocols import OVERRIDABLE, PROTOCOLS, Protocol, find_protocol
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -23,6 +19,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     try:
         changes = {name: getattr(arguments, name) for name in OVERRIDABLE if getattr(arguments, name) is not None}
+        changes = {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()}
         protocol = find_protocol(arguments.protocol).override(**changes)
         output_dir = _output_dir(arguments)
         results = finetune_tasks(
@@ -48,16 +45,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tasks", nargs="+", required=True, metavar="TASK", help="benchmarks, listed below")
     parser.add_argument("--protocol", required=True, help=f"hyper-parameters: {', '.join(PROTOCOLS)}")
     parser.add_argument("--output_dir", help="run folder to write to (default: CHECKPOINT, when it is a folder)")
-    parser.add_argument("--overwrite", action="store_true", help="replace existing results")
-    parser.add_argument("--save_model", action="store_true", help="keep each fine-tuned model beside its result")
+    parser.add_argument("--overwrite", action="store_true", help="discard existing results and their pieces first")
+    parser.add_argument("--save_model", action="store_true", help="keep the fine-tuned model of the first seed")
     group = parser.add_argument_group("in place of the protocol's values, and then part of its name in the results")
     for field in dataclasses.fields(Protocol):
         if field.name not in OVERRIDABLE:
             continue
         if field.type is bool:
             group.add_argument(f"--{field.name}", action=argparse.BooleanOptionalAction)
-        else:
-            group.add_argument(f"--{field.name}", type=field.type)
+            continue
+        kind = (typing.get_args(field.type) or (field.type,))[0]  # of `tuple[float, ...]` and `int | None` the first
+        several = typing.get_origin(field.type) is tuple
+        group.add_argument(f"--{field.name}", type=kind, nargs="+" if several else None)
     return parser
 
 
@@ -69,12 +68,23 @@ def _output_dir(arguments: argparse.Namespace) -> Path:
 
 def _print_table(results: list[dict]) -> None:
     width = max(len(result["task"]) for result in results)
-    print(f"\n{'task':<{width}}  {'metric':<20}  {'score':>9}  {'chance':>6}  rule")
+    titles = f"{'score':>9}  {'95 % interval':>15}  {'chance':>9}  {'bag':>9}  {'untrained':>9}"
+    print(f"\n{'task':<{width}}  {'metric':<20}  {titles}")
     for result in results:
+        bag, twin = (result["controls"][name]["metrics"] for name in ("bag_of_tokens", "random_init"))
         for metric, score in result["metrics"].items():
-            shown = "undefined" if score is None else f"{score:.3f}"
-            chance = f"{result['chance'][metric]:>6.3f}  {CHANCE_RULES[metric]}"
-            print(f"{result['task']:<{width}}  {metric:<20}  {shown:>9}  {chance}")
+            low_high = result["intervals"][metric]
+            interval = "undefined" if low_high is None else f"{low_high[0]:.3f} - {low_high[1]:.3f}"
+            values = (score, interval, result["chance"][metric], bag[metric], twin[metric])
+            cells = [f"{value:>15}" if isinstance(value, str) else _number(value) for value in values]
+            print(f"{result['task']:<{width}}  {metric:<20}  {'  '.join(cells)}")
+    print()
+    for result in results:
+        print(f"{result['task']}: {result['at_chance_words']}")
+
+
+def _number(value: float | None) -> str:
+    return f"{'undefined':>9}" if value is None else f"{value:>9.3f}"
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from concept_encoder.eval.concept_spectrum import (
     bootstrap_intervals,
     gaussian_null,
     spectrum_metrics,
+    static_slots_null,
 )
 from concept_encoder.eval.concept_spectrum.concept_spectrum import _resampled_across, _resampled_template
 
@@ -107,6 +108,50 @@ def test_streaming_equals_all_at_once() -> None:
     assert accumulator.result() == pytest.approx(plain_spectrum(concepts), rel=1e-6, abs=1e-9)
 
 
+def test_documents_beyond_the_buffer_are_folded_exactly() -> None:
+    concepts = structured(700) + 30  # the buffer holds 256, so three folds
+    accumulator = SpectrumAccumulator()
+    for part in np.split(concepts, [3, 250, 251, 600]):
+        accumulator.update(part)
+    figures, template = accumulator.result(), concepts.mean(axis=0)
+    across = np.mean([plain_matrix(c - c.mean(axis=0), c[:9])[:4] for c in concepts.swapaxes(0, 1)], axis=0)
+    assert [figures[name] for name in NAMES[:6]] == pytest.approx(plain_matrix(template, template), rel=1e-6)
+    assert [figures[name] for name in NAMES[18:22]] == pytest.approx(across, rel=1e-6)
+    assert accumulator._folded == 700
+    accumulator.update(concepts[:5])  # a result does not end the stream
+    assert accumulator.result() == pytest.approx(spectrum_metrics(np.concatenate([concepts, concepts[:5]])), rel=1e-9)
+
+
+def test_more_dimensions_than_documents_needs_no_scatter() -> None:
+    concepts = gaussian(20, 3, 64)
+    accumulator = SpectrumAccumulator()
+    accumulator.update(concepts)
+    before = accumulator.result()
+    assert accumulator._scatter is None
+    accumulator._fold()
+    assert accumulator.result() == pytest.approx(before, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.slow
+def test_100_000_documents_in_bounded_memory() -> None:
+    """Nothing held grows but twelve figures per document; a part of the stream has the figures it has alone."""
+    accumulator, part, kept = SpectrumAccumulator(), None, []
+    for seed in range(400):
+        batch = (gaussian(8, 32) + gaussian(250, 8, 32, seed=seed) * 0.9 ** np.arange(32)).astype(np.float32)
+        accumulator.update(batch)
+        if seed < 8:
+            kept.append(batch)
+        if seed == 7:
+            part = accumulator.result()
+    assert part == pytest.approx(spectrum_metrics(np.concatenate(kept)), rel=1e-9)
+    assert accumulator._count == 100_000
+    assert sum(len(block) for block in accumulator._block) <= 256
+    assert sum(len(block) for block in accumulator._kept) == 256
+    assert accumulator._scatter.shape == (8, 32, 32)
+    assert sum(part.nbytes for part in accumulator._within) == 100_000 * 12 * 8
+    assert accumulator.result()["content_share"] == pytest.approx(part["content_share"], rel=0.02)
+
+
 def test_memory_does_not_grow_with_the_documents() -> None:
     accumulator = SpectrumAccumulator()
     for seed in range(4):
@@ -145,6 +190,26 @@ def test_static_slots_say_nothing_about_the_document() -> None:
     assert figures["across_duplicate_pairs"] == 1
     assert figures["across_uniformity"] == pytest.approx(0)
     assert figures["content_share"] == pytest.approx(0, abs=1e-12)
+
+
+def test_static_slots_null_is_the_template_for_every_document() -> None:
+    concepts, normal = structured(9), np.linspace(1, 2, 12)
+    null = static_slots_null(concepts, normal)
+    repeated = spectrum_metrics(np.broadcast_to(concepts.mean(axis=0), concepts.shape), normal)
+    assert list(null) == NAMES
+    assert null["content_share"] == 0
+    for name in NAMES[:18]:
+        assert null[name] == pytest.approx(repeated[name], rel=1e-6, abs=1e-9)
+    assert {null[name] for name in NAMES[18:24]} == {None}
+
+
+def test_the_sum_over_concepts_would_be_c_times_the_share() -> None:
+    """Cov_bc averages over concepts, so the sum of the concepts' own covariances reaches C, not 1."""
+    concepts = np.repeat(gaussian(300, 1, 8), 4, axis=1)  # all of the variance is content
+    total = np.trace(np.cov(concepts.reshape(-1, 8).T, ddof=0))
+    summed = sum(np.trace(np.cov(concepts[:, c].T, ddof=0)) for c in range(4))
+    assert summed / total == pytest.approx(4)
+    assert spectrum_metrics(concepts)["content_share"] == pytest.approx(summed / total / 4)
 
 
 def test_collapsed_concepts_that_differ_between_documents() -> None:

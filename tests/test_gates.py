@@ -3,14 +3,15 @@
 import pytest
 
 from concept_encoder.eval.gates import (
+    EXIT_CODES,
     Gate,
+    Share,
     check_gates,
-    exit_code,
     load_gates,
     overall_verdict,
 )
 
-ROW = {"name": "n", "metric": "a/b", "comparison": ">", "threshold": 0.5, "reason": "r", "source": "s"}
+ROW = {"name": "n", "metrics": ["a/b"], "comparison": ">", "threshold": 0.5, "reason": "r", "source": "s"}
 
 
 def verdict(metric, comparison=">", threshold=0.5):
@@ -18,12 +19,28 @@ def verdict(metric, comparison=">", threshold=0.5):
     return result.verdict
 
 
-def test_packaged_gates_are_gate_1_of_the_reference():
-    rank, stsb = load_gates()
-    assert (rank.metric, rank.comparison) == ("geometry/metrics/global_effective_rank_normalized", ">")
-    assert rank.threshold == 30 / 128
-    assert (stsb.metric, stsb.comparison, stsb.threshold) == ("downstream/stsb.reference/scores/pearson", ">", 0.70)
-    assert all(gate.reason and gate.source for gate in (rank, stsb))
+def test_packaged_gate_1_is_that_of_the_reference():
+    gate_1 = load_gates()["gate_1"]
+    rank, stsb = gate_1.gates
+    assert rank.metrics == ["geometry/metrics/global_effective_rank_normalized"]
+    assert (rank.comparison, rank.threshold) == (">", 30 / 128)
+    protocols = [path.split("/")[1] for path in stsb.metrics]
+    assert protocols == ["stsb.tuned", "stsb.reference", "stsb.quick"]
+    assert (stsb.comparison, stsb.threshold) == (">", 0.70)
+
+
+def test_packaged_strict_gate():
+    above_zero, ledger, stsb, rank = load_gates()["strict"].gates
+    assert above_zero.metrics == ledger.metrics == ["ledger/bits_per_token/shuffled"]
+    assert (above_zero.threshold, ledger.threshold, stsb.threshold) == (0, 0.5, 0.70)
+    assert rank.comparison == ">="
+    assert rank.threshold == Share("geometry/spectrum/views/within_centred/rankme/nulls/gaussian", 0.5)
+    assert rank.threshold.metric.startswith(rank.metrics[0])
+
+
+def test_packaged_gates_are_explained():
+    gates = [gate for gate_set in load_gates().values() for gate in gate_set.gates]
+    assert all(gate.reason and gate.source for gate in gates)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +85,7 @@ def test_interval_decides_where_there_is_one(comparison, interval, expected):
     [
         ({}, "the report has no 'a'"),
         ({"a": {}}, "a has no 'b'"),
-        ({"a": None}, "a is empty in this report"),
+        ({"a": None}, "a was not measured"),
         ({"a": [{"id": "c", "value": 1}]}, "a has no 'b'"),
         ({"a": {"b": None}}, "a/b is null: it was not measured"),
     ],
@@ -88,6 +105,41 @@ def test_a_list_is_searched_by_id():
     assert row["explanation"] == "all of the interval [0.8, 1] is > 0.5"
 
 
+def test_the_first_metric_there_is_decides():
+    gate = Gate(**{**ROW, "metrics": ["a/best", "a/b", "a/worst"]})
+    (result,) = check_gates({"a": {"b": 0.9, "worst": 0.1}}, [gate])
+    assert (result.metric, result.verdict) == ("a/b", "PASS")
+    assert result.explanation == "0.9 is > 0.5; no interval, by a/b"
+    (result,) = check_gates({"a": {"best": None, "b": 0.9}}, [gate])
+    assert (result.metric, result.verdict) == ("a/best", "INCONCLUSIVE")
+    (result,) = check_gates({"a": {}}, [gate])
+    assert (result.metric, result.verdict) == ("a/best", "INCONCLUSIVE")
+    assert result.explanation == "a has no 'best', nor anything that could stand in for it"
+
+
+@pytest.mark.parametrize(
+    ("null", "verdict", "words"),
+    [
+        (1.0, "PASS", "all of the interval [0.6, 0.8] is > 0.5"),
+        (1.4, "INCONCLUSIVE", "only a part of the interval [0.6, 0.8] is > 0.7"),
+        ({"value": 2.0}, "FAIL", "none of the interval [0.6, 0.8] is > 1"),
+        (None, "INCONCLUSIVE", "no threshold: a/null is null: it was not measured"),
+    ],
+)
+def test_a_threshold_may_be_a_share_of_another_figure(null, verdict, words):
+    gate = Gate(**{**ROW, "threshold": Share("a/null", 0.5)})
+    (result,) = check_gates({"a": {"b": {"value": 0.7, "interval": [0.6, 0.8]}, "null": null}}, [gate])
+    assert (result.verdict, result.explanation) == (verdict, words)
+    assert result.as_row()["asks"] == "> 0.5 × a/null"
+    assert result.as_row()["value"] == 0.7
+
+
+def test_a_missing_threshold_is_inconclusive():
+    (result,) = check_gates({"a": {"b": 0.7}}, [Gate(**{**ROW, "threshold": Share("a/null", 0.5)})])
+    assert (result.verdict, result.threshold) == ("INCONCLUSIVE", None)
+    assert result.explanation == "no threshold: a has no 'null'"
+
+
 @pytest.mark.parametrize("metric", ["text", {"other": 1}, True, [1], float("nan")])
 def test_a_path_to_something_else_is_an_error(metric):
     with pytest.raises(ValueError, match=r"gate 'n': metric 'a/b' leads to \w+, not to a finite number"):
@@ -104,8 +156,12 @@ def test_a_bad_interval_is_an_error(interval):
     ("change", "message"),
     [
         ({"comparison": "=="}, r"gate 'n': comparison must be one of >, >=, <, <=, got '=='"),
-        ({"threshold": "0.5"}, r"gate 'n': threshold must be a finite number, got '0.5'"),
-        ({"threshold": float("nan")}, r"threshold must be a finite number, got nan"),
+        ({"threshold": "0.5"}, r"gate 'n': threshold must be a finite number or .*, got '0.5'"),
+        ({"threshold": float("nan")}, r"threshold must be a finite number or .*, got nan"),
+        ({"threshold": Share("a/c", float("inf"))}, r"\{metric: path, factor: finite number\}, got inf"),
+        ({"metrics": "a/b"}, r"gate 'n': metrics must be a list of paths, got 'a/b'"),
+        ({"metrics": []}, r"gate 'n': metrics must be a list of paths, got \[\]"),
+        ({"metrics": [1]}, r"gate 'n': metrics must be a list of paths, got \[1\]"),
     ],
 )
 def test_bad_gate(change, message):
@@ -113,19 +169,39 @@ def test_bad_gate(change, message):
         Gate(**{**ROW, **change})
 
 
-GOOD = "{name: n, metric: a/b, comparison: '>', threshold: 1, reason: r, source: s}"
+GOOD = "{name: n, metrics: [a/b], comparison: '>', threshold: 1, reason: r, source: s}"
+
+
+def test_gate_file_with_several_sets(tmp_path):
+    path = tmp_path / "gates.yaml"
+    shared = GOOD.replace("threshold: 1", "threshold: {metric: a/c, factor: 2}")
+    path.write_text(f"sets: {{one: {{title: O, gates: [{GOOD}]}}, two: {{title: T, gates: [{shared}]}}}}")
+    one, two = load_gates(path).values()
+    assert (one.name, one.title, one.gates[0].threshold) == ("one", "O", 1)
+    assert two.gates[0].threshold == Share("a/c", 2)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("gates: [", "gates.yaml is not YAML"),
-        ("", "must hold a list of gates under the key 'gates'"),
-        ("gates: []", "must hold a list of gates"),
-        ("gates: [1]", "must hold a list of gates"),
-        ("gates: [{name: n}]", "gate 1 lacks comparison; lacks metric; lacks reason"),
-        (f"gates: [{GOOD[:-1]}, limit: 3}}]", "gate 1 has the unknown field 'limit'. The fields are: name, metric,"),
-        (f"gates: [{GOOD}, {GOOD}]", "uses a gate name twice: n"),
+        ("sets: [", "gates.yaml is not YAML"),
+        ("", "must hold named sets of gates under the key 'sets'"),
+        ("sets: {}", "must hold named sets of gates"),
+        (f"sets: [{GOOD}]", "must hold named sets of gates"),
+        ("sets: {x: 1}", "set 'x' must be a mapping with gates, title, got 1"),
+        ("sets: {x: {title: T}}", "set 'x' lacks gates. The fields are: gates, title"),
+        ("sets: {x: {title: T, gates: []}}", r"set 'x': gates must be a list of at least one gate, got \[\]"),
+        ("sets: {x: {title: T, gates: [1]}}", "set 'x', gate 1 must be a mapping with comparison, metrics"),
+        ("sets: {x: {title: T, gates: [{name: n}]}}", "gate 1 lacks comparison; lacks metrics; lacks reason"),
+        (
+            f"sets: {{x: {{title: T, gates: [{GOOD[:-1]}, limit: 3}}]}}}}",
+            "gate 1 has the unknown field 'limit'. The fields are: comparison, metrics, name",
+        ),
+        (
+            f"sets: {{x: {{title: T, gates: [{GOOD.replace('threshold: 1', 'threshold: {metric: a}')}]}}}}",
+            "gate 1, threshold lacks factor. The fields are: factor, metric",
+        ),
+        (f"sets: {{x: {{title: T, gates: [{GOOD}, {GOOD}]}}}}", "set 'x' uses a gate name twice: n"),
     ],
 )
 def test_bad_gate_file(text, message, tmp_path):
@@ -140,12 +216,12 @@ def test_bad_gate_file(text, message, tmp_path):
     [([0.9, 0.9], "PASS", 0), ([0.9, 0.1], "FAIL", 1), ([None, 0.1], "FAIL", 1), ([None, 0.9], "INCONCLUSIVE", 2)],
 )
 def test_exit_code(values, overall, code):
-    gates = [Gate(**{**ROW, "name": str(i), "metric": str(i)}) for i in range(len(values))]
+    gates = [Gate(**{**ROW, "name": str(i), "metrics": [str(i)]}) for i in range(len(values))]
     results = check_gates({str(i): value for i, value in enumerate(values)}, gates)
     assert overall_verdict(results) == overall
-    assert exit_code(results) == code
+    assert EXIT_CODES[overall_verdict(results)] == code
 
 
 def test_no_gates_pass_nothing():
     with pytest.raises(ValueError, match="no gate results to judge"):
-        exit_code([])
+        overall_verdict([])

@@ -1,4 +1,4 @@
-"""Analysis of checkpoints: grades, encoding, the written JSON, the command line and every message."""
+"""Geometry of concepts: grades, encoding, the fields of geometry.json and the spectrum beside its nulls."""
 
 import json
 from pathlib import Path
@@ -6,75 +6,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from helpers import tiny_config
 
-from concept_encoder import ConceptEncoderConfig, ConceptEncoderForDiffusionMLM, ConceptEncoderModel
+from concept_encoder import ConceptEncoderModel
 from concept_encoder.eval.concept_geometry import geometry_metrics
-from concept_encoder.eval.geometry import GRADES, analyze, collect_concepts, concept_attention, grade, load_encoder
-from concept_encoder.scripts import analyze as script
-from concept_encoder.trainers.data import DataArguments
+from concept_encoder.eval.concept_spectrum import bootstrap_intervals, gaussian_null, spectrum_metrics
+from concept_encoder.eval.geometry import GRADES, collect_concepts, geometry, grade, spectrum_section
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference" / "diffusion_l2.json"
-WORDS = "the a cat dog bird sees hears likes red small old house tree street".split()
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 NUM_CONCEPTS, HIDDEN_SIZE = 6, 16
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    vocabulary = {word: i for i, word in enumerate(SPECIAL + WORDS)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **dict(zip(names, SPECIAL, strict=True)))
+def make_config(**changes):
+    return tiny_config(**{"hidden_size": HIDDEN_SIZE, "num_attention_heads": 2, **changes})
 
 
-def make_config(**changes) -> ConceptEncoderConfig:
-    return ConceptEncoderConfig(
-        **{
-            "vocab_size": len(SPECIAL) + len(WORDS),
-            "hidden_size": HIDDEN_SIZE,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "intermediate_size": 24,
-            "num_concepts": NUM_CONCEPTS,
-            "max_position_embeddings": 48,
-            "decoder_num_hidden_layers": 1,
-            "mask_token_id": 4,
-            **changes,
-        }
-    )
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    folder = tmp_path / "run"
-    ConceptEncoderForDiffusionMLM(make_config()).save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    folder = tmp_path / "corpus"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 4), ("validation", 9)):
-        texts = [" ".join(rng.choice(WORDS, size=rng.integers(3, 60))) for _ in range(count)]
-        lines = [
-            json.dumps({"text": text}) for text in (*texts[:2], "", "  ", *texts[2:])
-        ]  # blank ones are no documents
-        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
-    return folder
-
-
-def data_arguments(corpus: Path, **changes) -> DataArguments:
-    return DataArguments(**{"dataset_name": str(corpus), "max_length": 40, "packing": "truncated", **changes})
+def layer_normed(*shape: int, seed: int = 0) -> np.ndarray:
+    vectors = np.random.default_rng(seed).standard_normal(shape)
+    vectors -= vectors.mean(axis=-1, keepdims=True)
+    return (vectors / vectors.std(axis=-1, keepdims=True)).astype(np.float32)
 
 
 # --- grades ---
@@ -166,164 +116,67 @@ def test_collect_concepts_without_batches() -> None:
         collect_concepts(ConceptEncoderModel(make_config()), [], "cpu")
 
 
-def test_concept_attention_is_a_distribution_over_the_tokens() -> None:
-    model = ConceptEncoderModel(make_config()).eval()
-    attention = concept_attention(model, make_tokenizer(), "the cat sees " * 20, 32)
-    weights = np.array(attention["weights"])
-    assert attention["tokens"][:3] == ["[CLS]", "the", "cat"]
-    assert attention["tokens"][-1] == "[SEP]"
-    assert weights.shape == (NUM_CONCEPTS, 32) == (NUM_CONCEPTS, len(attention["tokens"]))
-    np.testing.assert_allclose(weights.sum(axis=1), 1, atol=2e-3)  # 32 entries of four decimals
+# --- fields ---
 
 
-# --- analysis ---
-
-
-def test_analyze_writes_what_the_functions_give(checkpoint: Path, corpus: Path) -> None:
-    result = analyze(checkpoint, data_arguments(corpus), num_batches=3, batch_size=3)
-    assert json.loads((checkpoint / "geometry.json").read_text()) == result
-    assert [path.name for path in checkpoint.glob(".geometry*")] == []
-    assert result["kind"] == "geometry"
-    assert (result["num_samples"], result["num_batches"], result["batch_size"]) == (9, 3, 3)
-    assert (result["num_concepts"], result["hidden_size"]) == (NUM_CONCEPTS, HIDDEN_SIZE)
-    assert result["corpus"]["dataset_name"] == str(corpus)
+def test_geometry_holds_what_the_functions_give() -> None:
+    concepts, random_concepts = layer_normed(12, 5, 16), layer_normed(12, 5, 16, seed=1)
+    result = geometry(concepts, random_concepts, batch_size=5)
+    assert (result["num_samples"], result["num_batches"], result["batch_size"]) == (12, 3, 5)
+    assert (result["num_concepts"], result["hidden_size"]) == (5, 16)
+    assert result["metrics"] == geometry_metrics(concepts, 5)
     assert set(result["grades"]) == set(GRADES)
-    assert result["by_construction"] == ["collapsed_dimensions_ratio", "isotropy"]
-    assert len(result["singular_values"]) == NUM_CONCEPTS
-    assert len(result["dimension_std"]) == HIDDEN_SIZE
-    assert np.array(result["similarity_matrix"]).shape == (NUM_CONCEPTS, NUM_CONCEPTS)
+    assert len(result["singular_values"]) == 5
+    assert len(result["dimension_std"]) == 16
+    assert np.array(result["similarity_matrix"]).shape == (5, 5)
     assert np.diag(result["similarity_matrix"]) == pytest.approx(1)
-
-    lines = (corpus / "validation.jsonl").read_text().splitlines()
-    texts = [text for text in (json.loads(line)["text"] for line in lines) if text.strip()]
-    inputs = make_tokenizer()(texts, truncation=True, max_length=40, padding=True, return_tensors="pt")
-    assert inputs["input_ids"].shape == (9, 40)
-    with torch.no_grad():
-        concepts = load_encoder(checkpoint)(inputs["input_ids"], inputs["attention_mask"]).last_hidden_state
-    expected = geometry_metrics(concepts.numpy(), 3)
-    assert result["metrics"] == pytest.approx(expected, rel=1e-4, abs=1e-7)
+    assert result["spectrum"] == spectrum_section(concepts, random_concepts)
+    json.dumps(result, allow_nan=False)
 
 
-def test_special_tokens_in_a_text_are_plain_characters(checkpoint: Path, corpus: Path) -> None:
-    (corpus / "validation.jsonl").write_text(json.dumps({"text": "the [MASK] sees"}) + "\n")
-    tokens = analyze(checkpoint, data_arguments(corpus), 1, 1)["concept_attention"]["tokens"]
-    assert tokens == ["[CLS]", "the", "[UNK]", "[UNK]", "[UNK]", "sees", "[SEP]"]
+def test_what_a_layer_norm_fixes_is_marked() -> None:
+    """Whatever the vectors, the marked figures say the same once a LayerNorm has seen them."""
+    fixed = geometry(layer_normed(12, 5, 16), layer_normed(12, 5, 16), batch_size=12)["by_construction"]
+    assert fixed == [
+        "collapsed_dimensions_ratio",
+        "isotropy",
+        "collapsed_dimensions",
+        "mean_concept_norm",
+        "std_concept_norm",
+        "min_concept_norm",
+        "max_concept_norm",
+    ]
+    noise = geometry_metrics(layer_normed(40, 5, 16), 40)
+    collapsed = geometry_metrics(layer_normed(40, 1, 16).repeat(5, axis=1), 40)
+    assert [noise[name] for name in fixed] == pytest.approx([collapsed[name] for name in fixed], abs=1e-5)
+    assert abs(noise["mean_concept_similarity"] - collapsed["mean_concept_similarity"]) > 0.5
 
 
-def test_bfloat16_checkpoint_is_analysed_in_float32(checkpoint: Path, corpus: Path) -> None:
-    ConceptEncoderForDiffusionMLM.from_pretrained(checkpoint, dtype=torch.bfloat16).save_pretrained(checkpoint)
-    assert next(load_encoder(checkpoint).parameters()).dtype == torch.float32
+def test_spectrum_figures_stand_beside_their_nulls() -> None:
+    concepts, random_concepts = layer_normed(10, 5, 16), layer_normed(10, 5, 16, seed=1)
+    normal = np.linspace(1, 2, 16)
+    section = spectrum_section(concepts, random_concepts, normal)
+    assert list(section["views"]) == ["template", "within_raw", "within_centred", "across"]
+    assert section["num_documents"] == 10
+    assert section["num_resamples"] == 200
+    values, gaussian = spectrum_metrics(concepts, normal), gaussian_null(10, 5, 16, seed=0)
+    random = spectrum_metrics(random_concepts)
+    intervals = bootstrap_intervals(concepts, seed=0, num_resamples=200, normal=normal)
+    figures = {f"{view}_{name}": row for view, table in section["views"].items() for name, row in table.items()}
+    figures["content_share"] = section["content_share"]
+    assert list(figures) == list(values)
+    for name, row in figures.items():
+        assert row["value"] == values[name]
+        assert row["interval"] == list(intervals[name])
+        assert row["nulls"]["gaussian"] == gaussian[name]
+        assert row["nulls"]["random_encoder"] == random[name]
+        assert row["by_construction"] is False
+    assert figures["content_share"]["nulls"]["static_slots"] == 0
+    assert {row["nulls"]["static_slots"] for row in section["views"]["across"].values()} == {None}
+    for row in section["views"]["template"].values():
+        assert row["nulls"]["static_slots"] == pytest.approx(row["value"], abs=1e-9)
 
 
-def test_analyze_takes_the_output_path(checkpoint: Path, corpus: Path, tmp_path: Path) -> None:
-    analyze(checkpoint, data_arguments(corpus), 1, 2, output=tmp_path / "new" / "a.json")
-    assert (tmp_path / "new" / "a.json").exists()
-    assert not (checkpoint / "geometry.json").exists()
-
-
-def test_too_few_documents_leaves_no_output(checkpoint: Path, corpus: Path) -> None:
-    with pytest.raises(ValueError, match=r"320 validation documents are needed .* the corpus has 9; .*--num_batches"):
-        analyze(checkpoint, data_arguments(corpus), 20, 16)
-    assert not list(checkpoint.glob("*geometry*"))
-
-
-def test_limits_of_the_training_run_do_not_bind(checkpoint: Path, corpus: Path) -> None:
-    free = analyze(checkpoint, data_arguments(corpus), 2, 3)
-    assert free["num_samples"] == 6
-    assert analyze(checkpoint, data_arguments(corpus, max_validation_documents=1), 2, 3) == free
-    other = analyze(checkpoint, data_arguments(corpus, corpus_seed=1), 2, 3)
-    assert other["metrics"] != free["metrics"]  # another sample of the nine
-
-
-def test_failed_write_keeps_the_old_file(checkpoint: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (checkpoint / "geometry.json").write_text("old")
-    monkeypatch.setattr("concept_encoder.eval.geometry.dimension_std", lambda concepts: np.array([np.nan]))
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        analyze(checkpoint, data_arguments(corpus), 1, 2)
-    assert (checkpoint / "geometry.json").read_text() == "old"
-    assert not list(checkpoint.glob(".geometry*"))
-
-
-def test_counts_below_one(checkpoint: Path, corpus: Path) -> None:
-    with pytest.raises(ValueError, match="num_batches must be at least 1, got 0"):
-        analyze(checkpoint, data_arguments(corpus), 0, 4)
-    with pytest.raises(ValueError, match="batch_size must be at least 1, got -1"):
-        analyze(checkpoint, data_arguments(corpus), 4, -1)
-
-
-def test_max_length_beyond_the_positions(checkpoint: Path, corpus: Path) -> None:
-    with pytest.raises(ValueError, match=r"max_length \(64\) exceeds .*max_position_embeddings \(48\).*--max_length"):
-        analyze(checkpoint, data_arguments(corpus, max_length=64), 1, 4)
-
-
-def test_checkpoint_of_another_architecture(tmp_path: Path) -> None:
-    config = BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
-    BertModel(config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="model_type 'bert'; only 'concept_encoder' can be analysed"):
-        load_encoder(tmp_path)
-
-
-def test_folder_without_config(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds no config\.json"):
-        load_encoder(tmp_path)
-
-
-def test_no_folder() -> None:
-    with pytest.raises(ValueError, match=r"must be a folder, got 'nowhere/at-all'; .*hf download"):
-        load_encoder("nowhere/at-all")
-
-
-def test_missing_encoder_weights(checkpoint: Path) -> None:
-    config = json.loads((checkpoint / "config.json").read_text())
-    (checkpoint / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
-    with pytest.raises(ValueError, match=r"lacks encoder weights \(.*layers\.2\."):
-        load_encoder(checkpoint)
-
-
-# --- command line ---
-
-
-def run_script(checkpoint: Path, *flags: str) -> None:
-    script.main([str(checkpoint), "--num_batches", "3", "--batch_size", "3", *flags])
-
-
-def test_script_takes_the_corpus_from_the_recipe(checkpoint: Path, corpus: Path, capsys) -> None:
-    recipe = {"model": {}, "data": {"dataset_name": str(corpus), "max_length": 24, "packing": "packed"}}
-    (checkpoint / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    run_script(checkpoint)
-    result = json.loads((checkpoint / "geometry.json").read_text())
-    assert result["corpus"]["dataset_name"] == str(corpus)
-    assert result["corpus"]["max_length"] == 24
-    printed = capsys.readouterr().out
-    assert f"9 documents of {corpus}" in printed
-    assert "global_effective_rank_normalized" in printed
-    assert "(fixed by the output LayerNorm)" in printed
-    assert printed.strip().endswith(f"Next: python scripts/report.py {checkpoint}")
-
-
-def test_flags_override_the_recipe(checkpoint: Path, corpus: Path, tmp_path: Path) -> None:
-    (checkpoint / "recipe.yaml").write_text(yaml.safe_dump({"data": {"dataset_name": "absent", "max_length": 24}}))
-    output = tmp_path / "other.json"
-    run_script(checkpoint, "--dataset_name", str(corpus), "--output", str(output))
-    assert json.loads(output.read_text())["corpus"]["max_length"] == 24
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--num_batches", "200"], "600 validation documents are needed"),
-        (["--batch_size", "0"], "batch_size must be at least 1, got 0"),
-    ],
-)
-def test_script_errors_are_one_line(checkpoint: Path, corpus: Path, capsys, flags: list[str], message: str) -> None:
-    with pytest.raises(SystemExit) as exit_info:
-        run_script(checkpoint, "--dataset_name", str(corpus), "--max_length", "40", *flags)
-    assert exit_info.value.code == 2
-    assert message in capsys.readouterr().err.splitlines()[-1]
-
-
-def test_script_rejects_unknown_recipe_fields(checkpoint: Path, capsys) -> None:
-    (checkpoint / "recipe.yaml").write_text(yaml.safe_dump({"data": {"datset_name": "x"}}))
-    with pytest.raises(SystemExit):
-        run_script(checkpoint)
-    assert "unknown data fields: datset_name. The known fields are: dataset_name" in capsys.readouterr().err
+def test_too_few_documents() -> None:
+    with pytest.raises(ValueError, match="need at least 8 of them, got 7"):
+        spectrum_section(layer_normed(7, 5, 16), layer_normed(7, 5, 16))

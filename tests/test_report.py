@@ -6,223 +6,61 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import markdown
-import numpy as np
 import pytest
-
-from concept_encoder.eval import report as report_module
-from concept_encoder.eval.findings import next_steps, sampling_interval, score_row
-from concept_encoder.eval.gates import Gate, GateResult
-from concept_encoder.eval.geometry import grade
-from concept_encoder.eval.report import (
-    REFERENCE_FILE,
-    build_report,
-    escape_markdown,
-    number,
-    render_html,
-    render_markdown,
-    summary_table,
-    write_report,
+from run_files import (
+    synthetic_finetune,
+    synthetic_geometry,
+    synthetic_ledger,
+    synthetic_pretrain,
+    synthetic_reading,
+    synthetic_similarity,
+    with_controls,
+    write_run,
+    write_synthetic_run,
 )
+
+from concept_encoder.eval import plots
+from concept_encoder.eval.reference_run import write_reference_run
+from concept_encoder.eval.report import build_report, read_reference, summary_table, write_report
+from concept_encoder.eval.report_figures import FIGURES
+from concept_encoder.eval.report_pages import escape_markdown, number, render_html, render_markdown
+from concept_encoder.eval.report_sections import IGNORED, PARTS
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "report.py"
 SHARED = Path(__file__).parents[2] / "shared"
-REFERENCE = json.loads(REFERENCE_FILE.read_text(encoding="utf-8"))
+REFERENCE = read_reference()
 HOSTILE = "<script>alert('x')</script> | `*_"
+STSB = synthetic_finetune("stsb", {"pearson": 0.8}, {"pearson": 0.0}, 1500)
+NOT_DRAWN: dict = {"singular_values": [], "similarity_matrix": [], "dimension_std": []}
 
 
-# -------------------------------------------------------------------------------------- a run folder, without training
-
-
-def synthetic_pretrain(steps: int = 600, corpus: str = "microworld") -> dict:
-    """A plausible pretrain.json: the loss falls from ln 400 to 0.9 nats."""
-    random = np.random.default_rng(0)
-    history = []
-    for step in range(0, steps + 1, 20):
-        share = step / steps
-        loss = 0.9 + 5.09 * np.exp(-5 * share) + 0.04 * random.normal()
-        norm = 0.3 + 4 * np.exp(-12 * share) + 0.05 * random.random()
-        rate = 1e-3 * min(step / 60, (1 + np.cos(np.pi * share)) / 2)
-        history.append({"step": step, "epoch": 3 * share, "loss": loss, "grad_norm": norm, "learning_rate": rate})
-        if step % 100 == 0:
-            bits = 1.2 + 7.4 * np.exp(-5 * share)
-            history.append({"step": step, "eval_loss": bits * np.log(2), "eval_nelbo_bits_per_token": bits})
-    grid = [(k + 0.5) / 10 for k in range(10)]
-    timesteps = [
-        {"timestep": t, "nll_bits": 0.9 + 0.8 * t**2, "accuracy": 0.83 - 0.2 * t**2, "tokens": round(9000 * t)}
-        for t in grid
-    ]
-    model = {"vocab_size": 400, "hidden_size": 64, "num_hidden_layers": 2, "num_concepts": 16}
-    return {
-        "kind": "pretrain",
-        "recipe": "microworld",
-        "model": {**model, "decoder_num_hidden_layers": 2, "decoder_context": "latent"},
-        "data": {"dataset_name": corpus, "tokenizer_name": None, "max_length": 64},
-        "objective": {"weighting": "elbo", "t_min": 0.0, "t_max": 1.0, "label_smoothing": 0.0},
-        "training": {
-            "learning_rate": 1e-3,
-            "lr_scheduler_type": "cosine",
-            "warmup_steps": 60,
-            "per_device_train_batch_size": 64,
-            "gradient_accumulation_steps": 1,
-            "world_size": 1,
-            "num_train_epochs": 3,
-            "max_steps": -1,
-            "seed": 0,
-            "bf16": False,
-        },
-        "parameters": {"total": 412_345, "encoder": 201_234, "trainable": 412_345},
-        "steps": steps,
-        "epochs": 3.0,
-        "train_seconds": 171.4,
-        "steps_per_second": 3.5,
-        "tokens_seen": 1_843_200,
-        "train_loss": [history[0]["loss"], 0.93],
-        "eval_loss": [5.96, 0.87],
-        "grad_norm_peak": 4.33,
-        "grad_norm_final": 0.32,
-        "log_history": history,
-        "evaluation": {"nelbo_bits_per_token": 1.25, "by_timestep": timesteps},
-        "environment": {"torch": "2.13.0", "transformers": "5.23.0", "device": "cpu"},
-    }
-
-
-def synthetic_geometry(concepts: int = 16, width: int = 64, corpus: str = "microworld") -> dict:
-    """A plausible geometry.json: concepts in four families."""
-    random = np.random.default_rng(1)
-    families = random.normal(size=(4, width))
-    vectors = families[random.integers(4, size=concepts)] + 0.8 * random.normal(size=(concepts, width))
-    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    values = np.linalg.svd(vectors, compute_uv=False)
-    rank = float(values.sum() / values[0])
-    attention = random.dirichlet(np.full(11, 0.2), size=concepts)
-    bound = min(concepts, width)
-    metrics = dict.fromkeys(REFERENCE["runs"][0]["geometry"], 0.5)
-    metrics.update(global_effective_rank=rank, global_effective_rank_normalized=rank / bound, isotropy=1.1e-9)
-    metrics.update(max_concept_similarity=0.97, mean_concept_norm=8.0)
-    return {
-        "kind": "geometry",
-        "checkpoint": "runs/sample",
-        "corpus": {"dataset_name": corpus},
-        "num_samples": 320,
-        "batch_size": 16,
-        "num_batches": 20,
-        "num_concepts": concepts,
-        "hidden_size": width,
-        "metrics": metrics,
-        "grades": {
-            "global_effective_rank_normalized": "OK",
-            "max_concept_similarity": "POOR",
-            "mean_concept_similarity": "GOOD",
-            "isotropy": "POOR",
-        },
-        "singular_values": values.tolist(),
-        "dimension_std": (0.8 + 0.1 * random.normal(size=width)).tolist(),
-        "similarity_matrix": (unit @ unit.T).round(3).tolist(),
-        "concept_attention": {
-            "tokens": "[CLS] the $red fox$ gave anna a coin yesterday . [SEP]".split(),
-            "weights": attention.round(4).tolist(),
-        },
-    }
-
-
-def synthetic_finetune(
-    task: str,
-    metrics: dict,
-    chance: dict,
-    examples: int,
-    protocol: str = "reference",
-    rule: str = "majority class",
-    epochs: int = 10,
-) -> dict:
-    return {
-        "kind": "finetune",
-        "task": task,
-        "protocol": protocol,
-        "split": "validation",
-        "metrics": metrics,
-        "primary_metric": next(iter(metrics)),
-        "chance": chance,
-        "chance_rule": rule,
-        "train_examples": 4000,
-        "validation_examples": examples,
-        "epochs": epochs,
-        "learning_rate": 1e-5,
-        "batch_size": 96,
-        "seed": 0,
-        "seconds": 12.5,
-        "head": "ConceptEncoderForSequenceClassificationPerceiver",
-        "newly_initialized": ["classifier.weight", "classifier.bias"],
-        "dropped": [],
-        "log_history": [],
-    }
-
-
-def write_run(folder: Path, pretrain: dict | None, geometry: dict | None, finetune: list[dict]) -> Path:
-    (folder / "finetune").mkdir(parents=True)
-    files = {"pretrain.json": pretrain, "geometry.json": geometry}
-    files |= {f"finetune/{run['task']}.{run['protocol']}.json": run for run in finetune}
-    for name, content in files.items():
-        if content is not None:
-            (folder / name).write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
-    return folder
-
-
-def write_synthetic_run(folder: Path, corpus: str = "microworld") -> Path:
-    finetune = [
-        synthetic_finetune("microworld_similarity", {"pearson": 0.61, "spearman": 0.58}, {"pearson": 0.0}, 1000),
-        synthetic_finetune(
-            "microworld_paraphrase", {"accuracy": 0.53, "f1": 0.64}, {"accuracy": 0.51, "f1": 0.67}, 1000
-        ),
-        synthetic_finetune("microworld_entailment", {"accuracy": 0.71}, {"accuracy": 0.345}, 1000),
-    ]
-    return write_run(folder, synthetic_pretrain(corpus=corpus), synthetic_geometry(corpus=corpus), finetune)
-
-
-def write_reference_run(folder: Path) -> Path:
-    """The reference run as if this package had written its files, as far as its figures go."""
-    run = REFERENCE["runs"][0]
-    training = run["training"]
-    pretrain = {
-        "kind": "pretrain",
-        "recipe": "diffusion_l2",
-        "model": run["model"],
-        "data": {name: training[name] for name in ("dataset_name", "tokenizer_name", "max_length")},
-        "objective": {name: training[name] for name in ("t_min", "t_max", "label_smoothing")},
-        "training": training,
-        "parameters": {},
-        "steps": 39000,
-        **{name: training[name] for name in ("train_loss", "eval_loss", "grad_norm_peak", "grad_norm_final")},
-        "evaluation": {},
-    }
-    geometry = {
-        "kind": "geometry",
-        "num_concepts": 128,
-        "hidden_size": 512,
-        "num_samples": run["geometry_samples"],
-        "corpus": {"dataset_name": training["dataset_name"]},
-        "metrics": run["geometry"],
-        "grades": grade(run["geometry"], 128, 512),
-        "singular_values": run["singular_values"],
-    }
-    finetune = []
-    for task, metrics in run["downstream"].items():
-        facts = REFERENCE["fine_tuning"][task]
-        options = {"rule": facts["chance_rule"], "epochs": facts["epochs"]}
-        finetune.append(synthetic_finetune(task, metrics, facts["chance"], facts["validation_examples"], **options))
-    return write_run(folder, pretrain, geometry, finetune)
+@pytest.fixture(scope="module", autouse=True)
+def coarse_figures():
+    """Figures as always but with few pixels, which take less time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "DPI", 50)
+        yield
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
-    """A synthetic run with its report written."""
+def other(tmp_path_factory) -> Path:
+    """A run whose decoder takes little through its concepts."""
+    return write_synthetic_run(tmp_path_factory.mktemp("runs") / "other_run", bits=0.31)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, other) -> Path:
+    """A synthetic run with its report written, another run beside."""
     folder = write_synthetic_run(tmp_path_factory.mktemp("runs") / "sample")
-    write_report(folder)
+    write_report(folder, other)
     return folder
 
 
 @pytest.fixture(scope="module")
 def reference_report(tmp_path_factory) -> dict:
-    return build_report(write_reference_run(tmp_path_factory.mktemp("runs") / "reference"))
+    folder = tmp_path_factory.mktemp("runs") / "reference"
+    write_reference_run(folder)
+    return build_report(folder)
 
 
 def read_json(path: Path) -> dict:
@@ -231,6 +69,11 @@ def read_json(path: Path) -> dict:
 
 def scores_of(report: dict) -> dict:
     return {f"{row['id']}/{score['id']}": score for row in report["downstream"] for score in row["scores"]}
+
+
+def verdicts_of(report: dict, gate_set: str) -> list[str]:
+    (rows,) = [row["rows"] for row in report["gates"] if row["id"] == gate_set]
+    return [row["verdict"] for row in rows]
 
 
 # ----------------------------------------------------------------------------------------------- the reference figures
@@ -261,10 +104,20 @@ def test_carried_reference_equals_the_reported_figures():
     assert downstream["perceiver_mlm_l6_via_decoder"] == {"mrpc": {"f1": 0.8273}, "stsb": {"pearson": 0.650}}
 
 
-def test_reference_run_fails_both_of_its_gates(reference_report):
-    assert [row["verdict"] for row in reference_report["gates"]] == ["FAIL", "FAIL"]
+def test_reference_run_fails_both_sets_of_gates(reference_report):
+    assert verdicts_of(reference_report, "gate_1") == ["FAIL", "FAIL"]
+    assert verdicts_of(reference_report, "strict") == ["INCONCLUSIVE", "INCONCLUSIVE", "FAIL", "INCONCLUSIVE"]
     assert reference_report["verdict"]["overall"] == "FAIL"
-    assert reference_report["verdict"]["headline"] == "2 of 2 gates failed."
+    headline = "Gate 1 of the reference: 2 of 2 gates failed. Strict gate: 1 of 4 gates failed."
+    assert reference_report["verdict"]["headline"] == headline
+
+
+def test_reference_scores_cannot_be_told_from_chance(reference_report):
+    assert reference_report["verdict"]["findings"][0] == (
+        "The downstream scores cannot be told from chance: mrpc.reference, paws.reference, sick_entailment.reference "
+        "and sick_relatedness.reference are at chance. Formally above it, with next to nothing explained: "
+        "stsb.reference (pearson 0.138 explains 1.9% of the variance)."
+    )
 
 
 def test_reference_scores_stand_beside_chance(reference_report):
@@ -275,10 +128,9 @@ def test_reference_scores_stand_beside_chance(reference_report):
         "paws.reference/accuracy": "not told from chance",
         "sick_entailment.reference/accuracy": "not told from chance",
         "sick_relatedness.reference/pearson": "not told from chance",
-        "stsb.reference/pearson": "above chance",
+        "stsb.reference/pearson": "above chance, formally",
     }
     assert scores_of(reference_report)["mrpc.reference/f1"]["margin"] == pytest.approx(-0.0122)
-    assert "stsb.reference (explains 1.9% of the variance)" in " ".join(reference_report["verdict"]["findings"])
 
 
 def test_reference_run_is_like_itself(reference_report):
@@ -291,24 +143,21 @@ def test_reference_run_is_like_itself(reference_report):
 
 
 def test_figures_need_their_data(reference_report):
-    assert [figure["id"] for figure in reference_report["figures"]] == ["singular_values", "downstream"]
+    assert [figure["id"] for figure in reference_report["figures"]] == ["singular_values", "scores"]
 
 
 # ----------------------------------------------------------------------------------------------------------- composing
 
 
-def test_report_has_every_section(run):
+def test_report_has_every_section(run, other):
     report = read_json(run / "report.json")
     assert report["kind"] == "report"
     assert report["run"]["name"] == "sample"
-    assert report["run"]["files"][:3] == [
-        "pretrain.json",
-        "geometry.json",
-        "finetune/microworld_entailment.reference.json",
-    ]
+    files = ["pretrain.json", "geometry.json", "ledger.json", "reading.json"]
+    assert report["run"]["files"][:5] == [*files, "finetune/microworld_entailment.reference.json"]
     assert report["missing"] == {}
-    assert {figure["id"] for figure in report["figures"]} == set(report_module.FIGURES)
-    assert report == build_report(run)
+    assert {figure["id"] for figure in report["figures"]} == set(FIGURES)
+    assert report == build_report(run, other)
     assert report["training"]["curves"]["loss"][0] == [0, pytest.approx(report["summary"][0]["value"], abs=6)]
     assert report["training"]["settings"]["texts per step"] == 64
 
@@ -319,22 +168,23 @@ def test_metrics_that_the_layer_norm_fixes_are_marked(run):
         assert rows[name]["by_construction"]
         assert "LayerNorm" in rows[name]["note"]
     assert not rows["mean_concept_similarity"]["by_construction"]
-    findings = read_json(run / "report.json")["verdict"]["findings"]
-    assert "1 GOOD, 1 OK, 1 POOR. Not counted, because fixed by construction: isotropy." in findings[0]
+    findings = " ".join(read_json(run / "report.json")["verdict"]["findings"])
+    assert "1 GOOD, 1 OK, 1 POOR. Not counted, because fixed by construction: isotropy." in findings
 
 
 def test_metrics_unknown_to_the_report_are_shown(tmp_path):
     geometry = synthetic_geometry()
     geometry["metrics"]["within_rankme"] = 9.5
     geometry["intervals"] = {"within_rankme": [9.0, 10.0]}
-    report = build_report(write_run(tmp_path / "run", None, geometry, []))
+    report = build_report(write_run(tmp_path / "run", geometry=geometry))
     row = report["geometry"]["metrics"][-1]
     assert (row["id"], row["group"], row["interval"]) == ("within_rankme", "other", [9.0, 10.0])
-    assert "9.000 to 10.000" in render_markdown(report)
+    assert "(9 to 10)" in render_markdown(report)
 
 
-def test_differences_from_the_reference_are_said(run):
-    lines = read_json(run / "report.json")["comparison"]["not_like_for_like"]
+def test_differences_from_the_reference_are_said(tmp_path):
+    report = build_report(write_run(tmp_path / "run", pretrain=synthetic_pretrain()))
+    lines = report["comparison"]["not_like_for_like"]
     assert [line.split(":")[0] for line in lines] == [
         "pretraining corpus",
         "tokenizer",
@@ -346,28 +196,174 @@ def test_differences_from_the_reference_are_said(run):
     assert lines[3] == "concepts C: 16 here, 128 in diffusion L2; compare normalised ranks only."
 
 
-@pytest.mark.parametrize("kept", ["pretrain", "geometry", "finetune"])
+FULL = {
+    "training": ("pretrain", synthetic_pretrain(), "pretrain.py"),
+    "geometry": ("geometry", synthetic_geometry(), "analyze.py"),
+    "ledger": ("ledger", synthetic_ledger(), "analyze.py"),
+    "reading": ("reading", synthetic_reading(), "analyze.py"),
+    "downstream": ("finetune", [STSB], "finetune.py"),
+    "similarity": ("similarity", [synthetic_similarity()], "similarity.py"),
+}
+
+
+@pytest.mark.parametrize("kept", FULL)
 def test_one_part_is_enough_and_the_others_are_named(kept, tmp_path):
-    pretrain = synthetic_pretrain() if kept == "pretrain" else None
-    geometry = synthetic_geometry() if kept == "geometry" else None
-    finetune = [synthetic_finetune("stsb", {"pearson": 0.8}, {"pearson": 0.0}, 1500)] if kept == "finetune" else []
-    report = build_report(write_run(tmp_path / "run", pretrain, geometry, finetune))
-    commands = {"pretrain": "pretrain.py", "geometry": "analyze.py", "finetune": "finetune.py"}
+    name, content, _ = FULL[kept]
+    report = build_report(write_run(tmp_path / "run", **{name: content}))
     steps = " ".join(step["do"] for step in report["next_steps"])
     page = render_markdown(report)
-    assert len(report["missing"]) == 2
-    for name, command in commands.items():
-        assert (f"scripts/{command}" in steps) == (name != kept)
-        assert (f"scripts/{command}" in page) == (name != kept)
-    verdicts = [row["verdict"] for row in report["gates"]]
-    assert (
-        verdicts
-        == {
-            "pretrain": ["INCONCLUSIVE", "INCONCLUSIVE"],
-            "geometry": ["PASS", "INCONCLUSIVE"],
-            "finetune": ["INCONCLUSIVE", "PASS"],
-        }[kept]
-    )
+    assert set(report["missing"]) == set(FULL) - {kept}
+    for part in report["missing"]:
+        command = f"scripts/{FULL[part][2]}"
+        assert PARTS[part].absent in report["verdict"]["findings"]
+        assert command in PARTS[part].command
+        assert command in steps
+        assert command in page
+    gates = {"geometry": ["PASS", "INCONCLUSIVE"], "downstream": ["INCONCLUSIVE", "PASS"]}
+    assert verdicts_of(report, "gate_1") == gates.get(kept, ["INCONCLUSIVE", "INCONCLUSIVE"])
+    strict = verdicts_of(report, "strict")
+    assert strict[:2] == (["PASS", "PASS"] if kept == "ledger" else ["INCONCLUSIVE", "INCONCLUSIVE"])
+
+
+def test_one_step_names_a_command_once(tmp_path):
+    report = build_report(write_run(tmp_path / "run", finetune=[STSB]))
+    steps = [step["do"] for step in report["next_steps"] if "analyze.py" in step["do"]]
+    assert len(steps) == 1
+
+
+@pytest.mark.parametrize(
+    ("protocols", "decided"),
+    [
+        ({"reference": 0.8, "quick": 0.9}, "reference"),
+        ({"tuned": 0.75, "reference": 0.2, "quick": 0.9}, "tuned"),
+        ({"quick": 0.9}, "quick"),
+    ],
+)
+def test_gates_take_the_best_justified_protocol(protocols, decided, tmp_path):
+    runs = [{**STSB, "protocol": name, "metrics": {"pearson": value}} for name, value in protocols.items()]
+    report = build_report(write_run(tmp_path / "run", finetune=runs))
+    for gate_set, position in (("gate_1", 1), ("strict", 2)):
+        (rows,) = [row["rows"] for row in report["gates"] if row["id"] == gate_set]
+        assert rows[position]["verdict"] == "PASS"
+        assert rows[position]["value"] == protocols[decided]
+        assert rows[position]["explanation"].endswith(f"by downstream/stsb.{decided}/scores/pearson")
+
+
+def test_strict_gate_compares_with_a_null_of_the_same_report(run):
+    (rows,) = [row["rows"] for row in read_json(run / "report.json")["gates"] if row["id"] == "strict"]
+    rank = rows[3]
+    assert (rank["threshold"], rank["verdict"]) == (0.5 * 14.6, "PASS")
+    assert rank["asks"] == ">= 0.5 × geometry/spectrum/views/within_centred/rankme/nulls/gaussian"
+
+
+def test_ledger_holds_the_differences(run):
+    ledger = read_json(run / "report.json")["ledger"]
+    for row in ledger["by_timestep"]:
+        assert row["bits_shuffled"] == pytest.approx(row["shuffled_nll_bits"] - row["true_nll_bits"])
+        assert row["bits_null"] == pytest.approx(row["null_nll_bits"] - row["true_nll_bits"])
+
+
+@pytest.mark.parametrize(("bits", "noted"), [(0.84, False), (0.02, True)])
+def test_bits_that_cannot_be_told_from_zero_are_not_divided(bits, noted, tmp_path):
+    report = build_report(write_run(tmp_path / "run", ledger=synthetic_ledger(bits=bits)))
+    assert (IGNORED in render_markdown(report)) == noted
+    words = "cannot be shown to read the concepts" if noted else "through the concepts; 9 of 16 concepts carry 90 %"
+    assert words in " ".join(report["verdict"]["findings"])
+
+
+def test_an_unmeasured_timestep_stays_unknown(tmp_path):
+    ledger = synthetic_ledger()
+    ledger["by_timestep"][0].update(true_nll_bits=None, tokens=0)
+    report = build_report(write_run(tmp_path / "run", ledger=ledger))
+    assert report["ledger"]["by_timestep"][0]["bits_shuffled"] is None
+    assert "| 0.05 | – |" in render_markdown(report)
+
+
+def test_most_read_concepts_are_chosen(run):
+    reading = read_json(run / "report.json")["reading"]
+    shares = [row["share_read"] for row in reading["concepts"]]
+    assert shares == sorted(shares, reverse=True)
+    assert [row["index"] for row in reading["chosen"]] == [row["index"] for row in reading["concepts"][:6]]
+    index = reading["chosen"][0]["index"]
+    assert [weight for _, weight in reading["chosen"][0]["tokens"]] == reading["example"]["encoder_weights"][index]
+
+
+def test_reading_without_a_decoder(tmp_path):
+    reading = synthetic_reading()
+    for row in reading["concepts"]:
+        row.update(share_read=None, read_by_entropy_bits=None)
+    reading["example"]["decoder_weights"] = None
+    folder = write_run(tmp_path / "run", reading=reading)
+    report = build_report(folder)
+    assert [figure["id"] for figure in report["figures"]] == ["encoder_attention"]
+    assert [row["index"] for row in report["reading"]["chosen"]] == list(range(6))
+
+
+def test_controls_and_published_lines_stand_beside_a_score(run):
+    report = read_json(run / "report.json")
+    task = next(row for row in report["downstream"] if row["id"] == "microworld_similarity.tuned")
+    twin = task["scores"][0]["controls"]["random_init"]
+    assert twin["value"] == pytest.approx(0.49)
+    assert (twin["difference"], twin["p_value"]) == (0.12, 0.012)
+    assert twin["difference_interval"] == pytest.approx([0.09, 0.15])
+    assert (task["learning_rate"], task["batch_size"], task["epochs"], task["seeds"]) == (3e-4, 32, 6, [0, 1, 2])
+    drawn = FIGURES["scores"].data(report)["groups"]
+    labels = next([row["label"] for row in group["rows"]] for group in drawn if "similarity.tuned" in group["label"])
+    assert labels == ["this run", "other_run", "bag of tokens", "random-init twin", "BERT-Tiny"]
+    for page in ("report.md", "report.html"):
+        assert "not comparable" in (run / page).read_text(encoding="utf-8")
+
+
+def test_undefined_scores_and_differences_are_shown_as_such(tmp_path):
+    task = with_controls(STSB, 0.1, 0.1)
+    task["metrics"], task["intervals"] = {"pearson": None}, {"pearson": None}
+    task["at_chance"] = {"pearson": True}
+    for control in task["controls"].values():
+        control["paired"] = {"pearson": {"difference": None, "interval": None, "p_value": None}}
+    folder = write_run(tmp_path / "run", finetune=[task])
+    report = write_report(folder)
+    assert report["downstream"][0]["verdict"] == "at or below chance"
+    assert "twin" not in " ".join(report["verdict"]["findings"])
+
+
+def test_frozen_scores_stand_beside_the_twin(run):
+    (task,) = read_json(run / "report.json")["similarity"]
+    rows = {(row["method"], row["metric"]): row for row in task["rows"]}
+    assert rows["cosine, mean whitened", "pearson"]["value"] == pytest.approx(0.43)
+    assert rows["cosine, mean whitened", "pearson"]["random_init"]["value"] == pytest.approx(0.3)
+    assert rows["linear probe", "pearson"]["random_init"]["difference"] == 0.13
+    assert rows["cosine, mean", "spearman"]["value"] is None
+    assert not any("description" in metric for _, metric in rows)
+
+
+def test_another_run_is_laid_beside(run, other):
+    report = read_json(run / "report.json")
+    assert set(report["other"]) == set(report)
+    assert report["other"]["run"]["name"] == "other_run"
+    assert report["other"]["other"] is None
+    assert {**build_report(other), "figures": []} == report["other"]
+    assert report["comparison"]["geometry"]["runs"][:3] == ["this run", "other_run", "diffusion L2"]
+    assert not (other / "report.json").exists()
+    for page, ledger in (("report.md", "0.31 (0.26 to 0.36)"), ("report.html", "0.260 to 0.360")):
+        text = (run / page).read_text(encoding="utf-8")
+        assert text.count("other_run") + text.count("other\\_run") > 8
+        assert ledger in text
+
+
+def test_runs_with_other_parts_lie_beside_each_other(tmp_path):
+    one = write_run(tmp_path / "one", finetune=[STSB])
+    geometry = {**synthetic_geometry(), **NOT_DRAWN}
+    two = write_run(tmp_path / "two", geometry=geometry, ledger=synthetic_ledger(concepts=4))
+    for first, second in ((one, two), (two, one)):
+        report = {**build_report(first, second), "figures": []}
+        for page in (render_markdown(report), render_html(report, first)):
+            assert f"beside {second.name}" in page or f"with {second.name}" in page
+
+
+def test_a_run_is_not_laid_beside_itself(tmp_path):
+    folder = write_run(tmp_path / "run", finetune=[STSB])
+    with pytest.raises(ValueError, match="the two runs to compare are the same folder"):
+        build_report(folder, tmp_path / "run" / ".." / "run")
 
 
 def test_missing_folder(tmp_path):
@@ -376,7 +372,7 @@ def test_missing_folder(tmp_path):
 
 
 def test_folder_without_results(tmp_path):
-    with pytest.raises(ValueError, match=r"holds no results \(pretrain.json, geometry.json, finetune/\*.json\)"):
+    with pytest.raises(ValueError, match=r"holds no results \(pretrain.json, geometry.json, ledger.json"):
         write_report(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -399,103 +395,6 @@ def test_bad_result_file(text, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         write_report(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["geometry.json"]
-
-
-# ------------------------------------------------------------------------------------------------------ against chance
-
-
-@pytest.mark.parametrize(
-    ("metric", "value", "chance", "examples", "verdict"),
-    [
-        ("accuracy", 0.70, 0.68, 100, "not told from chance"),
-        ("accuracy", 0.70, 0.68, 100_000, "above chance"),
-        ("accuracy", 0.68, 0.68, 100, "at or below chance"),
-        ("accuracy", 0.70, 0.68, None, "above chance"),
-        ("pearson", 0.06, 0.0, 495, "not told from chance"),
-        ("pearson", None, 0.0, 495, "at or below chance"),
-        ("f1", 0.82, 0.81, 408, "above chance"),
-        ("f1", 0.82, None, 408, "no chance level"),
-    ],
-)
-def test_score_against_chance(metric, value, chance, examples, verdict):
-    assert score_row(metric, value, chance, examples)["verdict"] == verdict
-
-
-def test_a_measured_interval_wins():
-    row = score_row("accuracy", 0.7, 0.68, 100_000, interval=[0.6, 0.8])
-    assert (row["verdict"], row["interval"], row["interval_rule"]) == (
-        "not told from chance",
-        [0.6, 0.8],
-        "as measured",
-    )
-
-
-def test_score_without_interval_says_so():
-    assert score_row("f1", 0.9, 0.8, 408)["note"] == "by the point value, no interval"
-
-
-def test_wilson_interval_by_hand():
-    n, p, z = 408, 281 / 408, 1.959964
-    centre, half = (p + z * z / 2 / n), z * np.sqrt(p * (1 - p) / n + z * z / 4 / n**2)
-    interval, rule = sampling_interval("accuracy", p, n)
-    assert interval == pytest.approx([(centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)], abs=1e-6)
-    assert rule == "95 %, Wilson, 408 examples"
-
-
-def test_correlation_interval_covers():
-    """Of 400 samples with correlation 0.5, about 95 % have it in their interval."""
-    random = np.random.default_rng(0)
-    covered = 0
-    for _ in range(400):
-        x, noise = random.normal(size=(2, 80))
-        value = float(np.corrcoef(x, 0.5 * x + np.sqrt(0.75) * noise)[0, 1])
-        (low, high), _ = sampling_interval("pearson", value, 80)
-        covered += low <= 0.5 <= high
-    assert 0.92 < covered / 400 < 0.98
-
-
-@pytest.mark.parametrize(
-    ("metric", "value", "examples"), [("f1", 0.5, 100), ("pearson", 1.0, 100), ("pearson", 0.5, 3)]
-)
-def test_no_interval_without_a_formula(metric, value, examples):
-    assert sampling_interval(metric, value, examples) == (None, None)
-
-
-# ---------------------------------------------------------------------------------------------------------- next steps
-
-
-def rules_of(report: dict, *verdicts: str) -> list[str]:
-    gate = Gate("rank", "geometry/metrics/global_effective_rank_normalized", ">", 0.2, "because", "us")
-    results = [GateResult(gate, 0.1, None, verdict, "stated") for verdict in verdicts]
-    return [step["rule"] for step in next_steps(report, results)]
-
-
-def test_next_steps_follow_the_figures(run):
-    report = read_json(run / "report.json")
-    report["training"]["curves"]["eval_nelbo_bits_per_token"] = [[0, 8.0], [1, 2.0], [2, 1.999]]
-    assert rules_of(report, "PASS") == ["duplicates", "at chance", "no twin", "all pass"]
-    assert rules_of(report, "FAIL") == ["low rank", "duplicates", "at chance", "no twin"]
-
-    report["training"]["curves"]["eval_nelbo_bits_per_token"] = [[0, 8.0], [1, 2.0], [2, 1.5]]
-    assert rules_of(report, "PASS")[0] == "still falling"
-    report["training"]["curves"]["eval_loss"] = [[0, 5.0], [1, 1.0], [2, 1.5]]
-    assert rules_of(report, "PASS")[0] == "loss rose again"
-    for row in report["geometry"]["metrics"]:
-        row["value"] = 0.1
-    for row in report["downstream"]:
-        row["verdict"] = "above chance"
-    assert rules_of(report, "INCONCLUSIVE") == ["loss rose again", "still falling", "no twin", "undecided gate"]
-
-
-@pytest.mark.parametrize(("context", "advice"), [("none", "decoder_context="), ("latent", "context layer")])
-def test_flat_loss_by_timestep_is_noticed(run, context, advice):
-    report = read_json(run / "report.json")
-    report["settings"]["decoder_context"] = context
-    for row in report["training"]["by_timestep"]:
-        row["nll_bits"] = 1.5 + row["timestep"] / 100
-    steps = {step["rule"]: step for step in next_steps(report, [])}
-    assert advice in steps["flat in time"]["do"]
-    assert "1.5 to 1.51 bits" in steps["flat in time"]["because"]
 
 
 # ----------------------------------------------------------------------------------------------------------- rendering
@@ -534,7 +433,7 @@ def test_html_is_one_well_formed_file(run):
     assert page.open == []
     assert "script" not in page.tags
     assert "link" not in page.tags
-    assert len(page.sources) == 2 * len(report_module.FIGURES)
+    assert len(page.sources) == 2 * len(FIGURES)
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
     assert {link.removeprefix("#") for link in page.links if link} <= page.ids
     assert "http" not in text.replace("http-equiv", "")
@@ -571,14 +470,14 @@ def test_markdown_tables_are_whole(run):
         tables += width is None
         assert width in (None, cells), line
         width = cells
-    assert tables == 12
+    assert tables == 24
     html = markdown.markdown("\n".join(lines), extensions=["tables"])
     assert Page(html).tags.count("table") == tables
 
 
 def test_markdown_names_the_figures_that_exist(run):
     text = (run / "report.md").read_text(encoding="utf-8")
-    for name in report_module.FIGURES:
+    for name in FIGURES:
         assert f"](figures/{name}.png)" in text
         assert (run / "figures" / f"{name}.png").is_file()
     headings = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
@@ -586,10 +485,13 @@ def test_markdown_names_the_figures_that_exist(run):
         "Training",
         "Collapse",
         "Diversity",
-        "Singular values",
+        "Spectrum against its nulls",
         "Dimension use",
-        "Comparison with the reference runs",
+        "Concept ledger",
+        "What concepts read",
+        "Comparison with other\\_run and the reference runs",
         "Downstream",
+        "Frozen concepts",
         "Gates",
         "Next steps",
         "Raw JSON",
@@ -633,17 +535,56 @@ def test_escape_markdown():
 
 
 def test_command_prints_the_results(tmp_path, capsys):
-    run = write_run(
-        tmp_path / "run", None, None, [synthetic_finetune("stsb", {"pearson": 0.8}, {"pearson": 0.0}, 1500)]
-    )
+    run = write_run(tmp_path / "run", finetune=[STSB])
     runpy.run_path(str(SCRIPT))["main"]([str(run)])
     printed = capsys.readouterr().out
-    assert printed.startswith("INCONCLUSIVE: 1 of 2 gates could not be decided.")
-    for words in ("tasks above chance", "chance 0.000  above chance", "gate: STS-B Pearson", "PASS"):
+    assert printed.startswith("INCONCLUSIVE: Gate 1 of the reference: 1 of 2 gates could not be decided.")
+    for words in ("tasks above chance", "chance 0.000  above chance", "gate_1: STS-B Pearson", "PASS"):
         assert words in printed
     for name in ("report.html", "report.md", "report.json"):
         assert f"Written: {run / name}" in printed
         assert (run / name).is_file()
+
+
+@pytest.mark.parametrize(
+    ("gate", "pearson", "code"),
+    [("gate_1", 0.8, 0), ("gate_1", 0.2, 1), ("gate_1", 0.7, 2), ("strict", 0.8, 2), ("strict", 0.2, 1)],
+)
+def test_exit_code_is_the_verdict_of_the_named_gate(gate, pearson, code, tmp_path):
+    task = {**STSB, "metrics": {"pearson": pearson}}
+    run = write_run(tmp_path / "run", geometry={**synthetic_geometry(), **NOT_DRAWN}, finetune=[task])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(SCRIPT))["main"]([str(run), "--gate", gate])
+    assert stop.value.code == code
+
+
+def test_unknown_gate_is_refused_with_the_known_ones(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(SCRIPT))["main"]([str(tmp_path), "--gate", "loose"])
+    assert stop.value.code == 2
+    assert "gate_1" in capsys.readouterr().err
+
+
+def test_command_judges_the_reference(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(SCRIPT))["main"](["--reference", str(tmp_path / "reference"), "--gate", "gate_1"])
+    printed = capsys.readouterr().out
+    assert stop.value.code == 1
+    assert "The downstream scores cannot be told from chance: mrpc.reference, paws.reference" in printed
+    assert "explains 1.9% of the variance" in printed
+    assert (tmp_path / "reference" / "report.html").is_file()
+
+
+def test_reference_is_not_written_over_a_run(tmp_path, capsys):
+    run = write_run(tmp_path / "run", pretrain=synthetic_pretrain())
+    before = (run / "pretrain.json").read_bytes()
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(SCRIPT))["main"](["--reference", str(run)])
+    assert stop.value.code == 2
+    assert "holds another run's pretrain.json; give a new folder" in capsys.readouterr().err
+    assert (run / "pretrain.json").read_bytes() == before
+    write_reference_run(tmp_path / "again")
+    write_reference_run(tmp_path / "again")
 
 
 def test_command_refuses_in_one_line(tmp_path, capsys):

@@ -6,6 +6,14 @@ from .concept_spectrum import (
     bootstrap_intervals,
     gaussian_null,
     spectrum_metrics,
+    static_slots_null,
 )
 
-__all__ = ["ConceptSpectrum", "SpectrumAccumulator", "bootstrap_intervals", "gaussian_null", "spectrum_metrics"]
+__all__ = [
+    "ConceptSpectrum",
+    "SpectrumAccumulator",
+    "bootstrap_intervals",
+    "gaussian_null",
+    "spectrum_metrics",
+    "static_slots_null",
+]

@@ -38,7 +38,7 @@ ENERGY = 0.95
 DUPLICATE_COSINE = 0.95
 RELATIVE_ZERO = 1e-12  # share of the uncentred energy below which a squared length is float32 noise
 PAIR_DOCUMENTS = 256  # pairs across documents are those among the first so many: all pairs would be S^2
-INTERVAL_CONCEPTS = 16  # across view: concepts, evenly spaced, whose mean shows the spread over resamples
+INTERVAL_CONCEPTS = 8  # across view: concepts, evenly spaced, whose mean shows the spread over resamples
 CHUNK = 16  # documents at work at a time
 
 _DESCRIPTION = (
@@ -58,7 +58,8 @@ class SpectrumAccumulator:
     """All figures over a stream of documents, in memory that does not grow with their vectors.
 
     Exact: running means and scatter matrices (Chan et al. 1979) for the template and across views, one value per
-    document for the within views. Holds C * D^2 doubles, 256 documents and 12 floats per document.
+    document for the within views. Holds at most C * D^2 doubles, C * D floats of the latest max(D, 256) documents and
+    of the first 256, and 12 doubles per document.
 
     Args:
         normal: (D,) direction that the output LayerNorm removes: 1 / weight of that LayerNorm. `None`: the ones
@@ -70,6 +71,8 @@ class SpectrumAccumulator:
         self._count = 0
         self._within: list[np.ndarray] = []
         self._kept: list[np.ndarray] = []
+        self._block: list[np.ndarray] = []
+        self._scatter: np.ndarray | None = None
 
     def update(self, concepts: np.ndarray) -> None:
         """Add documents, (b, C, D) float.
@@ -79,66 +82,99 @@ class SpectrumAccumulator:
         """
         concepts = _checked(concepts)
         if self._count == 0:
-            num_concepts, hidden_size = concepts.shape[1:]
+            _, num_concepts, hidden_size = concepts.shape
             self._unit_normal = _unit_normal(self._normal, hidden_size)
             self._mean = np.zeros((num_concepts, hidden_size))
             self._energy = np.zeros(num_concepts)
-            self._scatter = np.zeros((num_concepts, hidden_size, hidden_size))
+            self._folded = 0
         elif concepts.shape[1:] != self._mean.shape:
             raise ValueError(
                 f"every batch must hold {self._mean.shape} (concepts, hidden size), got {concepts.shape[1:]}"
             )
         for batch in _chunks(concepts):
-            self._add(batch)
+            # Folded just before a document too many: up to D documents, their own Gram matrix is the smaller one.
+            if sum(map(len, self._block)) + len(batch) > max(concepts.shape[-1], PAIR_DOCUMENTS):
+                self._fold()
+            kept = sum(map(len, self._kept))
+            if kept < PAIR_DOCUMENTS:
+                self._kept.append(batch[: PAIR_DOCUMENTS - kept].astype(np.float32))
+            self._block.append(np.array(batch))
+            self._within.append(_within_values(batch, self._unit_normal))
+            self._count += len(batch)
 
-    def _add(self, batch: np.ndarray) -> None:
-        kept = sum(map(len, self._kept))
-        if kept < PAIR_DOCUMENTS:
-            self._kept.append(batch[: PAIR_DOCUMENTS - kept].astype(np.float32))
-        self._within.append(_within_values(batch, self._unit_normal))
-        size, total = len(batch), self._count + len(batch)
-        mean = batch.mean(axis=0)  # (C, D)
-        shift = mean - self._mean
-        # one more row makes the scatter about the old and the new mean add up
-        bridge = shift * np.sqrt(self._count * size / total)
-        rows = np.concatenate([batch - mean, bridge[None]])  # (b + 1, C, D)
+    def _fold(self) -> None:
+        """Move the waiting documents into running mean and scatter."""
+        if not self._block:
+            return
+        block = np.concatenate(self._block)
+        self._block = []
+        if self._scatter is None:
+            num_concepts, hidden_size = self._mean.shape
+            self._scatter = np.zeros((num_concepts, hidden_size, hidden_size))
+        size, total = len(block), self._folded + len(block)
         for c, scatter in enumerate(self._scatter):
-            scatter += rows[:, c].T @ rows[:, c]
-        self._energy += np.square(batch).sum(axis=(0, 2))
-        self._mean += shift * (size / total)
-        self._count = total
+            rows = block[:, c].astype(np.float64)
+            mean = rows.mean(axis=0)
+            shift = mean - self._mean[c]
+            # one more row makes the scatter about the old and the new mean add up
+            rows = np.concatenate([rows - mean, shift[None] * np.sqrt(self._folded * size / total)])
+            scatter += rows.T @ rows
+            self._energy[c] += np.square(block[:, c], dtype=np.float64).sum()
+            self._mean[c] += shift * (size / total)
+        self._folded = total
 
     def result(self) -> dict[str, float]:
         """The figures so far: `{view}_{metric}` and `content_share`.
 
-        `content_share` is mean_c tr Cov_b(Z_bc) / tr Cov_bc(Z), the share in [0, 1] of the variance of all vectors
-        that depends on the document; the rest is the template.
+        `content_share` is the share in [0, 1] of the variance of all S * C vectors that depends on the document, the
+        mean over concepts of tr Cov_b(Z_bc) over tr Cov_bc(Z); the rest is the template.
+
+        Differs: the sum over concepts in place of the mean, as the share is sometimes written, is C times as large,
+        because Cov_bc already averages over the C concepts; it would reach C.
 
         Raises:
             ValueError: fewer than two documents.
         """
         if self._count < 2:
             raise ValueError(f"figures across documents need at least 2 of them, got {self._count}")
-        template = _matrix_values(self._mean[None], self._mean[None], self._unit_normal)[0]
+        if self._scatter is None and self._count <= self._mean.shape[1]:
+            block = np.concatenate(self._block)
+            mean = block.mean(axis=0, dtype=np.float64)
+            across, content = self._across_block(block)
+        else:
+            self._fold()
+            mean = self._mean
+            across, content = self._across_scatter()
         within = np.concatenate(self._within).mean(axis=0)
-        values = [template, *np.split(within, 2), self._across()]
+        values = [_matrix_values(mean[None], self._unit_normal)[0, : len(METRICS)], *np.split(within, 2), across]
         figures = {
             f"{view}_{metric}": float(value)
             for view, row in zip(VIEWS, values, strict=True)
             for metric, value in zip(METRICS, row, strict=True)
         }
-        content = np.trace(self._scatter, axis1=1, axis2=2).sum() / self._count
-        return {**figures, "content_share": _share(content, np.square(self._mean - self._mean.mean(axis=0)).sum())}
+        between = np.square(mean - mean.mean(axis=0)).sum()
+        return {**figures, "content_share": _share(content / self._count, between)}
 
-    def _across(self) -> np.ndarray:
-        kept = np.concatenate(self._kept).astype(np.float64)
+    def _across_block(self, block: np.ndarray) -> tuple[np.ndarray, float]:
+        """Across figures and the sum of squares about the means, of documents that are all at hand."""
+        kept = np.concatenate(self._kept)
+        rows, content = [], 0.0
+        for c in range(block.shape[1]):
+            spectral, trace = _weighted_spectral(block[:, c].astype(np.float64), None, self._unit_normal)
+            rows.append(np.hstack([spectral, _pair_values(_cosines(kept[:, c].astype(np.float64)))]))
+            content += trace
+        return np.mean(rows, axis=0), content
+
+    def _across_scatter(self) -> tuple[np.ndarray, float]:
+        assert self._scatter is not None
+        kept = np.concatenate(self._kept)
         rows = []
         for c, scatter in enumerate(self._scatter):
             projected = _project(_project(scatter, self._unit_normal).T, self._unit_normal)
             spectral = _spectral_values(np.linalg.eigvalsh(scatter), self._energy[c])
             isoscore = _isoscore(np.trace(projected), np.square(projected).sum(), self._energy[c], len(scatter))
-            rows.append(np.hstack([spectral, isoscore, _pair_values(_unit(kept[:, c]))]))
-        return np.mean(rows, axis=0)
+            rows.append(np.hstack([spectral, isoscore, _pair_values(_cosines(kept[:, c].astype(np.float64)))]))
+        return np.mean(rows, axis=0), float(np.trace(self._scatter, axis1=1, axis2=2).sum())
 
 
 def spectrum_metrics(concepts: np.ndarray, normal: np.ndarray | None = None) -> dict[str, float]:
@@ -173,6 +209,28 @@ def gaussian_null(num_documents: int, num_concepts: int, hidden_size: int, seed:
     return accumulator.result()
 
 
+def static_slots_null(concepts: np.ndarray, normal: np.ndarray | None = None) -> dict[str, float | None]:
+    """The figures of concepts that do not depend on the input: every document gets the mean matrix, the template.
+
+    What remains of a figure when nothing is said about the document. The template view equals its own null by
+    definition, so it cannot tell a live encoder from a dead one. The across view has none (`None`): without any
+    spread over documents there is no spectrum. The content share is 0.
+
+    Args:
+        concepts: (S, C, D) float.
+        normal: as for `SpectrumAccumulator`.
+
+    Raises:
+        ValueError: as `SpectrumAccumulator.update`.
+    """
+    template = _checked(concepts).mean(axis=0, dtype=np.float64)
+    raw, centred = np.split(_matrix_values(template[None], _unit_normal(normal, template.shape[1]))[0], 2)
+    figures: dict[str, float | None] = {f"{view}_{metric}": None for view in VIEWS for metric in METRICS}
+    for view, row in (("template", raw), ("within_raw", raw), ("within_centred", centred)):
+        figures |= {f"{view}_{metric}": float(value) for metric, value in zip(METRICS, row, strict=True)}
+    return {**figures, "content_share": 0.0}
+
+
 def bootstrap_intervals(
     concepts: np.ndarray,
     seed: int,
@@ -184,7 +242,7 @@ def bootstrap_intervals(
 
     Percentiles of the resampled figures, moved so that their mean lies on the value: resamples repeat documents, which
     lowers ranks across documents by itself, so only the spread is taken. A document is never paired with its own copy.
-    The across view's spread is that of the mean over 16 concepts, or all if fewer; its pairs are of the first 256
+    The across view's spread is that of the mean over 8 concepts, or all if fewer; its pairs are of the first 256
     documents. Deterministic for a seed.
 
     Args:
@@ -227,7 +285,7 @@ def _resampled_template(
     template, share = [], []
     for part in _chunks(counts):
         means = (part @ flat / len(flat)).reshape(len(part), *concepts.shape[1:])  # (r, C, D)
-        template.append(_matrix_values(means, means, unit_normal))
+        template.append(_matrix_values(means, unit_normal)[:, : len(METRICS)])
         content = part @ energy / len(flat) - np.square(means).sum(axis=(1, 2))
         between = np.square(means - means.mean(axis=1, keepdims=True)).sum(axis=(1, 2))
         share += [_share(*pair) for pair in zip(content, between, strict=True)]
@@ -242,54 +300,66 @@ def _resampled_across(concepts: np.ndarray, counts: np.ndarray, unit_normal: np.
     total = np.zeros((len(counts), len(METRICS)))
     for c in chosen:
         rows = concepts[:, c].astype(np.float64)  # (S, D)
-        spectral = np.stack([_weighted_spectral(rows, drawn, unit_normal) for drawn in counts])
-        cosines = _unit(rows[:PAIR_DOCUMENTS]) @ _unit(rows[:PAIR_DOCUMENTS]).T
-        total += np.hstack([spectral, _weighted_pairs(cosines, pair_counts)])
+        spectral = np.stack([_weighted_spectral(rows, drawn, unit_normal)[0] for drawn in counts])
+        total += np.hstack([spectral, _weighted_pairs(_cosines(rows[:PAIR_DOCUMENTS]), pair_counts)])
     return total / len(chosen)
 
 
-def _weighted_spectral(rows: np.ndarray, counts: np.ndarray, unit_normal: np.ndarray) -> np.ndarray:
-    """Spectral figures (4,) of rows (S, D) repeated by counts (S,), about their mean."""
-    drawn = counts > 0  # about 63 % of the documents: a quarter of the work
-    rows, counts = rows[drawn], counts[drawn]
-    centred = (rows - counts @ rows / counts.sum()) * np.sqrt(counts)[:, None]  # scatter = centred' centred
-    gram = _small_gram(centred)
-    energy = counts @ np.square(rows).sum(axis=1)
+def _weighted_spectral(
+    rows: np.ndarray, counts: np.ndarray | None, unit_normal: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """Spectral figures (4,) of rows (S, D) repeated by counts (S,), about their mean; sum of squares about it."""
+    if counts is None:
+        centred = rows - rows.mean(axis=0)
+        energy = np.square(rows).sum()
+    else:
+        drawn = counts > 0  # about 63 % of the documents: a quarter of the work
+        rows, counts = rows[drawn], counts[drawn]
+        centred = (rows - counts @ rows / counts.sum()) * np.sqrt(counts)[:, None]  # scatter = centred' centred
+        energy = counts @ np.square(rows).sum(axis=1)
+    gram = centred @ centred.T if len(centred) <= centred.shape[1] else centred.T @ centred
     along = centred @ unit_normal  # what projecting the normal out takes from trace and Frobenius norm
     trace = np.trace(gram) - along @ along
     squared_norm = np.square(gram).sum() - 2 * np.square(along @ centred).sum() + (along @ along) ** 2
     isoscore = _isoscore(trace, squared_norm, energy, rows.shape[1])
-    return np.hstack([_spectral_values(np.linalg.eigvalsh(gram), energy), isoscore])
+    return np.hstack([_spectral_values(np.linalg.eigvalsh(gram), energy), isoscore]), float(np.trace(gram))
 
 
 def _weighted_pairs(cosines: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Pair figures (R, 2) of documents repeated by counts (R, n); a document and its copy are no pair."""
     off_diagonal = ~np.eye(len(cosines), dtype=bool)
-    pairs = np.einsum("rn,nm,rm->r", counts, off_diagonal.astype(np.float64), counts, optimize=True)
-    if not pairs.all():
-        raise ValueError(f"{len(cosines)} documents are too few to resample pairs of them; give more")
     kernel, near = np.exp(-4 * (1 - cosines)) * off_diagonal, (cosines > DUPLICATE_COSINE) & off_diagonal
     sums = [
-        np.einsum("rn,nm,rm->r", counts, matrix.astype(np.float64), counts, optimize=True) for matrix in (kernel, near)
+        np.einsum("rn,rn->r", counts @ matrix.astype(np.float64), counts) for matrix in (off_diagonal, kernel, near)
     ]
-    return np.stack([np.log(sums[0] / pairs), sums[1] / pairs], axis=1)
+    if not sums[0].all():
+        raise ValueError(f"{len(cosines)} documents are too few to resample pairs of them; give more")
+    return np.stack([np.log(sums[1] / sums[0]), sums[2] / sums[0]], axis=1)
 
 
 def _within_values(batch: np.ndarray, unit_normal: np.ndarray) -> np.ndarray:
     """Figures (b, 12) of each document: six raw, six centred."""
-    batch = batch.astype(np.float64)
-    centred = batch - batch.mean(axis=1, keepdims=True)
-    return np.hstack([_matrix_values(batch, batch, unit_normal), _matrix_values(centred, batch, unit_normal)])
+    return _matrix_values(batch.astype(np.float64), unit_normal)
 
 
-def _matrix_values(matrices: np.ndarray, raw: np.ndarray, unit_normal: np.ndarray) -> np.ndarray:
-    """Figures (b, 6) of matrices (b, n, D); `raw`, before any centring, says what counts as zero."""
-    energy = np.square(raw).sum(axis=(1, 2))
-    spectral = _spectral_values(np.linalg.eigvalsh(_small_gram(matrices)), energy)
-    projected = _small_gram(_project(matrices - matrices.mean(axis=1, keepdims=True), unit_normal))
-    isoscore = _isoscore(_trace(projected), np.square(projected).sum(axis=(1, 2)), energy, matrices.shape[-1])
-    floor = np.sqrt(RELATIVE_ZERO * energy / matrices.shape[1])[:, None, None]
-    return np.hstack([spectral, isoscore[:, None], _pair_values(_unit(matrices, floor))])
+def _matrix_values(matrices: np.ndarray, unit_normal: np.ndarray) -> np.ndarray:
+    """Figures (b, 12) of matrices (b, n, D): six as they are, six less their mean row; one product gives them all."""
+    hidden_size = matrices.shape[-1]
+    gram = matrices @ np.swapaxes(matrices, -1, -2)  # (b, n, n)
+    centred = _centred(_centred(gram).swapaxes(-1, -2))
+    energy = np.trace(gram, axis1=-2, axis2=-1)
+    along = _centred((matrices @ unit_normal)[..., None])[..., 0]  # (b, n)
+    squared = np.square(along).sum(axis=-1)
+    trace = np.trace(centred, axis1=-2, axis2=-1) - squared
+    crossed = np.einsum("bn,bnm,bm->b", along, centred, along)
+    squared_norm = np.square(centred).sum(axis=(1, 2)) - 2 * crossed + squared**2
+    isoscore = _isoscore(trace, squared_norm, energy, hidden_size)[:, None]
+    floor = RELATIVE_ZERO * energy / matrices.shape[1]
+    columns = []
+    for square in (gram, centred):
+        eigenvalues = np.linalg.eigvalsh(square)
+        columns += [_spectral_values(eigenvalues, energy), isoscore, _pair_values(_gram_cosines(square, floor))]
+    return np.hstack(columns)
 
 
 def _spectral_values(eigenvalues: np.ndarray, energy: np.ndarray) -> np.ndarray:
@@ -325,22 +395,26 @@ def _isoscore(trace: np.ndarray, squared_norm: np.ndarray, energy: np.ndarray, h
     return np.where(nonzero, (participation - 1) / (hidden_size - 2), 0)
 
 
-def _pair_values(unit: np.ndarray) -> np.ndarray:
-    """uniformity and duplicate share (..., 2) over pairs of unit vectors (..., n, D)."""
-    cosines = unit @ np.swapaxes(unit, -1, -2)
-    cosines = cosines[..., ~np.eye(unit.shape[-2], dtype=bool)]
+def _pair_values(cosines: np.ndarray) -> np.ndarray:
+    """uniformity and duplicate share (..., 2) of matrices of cosines (..., n, n), diagonal left out."""
+    cosines = cosines[..., ~np.eye(cosines.shape[-1], dtype=bool)]
     uniformity = np.log(np.exp(-4 * (1 - cosines)).mean(axis=-1))  # |u - v|^2 = 2 - 2 cos
     return np.stack([uniformity, (cosines > DUPLICATE_COSINE).mean(axis=-1)], axis=-1)
 
 
-def _small_gram(matrices: np.ndarray) -> np.ndarray:
-    """Gram matrix over the shorter side of matrices (..., n, D): the same eigenvalues but for zeros."""
-    transposed = np.swapaxes(matrices, -1, -2)
-    return matrices @ transposed if matrices.shape[-2] <= matrices.shape[-1] else transposed @ matrices
+def _cosines(rows: np.ndarray) -> np.ndarray:
+    return _gram_cosines((rows @ rows.T)[None], np.zeros(1))[0]
 
 
-def _trace(matrices: np.ndarray) -> np.ndarray:
-    return np.trace(matrices, axis1=-2, axis2=-1)
+def _gram_cosines(grams: np.ndarray, floor: np.ndarray) -> np.ndarray:
+    """Cosines (b, n, n) from Gram matrices; vectors of squared length up to `floor` (b,) count as zero."""
+    squared = np.diagonal(grams, axis1=-2, axis2=-1)
+    inverse = np.where(squared > floor[:, None], 1 / np.sqrt(np.where(squared > floor[:, None], squared, 1)), 0)
+    return grams * inverse[:, :, None] * inverse[:, None, :]
+
+
+def _centred(matrices: np.ndarray) -> np.ndarray:
+    return matrices - matrices.mean(axis=-2, keepdims=True)
 
 
 def _share(content: float, between: float) -> float:
@@ -349,11 +423,6 @@ def _share(content: float, between: float) -> float:
 
 def _project(vectors: np.ndarray, unit_normal: np.ndarray) -> np.ndarray:
     return vectors - (vectors @ unit_normal)[..., None] * unit_normal
-
-
-def _unit(vectors: np.ndarray, floor: np.ndarray | float = 0.0) -> np.ndarray:
-    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return np.where(norms > floor, vectors, 0) / np.where(norms > floor, norms, 1)
 
 
 def _unit_normal(normal: np.ndarray | None, hidden_size: int) -> np.ndarray:

@@ -1,0 +1,228 @@
+"""Sweeps and seeds in resumable cells: what is selected on, what is kept, what a kill leaves."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_tasks import files, save_pretrained, small_task
+
+from concept_encoder.eval import finetuning, tuning
+from concept_encoder.eval.benchmarks import load_benchmark
+from concept_encoder.eval.checkpoints import check_checkpoint, load_tokenizer
+from concept_encoder.eval.finetuning import finetune
+from concept_encoder.eval.protocols import PROTOCOLS, Protocol
+from concept_encoder.eval.tuning import prepare_task
+from concept_encoder.modeling_concept import ConceptEncoderForSequenceClassificationPerceiver
+
+pytestmark = pytest.mark.filterwarnings("ignore:.* resamples leave:RuntimeWarning")
+CHANGES = {"learning_rates": (3e-4, 3e-3), "seeds": (42, 43), "epochs": 3, "patience": 2}
+CELLS = [
+    "run.sweep.lr=0.0003.batch=32",
+    "run.sweep.lr=0.003.batch=32",
+    "run.seed=42",
+    "run.seed=43",
+    "bag_of_tokens",
+    "random_init.sweep.lr=0.0003.batch=32",
+    "random_init.sweep.lr=0.003.batch=32",
+    "random_init.seed=42",
+    "random_init.seed=43",
+]
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory) -> Path:
+    return save_pretrained(tmp_path_factory.mktemp("pretrained") / "run")
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    monkeypatch.setattr(finetuning, "RESAMPLES", 200)
+
+
+def prepared(pretrained: Path, row, protocol: Protocol):
+    config = check_checkpoint(pretrained)
+    return prepare_task(row, protocol, load_tokenizer(pretrained, config), config)
+
+
+def without_time(value):
+    """`value` without what a clock has written."""
+    if isinstance(value, dict):
+        clock = ("seconds", "train_runtime", "train_samples_per_second", "train_steps_per_second")
+        return {key: without_time(item) for key, item in value.items() if key not in clock}
+    return [without_time(item) for item in value] if isinstance(value, list) else value
+
+
+@pytest.fixture(scope="module")
+def straight(pretrained, tmp_path_factory):
+    """A tuned run without interruption: its folder, result, and the trainings it took."""
+    folder = tmp_path_factory.mktemp("straight")
+    row = small_task("stsb", folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetuning, "RESAMPLES", 200)
+        calls = spy_on_training(patch)
+        result = finetune(str(pretrained), row, PROTOCOLS["tuned"].override(**CHANGES), folder / "out")
+    return folder, row, result, calls
+
+
+def spy_on_training(patch) -> list[dict]:
+    """What each training was given."""
+    calls: list[dict] = []
+    train = tuning._train
+
+    def spy(folder, task, setting, seed, watch, data, select_on=None):
+        calls.append({"folder": folder, "setting": setting, "seed": seed, "data": data, "select_on": select_on})
+        return train(folder, task, setting, seed, watch, data, select_on)
+
+    patch.setattr(tuning, "_train", spy)
+    return calls
+
+
+def test_tuned_result(straight):
+    folder, row, result, _ = straight
+    name = f"stsb.{result['protocol']}"
+    assert {path.stem for path in (folder / "out" / "finetune" / name).iterdir()} == set(CELLS)
+    assert [(cell["learning_rate"], cell["batch_size"]) for cell in result["sweep"]] == [(3e-4, 32), (3e-3, 32)]
+    best = max(result["sweep"], key=lambda cell: cell["metrics"]["pearson"])
+    assert result["selected"] == {key: best[key] for key in ("learning_rate", "batch_size", "epochs")}
+    assert {key: result[key] for key in result["selected"]} == result["selected"]
+    assert [run["seed"] for run in result["per_seed"]] == [42, 43]
+    for metric in row.metrics:
+        mean = np.mean([run["metrics"][metric] for run in result["per_seed"]])
+        assert result["metrics"][metric] == pytest.approx(mean)
+    twin = result["controls"]["random_init"]
+    assert len(twin["sweep"]) == 2  # as well tuned as the run
+    assert twin["metrics"] != result["metrics"]
+
+
+def test_validation_is_never_seen_in_the_sweep(straight):
+    """Every sweep trains and selects inside the training split; both parts are disjoint and make it up."""
+    _, row, _, calls = straight
+    data = load_benchmark(row)
+    sweeps = [call for call in calls if call["select_on"] is not None]
+    assert len(sweeps) == 4
+    for call in sweeps:
+        assert (len(call["data"]), len(call["select_on"])) == (86, 10)
+        labels = call["data"]["label"][:] + call["select_on"]["label"][:]
+        assert sorted(labels) == sorted(data["train"]["label"][:])
+        assert call["seed"] == 42
+    assert len({str(call["select_on"]["input_ids"][:]) for call in sweeps}) == 1  # the same for run and twin
+    finals = [call for call in calls if call["select_on"] is None]
+    assert [(len(call["data"]), call["seed"]) for call in finals] == [(96, 42), (96, 43)] * 2
+    assert [call["folder"].name for call in finals] == ["run", "run", "random_init", "random_init"]
+
+
+def test_share_to_select_on_is_stratified(pretrained, tmp_path):
+    task = prepared(pretrained, small_task("mrpc", tmp_path, train=400), PROTOCOLS["tuned"])
+    fit_on, select_on = tuning._selection_split(task)
+    rates = [np.mean(part["label"][:]) for part in (fit_on, select_on, task.encoded["train"])]
+    assert len(select_on) == 40
+    assert rates == pytest.approx([rates[2]] * 3, abs=1 / 40)
+
+
+@pytest.mark.parametrize("killed_in", [1, 6])
+def test_a_killed_run_goes_on_where_it_was(killed_in, straight, pretrained, tmp_path, monkeypatch):
+    _, row, result, calls = straight
+    protocol = PROTOCOLS["tuned"].override(**CHANGES)
+    train, count = tuning._train, []
+
+    def killed(*arguments):
+        count.append(1)
+        if len(count) == killed_in + 1:
+            raise KeyboardInterrupt
+        return train(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning, "_train", killed)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(str(pretrained), row, protocol, tmp_path)
+    cells = tmp_path / "finetune" / f"stsb.{protocol.name}"
+    trained = [cell for cell in CELLS if cell != "bag_of_tokens"][:killed_in]
+    assert {path.stem for path in cells.iterdir()} - {"bag_of_tokens"} == set(trained)
+    assert not (tmp_path / "finetune" / f"stsb.{protocol.name}.json").exists()
+    stamps = {path: path.stat().st_mtime_ns for path in cells.iterdir()}
+    with monkeypatch.context() as patch:
+        after = spy_on_training(patch)
+        resumed = finetune(str(pretrained), row, protocol, tmp_path)
+    assert len(after) == len(calls) - killed_in
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    assert without_time(resumed) == without_time(result)
+
+
+def test_cells_of_other_settings_are_refused(straight, pretrained, tmp_path):
+    folder, row, result, _ = straight
+    out = Path(shutil.copytree(folder / "out", tmp_path / "out"))
+    path = out / "finetune" / f"stsb.{result['protocol']}.json"
+    path.unlink()
+    other = save_pretrained(tmp_path / "other")
+    weights = ConceptEncoderForSequenceClassificationPerceiver.from_pretrained(other).encoder
+    with torch.no_grad():
+        weights.norm.weight.mul_(2)
+    weights.save_pretrained(other)
+    protocol = PROTOCOLS["tuned"].override(**CHANGES)
+    with pytest.raises(ValueError, match=r"lr=0\.0003.*json has other settings \(weights '.*', now '.*give --overw"):
+        finetune(str(other), row, protocol, out)
+    redone = finetune(str(other), row, protocol, out, overwrite=True)
+    assert redone["per_seed"] != result["per_seed"]
+    assert redone["controls"]["random_init"]["metrics"] == result["controls"]["random_init"]["metrics"]
+
+
+def test_training_stops_at_the_best_epoch_and_when_nothing_improves(pretrained, tmp_path, monkeypatch):
+    """Scores that fall from the second epoch on: patience 2 ends the sweep after epoch 4, the seeds after epoch 2."""
+    scores = iter([0.1, 0.5, 0.4, 0.3, 0.2, 0.1])
+    row = small_task("rte", tmp_path)
+    protocol = PROTOCOLS["tuned"].override(learning_rates=(1e-3,), seeds=(7,), epochs=6, patience=2)
+    task = prepared(pretrained, row, protocol)
+    monkeypatch.setattr(tuning, "benchmark_score", lambda *arguments: {"accuracy": next(scores)})
+    own = tuning.run_protocol("run", pretrained, task, tuning.Cells(tmp_path / "cells", tuning.tqdm(disable=True)))
+    sweep = json.loads((tmp_path / "cells" / "run.sweep.lr=0.001.batch=32.json").read_text())
+    assert [metrics["accuracy"] for metrics in sweep["metrics_by_epoch"]] == [0.1, 0.5, 0.4, 0.3]
+    assert own["selected"]["epochs"] == 2
+    assert own["runs"][0]["steps"] == 2 * 3  # 96 examples in batches of 32
+
+
+def test_a_diverging_setting_is_not_selected(pretrained, tmp_path):
+    row = small_task("rte", tmp_path)
+    protocol = PROTOCOLS["tuned"].override(learning_rates=(1e30, 1e-3), seeds=(7,), epochs=2)
+    result = finetune(str(pretrained), row, protocol, tmp_path / "out")
+    assert result["sweep"][0]["metrics"] == {"accuracy": None}
+    assert result["selected"]["learning_rate"] == 1e-3
+
+
+def test_predictions_are_in_the_order_of_the_split(pretrained, tmp_path):
+    """Scoring in order of length must not shuffle them."""
+    row = small_task("stsb", tmp_path)
+    protocol = PROTOCOLS["quick"].override(epochs=1)
+    task = prepared(pretrained, row, protocol)
+    long = [pair if i % 3 else f"{pair} in the garden" for i, pair in enumerate(task.texts["validation"]["sentence1"])]
+    validation = task.texts["validation"].remove_columns("sentence1").add_column("sentence1", long)
+    encoded = task.tokenizer(long, validation["sentence2"][:], return_token_type_ids=False)
+    table = validation.remove_columns(["sentence1", "sentence2"])
+    for name in ("input_ids", "attention_mask"):
+        table = table.add_column(name, encoded[name])
+    task.encoded["validation"] = table
+    cells = tuning.Cells(tmp_path / "cells", tuning.tqdm(disable=True))
+    cell = tuning.run_protocol("run", pretrained, task, cells, save_model=True)["runs"][0]
+    model = ConceptEncoderForSequenceClassificationPerceiver.from_pretrained(tmp_path / "cells" / "model").eval()
+    batch = task.tokenizer(long, validation["sentence2"][:], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = model(batch["input_ids"], batch["attention_mask"]).logits[:, 0].numpy()
+    assert cell["predictions"] == pytest.approx(logits, abs=1e-5)
+    assert np.ptp(logits) > 1e-3
+
+
+def test_capped_training_examples(pretrained, tmp_path):
+    row = small_task("mrpc", tmp_path)
+    result = finetune(str(pretrained), row, PROTOCOLS["quick"].override(max_train_examples=48, epochs=1), tmp_path)
+    assert (result["train_examples"], result["steps"]) == (48, 1)
+    assert "finetune/mrpc.quick+epochs=1+max_train_examples=48.json" in files(tmp_path)
+
+
+def test_a_share_too_small_to_select_on(pretrained, tmp_path):
+    row = small_task("mrpc", tmp_path, train=10)
+    message = r"selection_size \(0\.1\) of the 10 training examples of mrpc leaves fewer than 2 on one side"
+    with pytest.raises(ValueError, match=message):
+        finetune(str(pretrained), row, PROTOCOLS["tuned"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
