@@ -12,7 +12,7 @@ from ..configuration_concept import ConceptEncoderConfig
 from ..modeling_concept import ConceptEncoderForDiffusionMLM, ConceptEncoderModel
 from ..trainers.data import DataArguments, load_corpus
 from ..trainers.files import write_json
-from .checkpoints import TWIN_SEED
+from .checkpoints import random_encoder
 from .geometry import MIN_DOCUMENTS, collect_concepts, geometry
 from .ledger import concept_ledger
 from .reading import concept_reading
@@ -136,13 +136,6 @@ def load_encoder(checkpoint: str | Path) -> ConceptEncoderModel:
         missing = ", ".join(sorted(loading["missing_keys"]))
         raise ValueError(f"{str(checkpoint)!r} lacks encoder weights ({missing}); they would be random")
     return model
-
-
-def random_encoder(config: ConceptEncoderConfig) -> ConceptEncoderModel:
-    """Encoder of this architecture with random weights from a fixed seed, those of the fine-tuning's random twin."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(TWIN_SEED)
-        return ConceptEncoderModel(config)
 
 
 def _check_counts(num_batches: int, batch_size: int, ledger_documents: int) -> None:

@@ -117,6 +117,13 @@ def load_tokenizer(folder: Path, config: ConceptEncoderConfig) -> PreTrainedToke
     return tokenizer
 
 
+def random_encoder(config: ConceptEncoderConfig) -> modeling_concept.ConceptEncoderModel:
+    """Encoder of this architecture with random weights, always the same ones: what every random twin is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(TWIN_SEED)
+        return modeling_concept.ConceptEncoderModel(config)
+
+
 def random_twin(folder: Path, output_dir: str | os.PathLike) -> Path:
     """The encoder of a checkpoint with its architecture and none of its weights: the control that was never trained.
 
@@ -138,12 +145,9 @@ def random_twin(folder: Path, output_dir: str | os.PathLike) -> Path:
             names = ", ".join(sorted(name for name in own if kept.get(name) != own[name]))
             raise ValueError(f"{twin} is the twin of another architecture ({names}); remove it to make a new one")
         return twin
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(TWIN_SEED)
-        model = modeling_concept.ConceptEncoderModel(config)
     twin.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".", dir=twin.parent) as scratch:
-        model.save_pretrained(f"{scratch}/twin")
+        random_encoder(config).save_pretrained(f"{scratch}/twin")
         os.replace(f"{scratch}/twin", twin)
     return twin
 

@@ -93,3 +93,11 @@ def tokenizer():
     from concept_encoder.trainers.microworld import microworld_tokenizer
 
     return microworld_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory):
+    """Folder of a tiny pretraining checkpoint, never trained; tests copy it before they change it."""
+    from small_tasks import save_pretrained
+
+    return save_pretrained(tmp_path_factory.mktemp("pretrained") / "run")

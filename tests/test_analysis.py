@@ -17,7 +17,8 @@ from concept_encoder import (
     ConceptEncoderForSequenceClassificationPerceiver,
     ConceptEncoderModel,
 )
-from concept_encoder.eval.analysis import FILES, analyze, load_encoder, load_models, random_encoder
+from concept_encoder.eval.analysis import FILES, analyze, load_encoder, load_models
+from concept_encoder.eval.checkpoints import random_encoder
 from concept_encoder.eval.concept_geometry import geometry_metrics
 from concept_encoder.eval.concept_spectrum import spectrum_metrics
 from concept_encoder.eval.ledger import concept_ledger

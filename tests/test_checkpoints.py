@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_tasks import files, save_pretrained
+from small_tasks import files
 
 from concept_encoder.configuration_concept import ConceptEncoderConfig
 from concept_encoder.eval.benchmarks import BENCHMARKS
@@ -21,11 +21,6 @@ HEAD_KEYS = [
     "pooling.scorer.bias",
     "pooling.scorer.weight",
 ]
-
-
-@pytest.fixture(scope="module")
-def pretrained(tmp_path_factory) -> Path:
-    return save_pretrained(tmp_path_factory.mktemp("pretrained") / "run")
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import HfApi
-from small_tasks import WORDS, files, pair_table, save_pretrained, small_task
+from small_tasks import WORDS, files, pair_table, small_task
 from transformers import BertConfig, BertModel
 
 from concept_encoder.eval import finetuning, tuning
@@ -22,12 +22,6 @@ from concept_encoder.scripts.finetune import main
 from concept_encoder.trainers.microworld import microworld_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* resamples leave:RuntimeWarning")
-
-
-@pytest.fixture(scope="session")
-def pretrained(tmp_path_factory) -> Path:
-    """Never trained; tests copy it before they change it."""
-    return save_pretrained(tmp_path_factory.mktemp("pretrained") / "run")
 
 
 @pytest.fixture(autouse=True)

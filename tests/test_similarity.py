@@ -2,13 +2,12 @@
 
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import pearsonr
-from small_tasks import pair_table, save_pretrained, small_task
+from small_tasks import pair_table, small_task
 
 from concept_encoder.eval import similarity
 from concept_encoder.eval.benchmarks import BENCHMARKS, load_benchmark
@@ -26,11 +25,6 @@ from concept_encoder.scripts.similarity import main
 from concept_encoder.trainers.microworld import microworld_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* resamples leave:RuntimeWarning")
-
-
-@pytest.fixture(scope="module")
-def pretrained(tmp_path_factory) -> Path:
-    return save_pretrained(tmp_path_factory.mktemp("pretrained") / "run")
 
 
 @pytest.fixture(autouse=True)

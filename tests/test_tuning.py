@@ -32,11 +32,6 @@ CELLS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def pretrained(tmp_path_factory) -> Path:
-    return save_pretrained(tmp_path_factory.mktemp("pretrained") / "run")
-
-
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch):
     monkeypatch.setattr(finetuning, "RESAMPLES", 200)
