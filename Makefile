@@ -14,12 +14,13 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TYPES := .cache/types
 
-.PHONY: help run test lint
+.PHONY: help run test lint versions
 
 help:
 	@echo "make run    pretrain, analyse, fine-tune and report on the built-in microworld, into a new folder of runs/"
 	@echo "make test   lint, types and every test"
 	@echo "make lint   ruff and mypy only"
+	@echo "make versions   model and remote-code tests with the lowest and the newest transformers, in new environments"
 
 $(INSTALLED): pyproject.toml Makefile
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"concept-encoder needs Python 3.11 or newer, $(PYTHON) is {v[0]}.{v[1]}. Name another one: make PYTHON=python3.11")'
@@ -44,3 +45,18 @@ lint: $(INSTALLED)
 # One thread per worker: torch would otherwise start one per core in each of them.
 test: lint
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -n 2 --dist loadfile -q -rs
+
+# VERSIONS="5.22.2 5.23.0" names others; the lowest is what pyproject.toml asks for. Nothing but the model's own
+# requirements is installed, and the package is found by a link, so that the environment of the checkout stays as it is.
+versions:
+	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; ln -s "$(CURDIR)" "$$folder/concept_encoder"; \
+	lowest=$$(sed -n 's/^ *"transformers>=\([0-9.]*\)",/\1/p' pyproject.toml); \
+	newest=$$($(PYTHON) -m pip index versions transformers 2>/dev/null | sed -n '1s/.*(\(.*\))/\1/p'); \
+	versions=$${VERSIONS:-$$(printf '%s\n' "$$lowest" "$$newest" | sed 's/^[0-9]*\.[0-9]*$$/&.0/' | sort -u)}; \
+	for version in $$versions; do \
+		$(PYTHON) -m venv "$$folder/$$version"; python="$$folder/$$version/bin/python"; \
+		"$$python" -m pip install -qq "$(TORCH)" "transformers==$$version" numpy pytest; \
+		echo "transformers $$version"; \
+		PYTHONPATH="$$folder" OMP_NUM_THREADS=1 "$$python" -m pytest -q -p no:cacheprovider \
+			tests/test_modeling_concept.py tests/test_remote_code.py; \
+	done

@@ -38,11 +38,18 @@ class ConceptEncoderConfig(PreTrainedConfig):
         hidden_dropout_prob (`float`, default 0.1): dropout on embeddings and on the output of every sublayer.
         attention_probs_dropout_prob (`float`, default 0.1): dropout on attention weights.
         classifier_dropout (`float`, optional): dropout before the classifier; `None` means `hidden_dropout_prob`.
-        layer_norm_eps (`float`, default 1e-5): epsilon of every LayerNorm.
+        layer_norm_eps (`float`, default 1e-5): epsilon of every LayerNorm but the encoder's last.
+        final_layer_norm_eps (`float`, optional): epsilon of the encoder's last LayerNorm; `None` means
+            `layer_norm_eps`. Imported checkpoints have 1e-12 there.
         initializer_range (`float`, default 0.02): standard deviation of the normal initialisation.
         decoder_num_hidden_layers (`int`, default 2): layers of the diffusion decoder.
         decoder_context (`str`, default `"none"`): what a masked position can see besides the concepts. `"none"`:
             nothing; `"latent"`: the visible tokens, through a copy of the concepts that has read them.
+        decoder_query (`str`, default `"token+position"`): what a position asks the concepts with in the one-layer
+            decoder of the masked language modelling baseline. `"token+position"`: the embeddings of the token it
+            holds and of its place; `"position"`: its place alone, so that all it knows comes from the concepts.
+        pair_comparison (`str`, default `"features"`): how the sentence-pair head compares two pooled texts a and b.
+            `"features"`: a linear classifier on `[a; b; |a - b|; a * b]`; `"cosine"`: their cosine is the one logit.
         timestep_scale (`float`, default 1000): factor on t in [0, 1] before its sinusoidal embedding.
         tie_word_embeddings (`bool`, default True): one (V, D) matrix for encoder tokens, decoder tokens and `lm_head`.
         pad_token_id, mask_token_id, bos_token_id, eos_token_id (`int`, optional): ids of [PAD], [MASK], the first
@@ -69,9 +76,12 @@ class ConceptEncoderConfig(PreTrainedConfig):
     attention_probs_dropout_prob: float | int = 0.1
     classifier_dropout: float | int | None = None
     layer_norm_eps: float = 1e-5
+    final_layer_norm_eps: float | None = None
     initializer_range: float = 0.02
     decoder_num_hidden_layers: int = 2
     decoder_context: Literal["none", "latent"] = "none"
+    decoder_query: Literal["token+position", "position"] = "token+position"
+    pair_comparison: Literal["features", "cosine"] = "features"
     timestep_scale: float | int = 1000.0
     tie_word_embeddings: bool = True
     pad_token_id: int | None = 0
@@ -83,6 +93,8 @@ class ConceptEncoderConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.token_embedding_size is None:
             self.token_embedding_size = self.hidden_size
+        if self.final_layer_norm_eps is None:
+            self.final_layer_norm_eps = self.layer_norm_eps
         self.auto_map = {**AUTO_MAP, **(self.auto_map or {})}
         super().__post_init__(**kwargs)
 
@@ -97,7 +109,7 @@ class ConceptEncoderConfig(PreTrainedConfig):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {value}")
-        for name in ("layer_norm_eps", "initializer_range", "timestep_scale"):
+        for name in ("layer_norm_eps", "final_layer_norm_eps", "initializer_range", "timestep_scale"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.hidden_size % self.num_attention_heads:

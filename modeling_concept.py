@@ -3,8 +3,8 @@
 Letters in shapes: B batch, N tokens, C concepts, D hidden size, E token embedding size, H heads, V vocabulary,
 M labelled positions of a batch.
 
-Reading order: outputs, attention, feed-forward, embeddings, encoder layer, decoder layer, pooling, pretrained base
-with the only weight initialisation, encoder, decoder, heads.
+Reading order: outputs, attention, feed-forward, embeddings, encoder layer, decoder layers, pooling, pretrained base
+with the only weight initialisation, encoder, decoders, heads that rebuild text, heads that classify.
 
 References: Perceiver IO (Jaegle et al. 2021, arXiv:2107.14795), BiXT (Hiller et al. 2024, arXiv:2402.12138),
 adaLN-Zero (Peebles & Xie 2022, arXiv:2212.09748), masked diffusion (Sahoo et al. 2024, arXiv:2406.07524).
@@ -61,7 +61,7 @@ class ConceptDecoderOutput(ModelOutput):
 
 
 @dataclass
-class ConceptDiffusionOutput(ModelOutput):
+class ConceptMaskedLMOutput(ModelOutput):
     """Reconstruction of a text through its concepts.
 
     Attributes:
@@ -180,12 +180,37 @@ class ConceptFeedForward(nn.Module):
         return self.down_proj(self.act(gate) * up)
 
 
+class ConceptQueryFeedForward(nn.Module):
+    """Ungated feed-forward, as in Perceiver IO: `down(act(up))`."""
+
+    def __init__(self, config: ConceptEncoderConfig):
+        super().__init__()
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.act = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.down_proj(self.act(self.up_proj(hidden_states)))
+
+
 def sinusoidal_embedding(positions: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
-    """(..., dim) sinusoids of `positions` (...), sines first (Vaswani et al. 2017, arXiv:1706.03762)."""
+    """(..., dim) sinusoids of `positions` (...): sine, cosine, sine ... (Vaswani et al. 2017, arXiv:1706.03762)."""
     wide = at_least_float32(dtype)
     exponents = torch.arange(dim // 2, device=positions.device, dtype=wide) / (dim // 2)
     angles = positions.to(wide).unsqueeze(-1) * torch.exp(-math.log(10000.0) * exponents)
-    return torch.cat([angles.sin(), angles.cos()], dim=-1).to(dtype)
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2).to(dtype)
+
+
+def position_embedding(table: nn.Embedding | None, position_ids: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+    """(..., N, dim) embeddings of position_ids (..., N): rows of a learned table, or sinusoids where there is none."""
+    if table is None:
+        return sinusoidal_embedding(position_ids, dim, dtype)
+    if position_ids.shape[-1] > table.num_embeddings:
+        raise ValueError(
+            f"sequence of {position_ids.shape[-1]} tokens is longer than max_position_embeddings "
+            f"({table.num_embeddings}); truncate it, or use position_embedding_type='sinusoidal'"
+        )
+    return table(position_ids)
 
 
 class ConceptTokenEmbeddings(nn.Module):
@@ -193,10 +218,9 @@ class ConceptTokenEmbeddings(nn.Module):
 
     def __init__(self, config: ConceptEncoderConfig, size: int):
         super().__init__()
-        self.config = config
         self.tokens = nn.Embedding(config.vocab_size, size, padding_idx=config.pad_token_id)
-        if config.position_embedding_type == "learned":
-            self.positions = nn.Embedding(config.max_position_embeddings, size)
+        learned = config.position_embedding_type == "learned"
+        self.positions = nn.Embedding(config.max_position_embeddings, size) if learned else None
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.projection = nn.Identity() if size == config.hidden_size else nn.Linear(size, config.hidden_size)
 
@@ -208,15 +232,7 @@ class ConceptTokenEmbeddings(nn.Module):
             inputs_embeds = self.tokens(input_ids)  # (B, N, E)
         if position_ids is None:
             position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None]
-        if self.config.position_embedding_type == "sinusoidal":
-            positions = sinusoidal_embedding(position_ids, inputs_embeds.shape[-1], inputs_embeds.dtype)
-        else:
-            if inputs_embeds.shape[1] > self.positions.num_embeddings:
-                raise ValueError(
-                    f"sequence of {inputs_embeds.shape[1]} tokens is longer than max_position_embeddings "
-                    f"({self.positions.num_embeddings}); truncate it, or use position_embedding_type='sinusoidal'"
-                )
-            positions = self.positions(position_ids)
+        positions = position_embedding(self.positions, position_ids, inputs_embeds.shape[-1], inputs_embeds.dtype)
         return self.projection(self.dropout(inputs_embeds + positions))  # (B, N, D)
 
     def _check_ids(self, input_ids: Tensor) -> None:
@@ -324,6 +340,23 @@ class ConceptDecoderLayer(GradientCheckpointingLayer):
         return hidden_states + gate_2 * self.dropout(self.mlp(normed))
 
 
+class ConceptQueryLayer(GradientCheckpointingLayer):
+    """Queries of every position read the concepts, then a feed-forward; pre-norm residuals (Perceiver IO)."""
+
+    def __init__(self, config: ConceptEncoderConfig):
+        super().__init__()
+        self.cross_attn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.cross_attn = ConceptAttention(config)
+        self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = ConceptQueryFeedForward(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, queries: Tensor, concepts: Tensor, **kwargs) -> Tensor:
+        read, _ = self.cross_attn(self.cross_attn_norm(queries), concepts, **kwargs)
+        queries = queries + self.dropout(read)  # (B, N, D)
+        return queries + self.dropout(self.mlp(self.mlp_norm(queries)))
+
+
 class ConceptTimestepEmbedding(nn.Module):
     """(B,) timesteps in [0, 1] -> (B, D): sinusoids of the scaled timestep, then two linear layers."""
 
@@ -335,6 +368,7 @@ class ConceptTimestepEmbedding(nn.Module):
 
     def forward(self, timesteps: Tensor) -> Tensor:
         sinusoids = sinusoidal_embedding(timesteps * self.scale, self.fc1.in_features, self.fc1.weight.dtype)
+        sinusoids = torch.cat([sinusoids[:, 0::2], sinusoids[:, 1::2]], dim=-1)  # sines first, as in the reference run
         return self.fc2(nn.functional.silu(self.fc1(sinusoids)))
 
 
@@ -351,6 +385,21 @@ class ConceptPooling(nn.Module):
         return self.norm((weights * concepts).sum(dim=1))
 
 
+class ConceptTokenPooling(nn.Module):
+    """(B, N, D) -> (B, D): LayerNorm, then mean over the real tokens; a row without any gives zeros."""
+
+    def __init__(self, config: ConceptEncoderConfig):
+        super().__init__()
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
+        hidden_states = self.norm(hidden_states)
+        if attention_mask is None:
+            return hidden_states.mean(dim=1)
+        mask = attention_mask.unsqueeze(-1).to(hidden_states.dtype)  # (B, N, 1)
+        return (hidden_states * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1)
+
+
 # ----------------------------------------------------------------------------------------------------- pretrained base
 
 
@@ -361,12 +410,18 @@ class ConceptEncoderPreTrainedModel(PreTrainedModel):
     config_class = ConceptEncoderConfig
     base_model_prefix = "encoder"
     _input_embed_layer = "tokens"  # of `embeddings`
+    _keys_to_ignore_on_load_unexpected: list[str] | set[str] | None = None
     supports_gradient_checkpointing = True
-    _no_split_modules = ["ConceptEncoderLayer", "ConceptDecoderLayer", "ConceptTokenEmbeddings"]
+    _no_split_modules = ["ConceptEncoderLayer", "ConceptDecoderLayer", "ConceptQueryLayer", "ConceptTokenEmbeddings"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+
+    def post_init(self) -> None:
+        super().post_init()
+        # The library adds what the encoder inside ignores, and so would hide a decoder that does not fit.
+        self._keys_to_ignore_on_load_unexpected = set(type(self)._keys_to_ignore_on_load_unexpected or ())
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -401,7 +456,7 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
         "cross_attentions": OutputRecorder(ConceptAttention, index=1, layer_name="cross_attn"),
     }
     # A pretraining checkpoint or a classifier loads here with what lies beyond the encoder left out.
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^lm_head\.", r"^pooling\.", r"^classifier\."]
+    _keys_to_ignore_on_load_unexpected = [r"^(decoder|lm_head|pooling|token_pooling|classifier)\."]
 
     def __init__(self, config: ConceptEncoderConfig):
         super().__init__(config)
@@ -414,7 +469,7 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
             ConceptEncoderLayer(config, token_update=config.token_update == "bixt" and i < last)
             for i in range(config.num_hidden_layers)
         )
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.final_layer_norm_eps)
         self.post_init()
 
     @merge_with_config_defaults
@@ -506,10 +561,85 @@ class ConceptDiffusionDecoder(ConceptEncoderPreTrainedModel):
         return ConceptDecoderOutput(last_hidden_state=self.norm(hidden_states))
 
 
-# --------------------------------------------------------------------------------------------------------------- heads
+class ConceptPerceiverDecoder(ConceptEncoderPreTrainedModel):
+    """Rebuilds every position from the concepts in one layer; positions never attend to one another.
+
+    The query of a position is its own embedding, plus that of the token it holds unless
+    `config.decoder_query == "position"`. The token embeddings are the encoder's, projected where these are smaller.
+    """
+
+    _can_record_outputs = {
+        "hidden_states": ConceptQueryLayer,
+        "cross_attentions": OutputRecorder(ConceptAttention, index=1, layer_name="layer"),
+    }
+
+    def __init__(self, config: ConceptEncoderConfig):
+        super().__init__(config)
+        width, size = config.hidden_size, config.token_embedding_size
+        learned = config.position_embedding_type == "learned"
+        self.positions = nn.Embedding(config.max_position_embeddings, width) if learned else None
+        if config.decoder_query == "token+position":
+            self.projection = nn.Identity() if size == width else nn.Linear(size, width)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.layer = ConceptQueryLayer(config)
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self, token_embeddings: Tensor, concepts: Tensor, position_ids: Tensor | None = None, **kwargs
+    ) -> ConceptDecoderOutput:
+        """Decode the positions of token_embeddings (B, N, E) given concepts (B, C, D)."""
+        if position_ids is None:
+            position_ids = torch.arange(token_embeddings.shape[1], device=concepts.device)[None]
+        queries = position_embedding(self.positions, position_ids, self.config.hidden_size, concepts.dtype)
+        if self.config.decoder_query == "token+position":
+            queries = queries + self.projection(token_embeddings)
+        queries = self.dropout(queries.expand(concepts.shape[0], -1, -1))  # (B, N, D)
+        return ConceptDecoderOutput(last_hidden_state=self.layer(queries, concepts, **kwargs))
 
 
-class ConceptEncoderForDiffusionMLM(ConceptEncoderPreTrainedModel):
+# --------------------------------------------------------------------------------------------- heads that rebuild text
+
+
+class ConceptMaskedLMModel(ConceptEncoderPreTrainedModel):
+    """What the heads that rebuild text share: `lm_head` on the rows that carry a label, and their cross-entropy."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^(pooling|token_pooling|classifier)\."]
+
+    def _score(self, encoded, decoded, labels, loss_weights, label_smoothing, num_items_in_batch):
+        """`ConceptMaskedLMOutput` of decoded states; the rest as in the forward of the heads."""
+        hidden_states = decoded.last_hidden_state  # (B, N, D)
+        loss = token_losses = None
+        if labels is None:
+            logits = self.lm_head(hidden_states)  # (B, N, V)
+        else:
+            labelled = labels != -100
+            logits = self.lm_head(hidden_states[labelled])  # (M, V)
+            cross_entropy = nn.functional.cross_entropy(
+                logits.to(at_least_float32(logits.dtype)),
+                labels[labelled],
+                reduction="none",
+                label_smoothing=label_smoothing,
+            )
+            token_losses = cross_entropy.new_zeros(labels.shape).masked_scatter(labelled, cross_entropy)  # (B, N)
+            weighted = token_losses if loss_weights is None else token_losses * loss_weights
+            # No label at all gives loss 0, not 0 / 0.
+            loss = weighted.sum() / (labelled.sum().clamp_min(1) if num_items_in_batch is None else num_items_in_batch)
+        return ConceptMaskedLMOutput(
+            loss=loss,
+            logits=logits,
+            token_losses=token_losses,
+            concepts=encoded.last_hidden_state,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+            cross_attentions=encoded.cross_attentions,
+            decoder_hidden_states=decoded.hidden_states,
+            decoder_cross_attentions=decoded.cross_attentions,
+        )
+
+
+class ConceptEncoderForDiffusionMLM(ConceptMaskedLMModel):
     """Pretraining head: masked diffusion of a text through its concepts. Pure: all randomness is the caller's.
 
     Without `decoder_input_ids` the decoder sees `input_ids`, without `timesteps` t is the share of [MASK] among the
@@ -520,7 +650,6 @@ class ConceptEncoderForDiffusionMLM(ConceptEncoderPreTrainedModel):
         "lm_head.weight": "encoder.embeddings.tokens.weight",
         "decoder.embeddings.tokens.weight": "encoder.embeddings.tokens.weight",
     }
-    _keys_to_ignore_on_load_unexpected = [r"^pooling\.", r"^classifier\."]
 
     def __init__(self, config: ConceptEncoderConfig):
         super().__init__(config)
@@ -553,7 +682,7 @@ class ConceptEncoderForDiffusionMLM(ConceptEncoderPreTrainedModel):
         num_items_in_batch: Tensor | int | None = None,
         concepts: Tensor | None = None,
         **kwargs,
-    ) -> ConceptDiffusionOutput:
+    ) -> ConceptMaskedLMOutput:
         """Score every position of a noised text given the concepts of `input_ids`.
 
         Args:
@@ -576,37 +705,12 @@ class ConceptEncoderForDiffusionMLM(ConceptEncoderPreTrainedModel):
         if timesteps is None:
             timesteps = self._masked_share(noised, attention_mask)  # (B,)
         decoded = self.decoder(noised, encoded.last_hidden_state, timesteps, attention_mask, **kwargs)
-        hidden_states = decoded.last_hidden_state  # (B, N, D)
-
-        loss = token_losses = None
+        output = self._score(encoded, decoded, labels, loss_weights, label_smoothing, num_items_in_batch)
         if labels is None:
-            logits = self.lm_head(hidden_states)  # (B, N, V)
-            mask_id = torch.full_like(logits[..., :1], self.config.mask_token_id, dtype=torch.long)
-            logits = logits.scatter(-1, mask_id, torch.finfo(logits.dtype).min)  # [MASK] is no answer
-        else:
-            labelled = labels != -100
-            logits = self.lm_head(hidden_states[labelled])  # (M, V)
-            cross_entropy = nn.functional.cross_entropy(
-                logits.to(at_least_float32(logits.dtype)),
-                labels[labelled],
-                reduction="none",
-                label_smoothing=label_smoothing,
-            )
-            token_losses = cross_entropy.new_zeros(labels.shape).masked_scatter(labelled, cross_entropy)  # (B, N)
-            weighted = token_losses if loss_weights is None else token_losses * loss_weights
-            # No label at all gives loss 0, not 0 / 0.
-            loss = weighted.sum() / (labelled.sum().clamp_min(1) if num_items_in_batch is None else num_items_in_batch)
-        return ConceptDiffusionOutput(
-            loss=loss,
-            logits=logits,
-            token_losses=token_losses,
-            concepts=encoded.last_hidden_state,
-            hidden_states=encoded.hidden_states,
-            attentions=encoded.attentions,
-            cross_attentions=encoded.cross_attentions,
-            decoder_hidden_states=decoded.hidden_states,
-            decoder_cross_attentions=decoded.cross_attentions,
-        )
+            mask_id = torch.full_like(output.logits[..., :1], self.config.mask_token_id, dtype=torch.long)
+            lowest = torch.finfo(output.logits.dtype).min
+            output.logits = output.logits.scatter(-1, mask_id, lowest)  # [MASK] is no answer
+        return output
 
     def _masked_share(self, ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         real = torch.ones_like(ids) if attention_mask is None else attention_mask
@@ -717,21 +821,92 @@ class ConceptEncoderForDiffusionMLM(ConceptEncoderPreTrainedModel):
         return draws, probabilities.gather(-1, draws[:, None]).squeeze(-1)
 
 
-class ConceptEncoderForSequenceClassificationPerceiver(ConceptEncoderPreTrainedModel):
-    """Classification or regression of a text (or pair in one sequence) from its weighted-mean concept."""
+class ConceptEncoderForMaskedLMPerceiver(ConceptMaskedLMModel):
+    """Baseline pretraining head: every position rebuilt from the concepts by one cross-attention layer.
 
-    # The library's classification losses ignore num_items_in_batch, so the Trainer must do the averaging.
-    accepts_loss_kwargs = False
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^lm_head\."]
+    For masked language modelling the encoder reads the masked text and the queries carry its tokens; for denoising
+    from positions alone (TSDAE) set `config.decoder_query = "position"`, and no token reaches the decoder.
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "encoder.embeddings.tokens.weight"}
 
     def __init__(self, config: ConceptEncoderConfig):
         super().__init__(config)
-        self.num_labels = config.num_labels
         self.encoder = ConceptEncoderModel(config)
-        self.pooling = ConceptPooling(config)
+        self.decoder = ConceptPerceiverDecoder(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        loss_weights: Tensor | None = None,
+        label_smoothing: float = 0.0,
+        num_items_in_batch: Tensor | int | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs,
+    ) -> ConceptMaskedLMOutput:
+        """Score every position given the concepts of `input_ids`.
+
+        Args:
+            input_ids: (B, N) ids that the encoder reads; or give `inputs_embeds` (B, N, E).
+            attention_mask: (B, N), 1 = real token.
+            decoder_input_ids: (B, N') ids that the queries carry; default what the encoder reads. With position
+                queries only their number matters: give them where the labels are longer than the encoder's text.
+            labels: (B, N') ids to predict, -100 = no label. Only labelled positions reach `lm_head`.
+            loss_weights: (B, N') factor on the cross-entropy of each labelled position; default 1.
+            label_smoothing: in [0, 1), of the cross-entropy.
+            num_items_in_batch: denominator of the loss; default the number of labels of this batch.
+        """
+        encoded = self.encoder(input_ids, attention_mask, inputs_embeds=inputs_embeds, **kwargs)  # (B, C, D)
+        if decoder_input_ids is not None:
+            tokens = self.encoder.embeddings.tokens(decoder_input_ids)  # (B, N', E)
+        else:
+            tokens = self.encoder.embeddings.tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        decoded = self.decoder(tokens, encoded.last_hidden_state, **kwargs)  # (B, N', D)
+        return self._score(encoded, decoded, labels, loss_weights, label_smoothing, num_items_in_batch)
+
+
+# ------------------------------------------------------------------------------------------------- heads that classify
+
+
+class ConceptClassificationModel(ConceptEncoderPreTrainedModel):
+    """What the classification heads share: dropout, linear classifier, and the loss of `config.problem_type`."""
+
+    # The library's classification losses ignore num_items_in_batch, so the Trainer must do the averaging.
+    accepts_loss_kwargs = False
+
+    def _add_classifier(self, config: ConceptEncoderConfig, num_features: int) -> None:
+        self.num_labels = config.num_labels
+        self.loss_type = "ForSequenceClassification"  # not every class name here matches it
         dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(num_features, config.num_labels)
+
+    def _classify(self, features: Tensor, labels: Tensor | None, encoded: ConceptEncoderOutput):
+        logits = self.classifier(self.dropout(features))  # (B, num_labels)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        return ConceptClassifierOutput(
+            loss, logits, encoded.hidden_states, encoded.attentions, encoded.cross_attentions
+        )
+
+
+class ConceptEncoderForSequenceClassificationPerceiver(ConceptClassificationModel):
+    """Classification or regression of a text (or pair in one sequence) from its weighted-mean concept."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^(decoder|lm_head|token_pooling)\."]
+
+    def __init__(self, config: ConceptEncoderConfig):
+        super().__init__(config)
+        self.encoder = ConceptEncoderModel(config)
+        self.pooling = ConceptPooling(config)
+        self._add_classifier(config, config.hidden_size)
         self.post_init()
 
     @can_return_tuple
@@ -750,26 +925,114 @@ class ConceptEncoderForSequenceClassificationPerceiver(ConceptEncoderPreTrainedM
         """
         encoded = self.encoder(input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)  # (B, C, D)
         pooled = self.pooling(encoded.last_hidden_state)  # (B, D)
-        logits = self.classifier(self.dropout(pooled))  # (B, num_labels)
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        return self._classify(pooled, labels, encoded)
+
+
+class ConceptEncoderForSequenceClassificationViaDecoder(ConceptClassificationModel):
+    """Classification or regression from the text as the decoder of `ConceptEncoderForMaskedLMPerceiver` rebuilds it.
+
+    `from_pretrained` on a checkpoint of that class brings its encoder and its decoder; only the classifier is new.
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"^(lm_head|pooling)\."]
+
+    def __init__(self, config: ConceptEncoderConfig):
+        super().__init__(config)
+        self.encoder = ConceptEncoderModel(config)
+        self.decoder = ConceptPerceiverDecoder(config)
+        self.token_pooling = ConceptTokenPooling(config)
+        self._add_classifier(config, config.hidden_size)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs,
+    ) -> ConceptClassifierOutput:
+        """Inputs and labels as in `ConceptEncoderForSequenceClassificationPerceiver.forward`."""
+        encoded = self.encoder(input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)  # (B, C, D)
+        tokens = self.encoder.embeddings.tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (B, N, E)
+        decoded = self.decoder(tokens, encoded.last_hidden_state, position_ids, **kwargs)  # (B, N, D)
+        pooled = self.token_pooling(decoded.last_hidden_state, attention_mask)  # (B, D)
+        return self._classify(pooled, labels, encoded)
+
+
+class ConceptEncoderForSentencePairClassification(ConceptClassificationModel):
+    """Classification or regression of two texts, encoded apart and pooled to a and b (B, D).
+
+    With `config.pair_comparison == "features"` a linear classifier reads `[a; b; |a - b|; a * b]`; with `"cosine"`
+    there is no classifier: the one logit is the cosine of a and b, and the loss its squared error.
+    """
+
+    main_input_name = "input_ids_a"
+    _keys_to_ignore_on_load_unexpected = [r"^(decoder|lm_head|token_pooling|classifier)\."]
+
+    def __init__(self, config: ConceptEncoderConfig):
+        super().__init__(config)
+        self.encoder = ConceptEncoderModel(config)
+        self.pooling = ConceptPooling(config)
+        if config.pair_comparison == "features":
+            self._add_classifier(config, 4 * config.hidden_size)
+        elif config.num_labels != 1:
+            raise ValueError(
+                f"pair_comparison='cosine' gives one number per pair: num_labels must be 1, got {config.num_labels}"
+            )
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids_a: Tensor,
+        attention_mask_a: Tensor | None = None,
+        input_ids_b: Tensor | None = None,
+        attention_mask_b: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs,
+    ) -> ConceptClassifierOutput:
+        """Compare two batches of texts, row by row.
+
+        Args:
+            input_ids_a, input_ids_b: (B, Na) and (B, Nb) token ids.
+            attention_mask_a, attention_mask_b: the same shapes, 1 = real token.
+            labels: (B,) class ids or targets, or (B, num_labels) multi-label; for the cosine targets in [-1, 1].
+
+        Returns:
+            Logits (B, num_labels), or for the cosine (B, 1); hidden states and attentions are those of text a.
+        """
+        encoded = self.encoder(input_ids_a, attention_mask_a, **kwargs)  # (B, C, D)
+        a = self.pooling(encoded.last_hidden_state)  # (B, D)
+        b = self.pooling(self.encoder(input_ids_b, attention_mask_b, **kwargs).last_hidden_state)  # (B, D)
+        if self.config.pair_comparison == "features":
+            return self._classify(torch.cat([a, b, (a - b).abs(), a * b], dim=-1), labels, encoded)
+        cosine = nn.functional.cosine_similarity(a, b, dim=-1)  # (B,)
+        loss = None if labels is None else nn.functional.mse_loss(cosine, labels.to(cosine.dtype).view(-1))
+        logits = cosine.unsqueeze(-1)  # (B, 1)
         return ConceptClassifierOutput(
-            loss=loss,
-            logits=logits,
-            hidden_states=encoded.hidden_states,
-            attentions=encoded.attentions,
-            cross_attentions=encoded.cross_attentions,
+            loss, logits, encoded.hidden_states, encoded.attentions, encoded.cross_attentions
         )
 
 
 ConceptEncoderModel.register_for_auto_class("AutoModel")
-ConceptEncoderForDiffusionMLM.register_for_auto_class("AutoModelForMaskedLM")
-ConceptEncoderForSequenceClassificationPerceiver.register_for_auto_class("AutoModelForSequenceClassification")
+for _head in (ConceptEncoderForDiffusionMLM, ConceptEncoderForMaskedLMPerceiver):
+    _head.register_for_auto_class("AutoModelForMaskedLM")
+for _head in (
+    ConceptEncoderForSequenceClassificationPerceiver,
+    ConceptEncoderForSequenceClassificationViaDecoder,
+    ConceptEncoderForSentencePairClassification,
+):
+    _head.register_for_auto_class("AutoModelForSequenceClassification")
 
 __all__ = [
     "ConceptEncoderForDiffusionMLM",
+    "ConceptEncoderForMaskedLMPerceiver",
+    "ConceptEncoderForSentencePairClassification",
     "ConceptEncoderForSequenceClassificationPerceiver",
+    "ConceptEncoderForSequenceClassificationViaDecoder",
     "ConceptEncoderModel",
     "ConceptEncoderPreTrainedModel",
 ]

@@ -11,11 +11,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError, StrictDataclassError
 
 from concept_encoder.eval.monitor import monitor_concepts
-from concept_encoder.trainers.pretraining import pretrain
-from concept_encoder.trainers.recipes import find_recipe, load_recipe, recipe_parser
+from concept_encoder.eval.publishing import assemble, explain
+from concept_encoder.trainers.pretraining import RESULT_FILE, pretrain
+from concept_encoder.trainers.recipes import Recipe, find_recipe, load_recipe, recipe_parser
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -34,13 +35,16 @@ def main(argv: list[str] | None = None) -> None:
         recipe_parser(prog="pretrain.py RECIPE").print_help()
         return
     args = parser.parse_args(argv)
+    recipe = None
     try:
         recipe = load_recipe(
             find_recipe(args.recipe, RECIPES),
             args.overrides,
             recipe_parser(prog=parser.prog, usage="pretrain.py RECIPE --field value ..."),
         )
-        result = pretrain(recipe, monitor=monitor_concepts)
+        result = pretrain(recipe, monitor=monitor_concepts, assemble=assemble)
+    except (HTTPError, LocalTokenNotFoundError) as error:
+        parser.exit(1, f"{parser.prog}: error: {_hub_trouble(error, recipe)}\n")
     except (ValueError, OSError, StrictDataclassError, FloatingPointError) as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     if recipe.training.process_index == 0:
@@ -50,6 +54,16 @@ def main(argv: list[str] | None = None) -> None:
             f"conditional NELBO {result['evaluation']['nelbo_bits_per_token']:.3f} bits per token\n"
             f"next: python scripts/analyze.py {folder}"
         )
+
+
+def _hub_trouble(error: Exception, recipe: Recipe | None) -> str:
+    if recipe is None or not recipe.training.push_to_hub:
+        return " ".join(str(error).split())
+    folder, repo_id = recipe.training.output_dir, recipe.training.hub_model_id or "owner/name"
+    again = f"python scripts/push_to_hub.py {folder} --repo_id {repo_id}"
+    if not (Path(folder) / RESULT_FILE).exists():
+        return explain(error, repo_id)
+    return f"the run is complete in {folder}, but not on the Hub: {explain(error, repo_id, again)}"
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import pytest
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 LOCALHUB = SHARED / "localhub" / "localhub"
+SMALL_HUB = Path(__file__).parent / "small_hub.py"
 
 
 def pytest_configure(config):
@@ -28,11 +29,8 @@ def pytest_configure(config):
     for name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_MODULES_CACHE", "HF_ASSETS_CACHE", "HF_TOKEN_PATH"):
         os.environ.pop(name, None)  # each would win over HF_HOME
     os.environ |= {"HF_HOME": f"{home.name}/hf", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0"}
-    if not LOCALHUB.exists():
-        os.environ |= {"HF_HUB_OFFLINE": "1"}
-        return
     os.environ |= {
-        "HF_ENDPOINT": _start_localhub(config, home.name),
+        "HF_ENDPOINT": _start_hub(config, home.name),
         "HF_HUB_OFFLINE": "0",
         "HF_TOKEN": "hf_local",
         "HF_HUB_DISABLE_XET": "1",
@@ -42,20 +40,23 @@ def pytest_configure(config):
     }
 
 
-def _start_localhub(config, folder):
-    command = [sys.executable, LOCALHUB, "--root", f"{folder}/hub", "--seed-dir", SHARED / "data"]
+def _start_hub(config, folder):
+    """localhub with its data where it is, else a small one of our own without any."""
+    command = [sys.executable, SMALL_HUB]
+    if LOCALHUB.exists():
+        command = [sys.executable, LOCALHUB, "--root", f"{folder}/hub", "--seed-dir", SHARED / "data"]
     # The shell stops the server at the end of its input, so also when this process is killed and cleans nothing up.
-    guarded = ["sh", "-c", '"$@" & cat >/dev/null; kill $!; wait', "localhub", *command]
+    guarded = ["sh", "-c", '"$@" & cat >/dev/null; kill $!; wait', "hub", *command]
     server = subprocess.Popen(guarded, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     config.add_cleanup(lambda: server.communicate(timeout=30))
     endpoint = server.stdout.readline().strip().partition("=")[2]
     if not endpoint:
-        raise pytest.UsageError(f"{LOCALHUB} did not start")
+        raise pytest.UsageError(f"{command[1]} did not start")
     return endpoint
 
 
 class Hub:
-    """The running localhub: faults to inject, requests it has seen."""
+    """The running Hub, localhub or the small one: faults to inject, requests it has seen."""
 
     def admin(self, what, method="GET", data=None):
         body = None if data is None else json.dumps(data).encode()
@@ -72,12 +73,18 @@ class Hub:
 
 @pytest.fixture
 def hub():
-    if not LOCALHUB.exists():
-        pytest.skip("../shared/localhub is not here")
     hub = Hub()
     hub.admin("log", "DELETE")
     yield hub
     hub.admin("faults", "DELETE")
+
+
+@pytest.fixture
+def seeded_hub(hub):
+    """A Hub that holds the data of ../shared."""
+    if not LOCALHUB.exists():
+        pytest.skip("../shared/localhub is not here")
+    return hub
 
 
 @pytest.fixture(scope="session")

@@ -96,7 +96,7 @@ def test_chance_rules_in_words():
 
 @pytest.mark.hub
 @pytest.mark.parametrize("task", REAL)
-def test_real_task(task, hub):
+def test_real_task(task, seeded_hub):
     train_rows, validation_rows, chance = REAL[task]
     row = BENCHMARKS[task]
     data = load_benchmark(task)
@@ -117,7 +117,7 @@ def test_real_task(task, hub):
 
 
 @pytest.mark.hub
-def test_mnli_validation_needs_no_training_split(hub):
+def test_mnli_validation_needs_no_training_split(seeded_hub):
     data = load_benchmark("mnli_matched", ["validation"])
     assert data["validation"].num_rows == 9815
     assert data["validation"].features["label"].names == ENTAILMENT
@@ -126,7 +126,7 @@ def test_mnli_validation_needs_no_training_split(hub):
 
 
 @pytest.mark.hub
-def test_old_one_word_ids_are_resolved(hub):
+def test_old_one_word_ids_are_resolved(seeded_hub):
     assert resolve_dataset_id("sick") == "RobZamp/sick"
     row = dataclasses.replace(BENCHMARKS["sick_entailment"], dataset_id="sick")
     assert load_benchmark(row, ["validation"])["validation"].num_rows == 495
@@ -135,7 +135,7 @@ def test_old_one_word_ids_are_resolved(hub):
 
 
 @pytest.mark.hub
-def test_a_dataset_script_is_replaced_by_the_parquet_export(hub, tmp_path):
+def test_a_dataset_script_is_replaced_by_the_parquet_export(seeded_hub, tmp_path):
     table = make_table(*UNREACHABLE["paws"])
     write_splits(tmp_path, table, "labeled_final")
     write_card(tmp_path, {"labeled_final": ("train", "validation")})
@@ -144,7 +144,7 @@ def test_a_dataset_script_is_replaced_by_the_parquet_export(hub, tmp_path):
     HfApi().upload_folder(folder_path=tmp_path, repo_id="me/scripted-paws", repo_type="dataset")
     row = dataclasses.replace(BENCHMARKS["paws"], dataset_id="me/scripted-paws")
     data = load_benchmark(row)
-    assert any("refs%2Fconvert%2Fparquet" in request["path"] for request in hub.requests())
+    assert any("refs%2Fconvert%2Fparquet" in request["path"] for request in seeded_hub.requests())
     assert data["train"][1] == {"sentence1": "sentence1 of row 1", "sentence2": "sentence2 of row 1", "label": 1}
     absent = dataclasses.replace(row, config="unlabeled_final")
     with pytest.raises(ValueError, match=r"holds a loading script, .* has no unlabeled_final/train to use instead"):
@@ -153,7 +153,7 @@ def test_a_dataset_script_is_replaced_by_the_parquet_export(hub, tmp_path):
 
 
 @pytest.mark.hub
-def test_a_repository_without_data_is_refused(hub):
+def test_a_repository_without_data_is_refused(seeded_hub):
     HfApi().create_repo("me/empty", repo_type="dataset", exist_ok=True)
     with pytest.raises(
         ValueError, match="me/empty holds no data files, and refs/convert/parquet has no labeled_final"
@@ -162,12 +162,12 @@ def test_a_repository_without_data_is_refused(hub):
 
 
 @pytest.mark.hub
-def test_only_a_missing_table_is_replaced(hub):
+def test_only_a_missing_table_is_replaced(seeded_hub):
     """What else goes wrong reaches the caller, and asks for no parquet export."""
     row = dataclasses.replace(BENCHMARKS["paws"], dataset_id="me/not-there")
     with pytest.raises(FileNotFoundError, match="me/not-there"):
         load_benchmark(row)
-    assert not any("convert" in request["path"] for request in hub.requests())
+    assert not any("convert" in request["path"] for request in seeded_hub.requests())
 
 
 @pytest.mark.parametrize("task", UNREACHABLE)

@@ -106,6 +106,40 @@ def test_uniform_model_has_a_nelbo_of_ln_v(tokenizer):
     assert total / items == pytest.approx(math.log(len(tokenizer)), rel=0.02)
 
 
+def test_position_share_draws_that_share_of_the_same_mask(tokenizer):
+    ids = torch.full((200, 500), len(tokenizer) - 1)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    whole, part = (DataCollatorForMaskedDiffusion(tokenizer, position_share=share) for share in (1.0, 0.25))
+    drawn = whole.draw(batch, step=0)
+    all_masked, some = whole.corrupt(batch, *drawn), part.corrupt(batch, *drawn)
+    assert torch.equal(all_masked["decoder_input_ids"], some["decoder_input_ids"])
+    assert torch.equal(all_masked["num_items"], some["num_items"])
+    scored, masked = some["labels"] != -100, all_masked["labels"] != -100
+    assert not (scored & ~masked).any()
+    assert (scored.sum() / masked.sum()).item() == pytest.approx(0.25, abs=0.005)
+    # Which of them are drawn depends neither on the place nor on t.
+    for half in (slice(0, 250), slice(250, 500)):
+        assert (scored[:, half].sum() / masked[:, half].sum()).item() == pytest.approx(0.25, abs=0.01)
+    late = drawn[0] > 0.5
+    assert (scored[late].sum() / masked[late].sum()).item() == pytest.approx(0.25, abs=0.01)
+
+
+@pytest.mark.parametrize("weighting", ["none", "elbo"])
+def test_position_share_leaves_the_expected_weight_of_every_token(tokenizer, weighting):
+    """Equal expected weights of each token at each t give an equal expected gradient, whatever the model."""
+    whole, part = (
+        DataCollatorForMaskedDiffusion(tokenizer, weighting=weighting, position_share=share) for share in (1.0, 0.25)
+    )
+    ids = torch.full((4000, 6), len(tokenizer) - 1)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    t = torch.full((4000,), 0.3)
+    sums = torch.zeros(2, 6)
+    for step in range(30):
+        _, noise = whole.draw(batch, step=step)
+        sums += torch.stack([each.corrupt(batch, t, noise)["loss_weights"].mean(0) for each in (whole, part)])
+    torch.testing.assert_close(sums[1], sums[0], rtol=0.03, atol=0)
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
@@ -115,6 +149,8 @@ def test_uniform_model_has_a_nelbo_of_ln_v(tokenizer):
         ({"schedule": "square"}, "Unknown noise schedule 'square'"),
         ({"t_sampling": "sobol"}, "t_sampling must be .* got 'sobol'"),
         ({"weighting": "snr"}, "weighting must be .* got 'snr'"),
+        ({"position_share": 0.0}, r"position_share must lie in \(0, 1\], got 0.0"),
+        ({"position_share": 1.5}, "got 1.5"),
     ],
 )
 def test_bad_settings_are_named(tokenizer, kwargs, message):

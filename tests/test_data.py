@@ -16,7 +16,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, HfArgumentParser, PreTrainedTokenizerFast
 
 from concept_encoder.trainers import data
-from concept_encoder.trainers.data import DataArguments, load_corpus, load_pretraining_data, load_tokenizer
+from concept_encoder.trainers.data import (
+    DataArguments,
+    load_corpus,
+    load_pretraining_data,
+    load_tokenizer,
+    train_tokenizer,
+)
 
 SENTENCES = [f"document {i} has its own words like w{i % 7} and w{i % 11}" for i in range(60)]
 WORDS = ["document", "has", "its", "own", "words", "like", "and", *(f"w{i}" for i in range(11)), *map(str, range(60))]
@@ -203,7 +209,7 @@ class TestSources:
 
     @pytest.mark.hub
     @pytest.mark.parametrize("streaming", [False, True])
-    def test_hub(self, hub, shared, streaming):
+    def test_hub(self, seeded_hub, shared, streaming):
         args = DataArguments(
             dataset_name="local/english-prose",
             dataset_config_name="wikinews",
@@ -221,10 +227,10 @@ class TestSources:
             rows = ids(part)
             assert len(rows) > 10
             assert all(len(row) == 64 and row[0] == tokenizer.cls_token_id for row in rows)
-        assert any("english-prose" in request["path"] for request in hub.requests())
+        assert any("english-prose" in request["path"] for request in seeded_hub.requests())
 
     @pytest.mark.hub
-    def test_hub_errors(self, hub):
+    def test_hub_errors(self, seeded_hub):
         with pytest.raises(FileNotFoundError, match="nobody/nothing"):
             load_corpus(arguments("nobody/nothing"), "train")
         with pytest.raises(FileNotFoundError, match="v9"):
@@ -532,3 +538,24 @@ def test_real_tokenizer_reads_every_text_back(shared):
     stream = tokenizer.decode([i for block in blocks for i in block[1:]])
     whole = "[SEP]".join(texts(load_corpus(args, "train"))) + "[SEP]"
     assert len(stream) > len(whole) - 1000 and whole.startswith(stream)
+
+
+def bert_tokenizer(shared):
+    return AutoTokenizer.from_pretrained(shared / "data" / "tokenizers" / "google-bert" / "bert-base-uncased")
+
+
+def test_a_learned_vocabulary_is_the_corpus_own_in_the_seed_tokenizers_manner(tmp_path, shared):
+    args = DataArguments(dataset_name=str(write(tmp_path / "train.jsonl", SENTENCES)), validation_size=0.1)
+    seed = bert_tokenizer(shared)
+    learned = train_tokenizer(args, 90, seed)
+    assert len(learned) <= 90
+    assert learned.tokenize("Documents has its own words") == ["document", "##s", "has", "its", "own", "words"]
+    assert learned("its own")["input_ids"][0] == learned.cls_token_id
+    for name in ("cls_token", "sep_token", "pad_token", "mask_token", "unk_token"):
+        assert getattr(learned, name) == getattr(seed, name)
+
+
+def test_a_vocabulary_too_small_for_its_characters_is_refused(tmp_path, shared):
+    args = DataArguments(dataset_name=str(write(tmp_path / "train.jsonl", SENTENCES)), validation_size=0.1)
+    with pytest.raises(ValueError, match=r"vocab_size=8 is too small: .* alone are \d+; ask for more"):
+        train_tokenizer(args, 8, bert_tokenizer(shared))

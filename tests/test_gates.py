@@ -30,12 +30,13 @@ def test_packaged_gate_1_is_that_of_the_reference():
 
 
 def test_packaged_strict_gate():
-    above_zero, ledger, stsb, rank = load_gates()["strict"].gates
+    above_zero, ledger, stsb, raw, centred = load_gates()["strict"].gates
     assert above_zero.metrics == ledger.metrics == ["ledger/bits_per_token/shuffled"]
     assert (above_zero.threshold, ledger.threshold, stsb.threshold) == (0, 0.5, 0.70)
-    assert rank.comparison == ">="
-    assert rank.threshold == Share("geometry/spectrum/views/within_centred/rankme/nulls/gaussian", 0.5)
-    assert rank.threshold.metric.startswith(rank.metrics[0])
+    for gate, view in ((raw, "within_raw"), (centred, "within_centred")):
+        assert gate.comparison == ">="
+        assert gate.metrics == [f"geometry/spectrum/views/{view}/rankme"]
+        assert gate.threshold == Share(f"geometry/spectrum/views/{view}/rankme/nulls/gaussian", 0.5)
 
 
 def test_packaged_gates_are_explained():

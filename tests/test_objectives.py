@@ -8,6 +8,7 @@ from torch import nn
 from concept_encoder import ConceptEncoderForDiffusionMLM
 from concept_encoder.trainers.collators import DataCollatorForMaskedDiffusion
 from concept_encoder.trainers.objectives import DiffusionObjective, ObjectiveArguments
+from concept_encoder.trainers.regularizers import REGULARIZERS
 
 
 @pytest.fixture
@@ -17,7 +18,7 @@ def model(tokenizer):
 
 def corrupted(tokenizer, **kwargs):
     batch = DataCollatorForMaskedDiffusion(tokenizer, **kwargs)(random_examples(tokenizer, rows=16, longest=30))
-    return batch, batch.pop("num_items").sum()
+    return batch, batch["num_items"].sum()
 
 
 @pytest.mark.parametrize("weighting", ["none", "elbo"])
@@ -30,6 +31,20 @@ def test_loss_equals_a_short_reference(model, tokenizer, weighting):
     expected = (nll * batch["loss_weights"]).sum() / items
     assert result.loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert result.token_count == (batch["labels"] != -100).sum()
+
+
+def test_regularizers_add_their_weighted_mean_over_micro_batches(model, tokenizer):
+    batch, items = corrupted(tokenizer)
+    plain = DiffusionObjective()(model, batch, items)
+    both = DiffusionObjective(regularizers={"orthogonality": 0.5, "variance": 2.0})(model, batch, 4 * items)
+    expected = {name: REGULARIZERS[name](plain.concepts) for name in ("orthogonality", "variance")}
+    added = (0.5 * expected["orthogonality"] + 2.0 * expected["variance"]) / 4  # one of four such micro-batches
+    assert both.loss.item() == pytest.approx((plain.loss / 4 + added).item(), rel=1e-5)
+    for name, value in expected.items():
+        total, count = both.parts[name]
+        assert (total / count).item() == pytest.approx(value.item(), rel=1e-5)
+    both.loss.backward()
+    assert model.encoder.latents.weight.grad.abs().sum() > 0
 
 
 def test_binned_parts_add_up_to_all_masked_tokens(model, tokenizer):
@@ -64,10 +79,15 @@ def test_monte_carlo_nelbo_of_a_known_model_equals_its_closed_form(tokenizer):
     losses = []
     for step in range(100):
         noised = collator.corrupt(batch, *collator.draw(batch, step=step))
-        losses.append(DiffusionObjective()(Unigram(log_probs), noised, noised.pop("num_items").sum()).loss.item())
+        losses.append(DiffusionObjective()(Unigram(log_probs), noised, noised["num_items"].sum()).loss.item())
     estimate = sum(losses) / len(losses)
     error = torch.tensor(losses).std().item() / math.sqrt(len(losses))
     assert abs(estimate - exact) < 4 * error and error < 0.02 * exact
+
+
+def test_regularizers_read_from_a_recipe():
+    settings = ObjectiveArguments(regularizers=["orthogonality=0.1", "variance=2"])
+    assert settings.regularizer_weights() == {"orthogonality": 0.1, "variance": 2.0}
 
 
 @pytest.mark.parametrize(
@@ -75,6 +95,11 @@ def test_monte_carlo_nelbo_of_a_known_model_equals_its_closed_form(tokenizer):
     [
         ({"label_smoothing": 1.0}, r"label_smoothing must lie in \[0, 1\), got 1.0"),
         ({"num_eval_timesteps": 0}, "num_eval_timesteps must be at least 1, got 0"),
+        ({"regularizers": ["spread=0.1"]}, "Unknown regularizer 'spread'. Available: orthogonality, "),
+        ({"regularizers": ["vicreg=0"]}, "the weight of regularizer vicreg must be positive and finite, got 0"),
+        ({"regularizers": ["vicreg=nan"]}, "the weight of regularizer vicreg must be positive and finite, got nan"),
+        ({"regularizers": ["vicreg"]}, "regularizer vicreg needs a weight, such as vicreg=0.1, got 'vicreg'"),
+        ({"regularizers": ["vicreg=1", "vicreg=2"]}, "regularizer vicreg is named twice"),
     ],
 )
 def test_bad_settings_are_named(kwargs, message):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ("pyproject.toml", "LICENSE", "README.md", "trainers", "eval", "scripts", "tests")
+SOURCES = ("pyproject.toml", "LICENSE", "README.md", "trainers", "eval", "scripts", "model_cards", "tests")
 
 IMPORT_EVERYTHING = """
 import importlib, json, pkgutil
@@ -48,7 +48,7 @@ def wheel(tmp_path_factory) -> Path:
 
 
 def package_files_of_the_tree() -> set[str]:
-    files = [*ROOT.glob("*.py")]
+    files = [*ROOT.glob("*.py"), ROOT / "model_cards" / "template.md"]
     for folder in ("trainers", "eval"):
         files += [path for path in (ROOT / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     return {path.relative_to(ROOT).as_posix() for path in files}
@@ -68,7 +68,7 @@ def test_wheel_metadata(wheel):
     metadata = Parser().parsestr(archive.read(name).decode())
     assert metadata["Name"] == "concept-encoder"
     assert metadata["License-Expression"] == "Apache-2.0"
-    assert set(metadata.get_all("Provides-Extra")) == {"train", "eval", "demo", "dev"}
+    assert set(metadata.get_all("Provides-Extra")) == {"train", "eval", "demo", "mteb", "onnx", "st", "dev"}
     assert f"version: {metadata['Version']}" in (ROOT / "CITATION.cff").read_text(encoding="utf-8").splitlines()
 
 

@@ -14,7 +14,10 @@ from safetensors.torch import load_file, save_file
 from concept_encoder.configuration_concept import AUTO_MAP, ConceptEncoderConfig
 from concept_encoder.modeling_concept import (
     ConceptEncoderForDiffusionMLM,
+    ConceptEncoderForMaskedLMPerceiver,
+    ConceptEncoderForSentencePairClassification,
     ConceptEncoderForSequenceClassificationPerceiver,
+    ConceptEncoderForSequenceClassificationViaDecoder,
     ConceptEncoderModel,
 )
 
@@ -32,7 +35,32 @@ CHECKPOINTS = {
     "classifier": "AutoModelForSequenceClassification",
     "classifier-from-pretrained": "AutoModelForSequenceClassification",
     "concept-encoder-checkout": "AutoModelForMaskedLM",
+    "mlm": "AutoModelForMaskedLM",
+    "via-decoder-from-mlm": "AutoModelForSequenceClassification",
+    "pair": "AutoModelForSequenceClassification",
 }
+# Where a checkpoint's Auto classes are not those of HEADS: a head points its own Auto class at itself.
+OWN_HEADS = {
+    "mlm": {"AutoModelForMaskedLM": ConceptEncoderForMaskedLMPerceiver},
+    "via-decoder-from-mlm": {
+        "AutoModelForMaskedLM": ConceptEncoderForMaskedLMPerceiver,
+        "AutoModelForSequenceClassification": ConceptEncoderForSequenceClassificationViaDecoder,
+    },
+    "pair": {"AutoModelForSequenceClassification": ConceptEncoderForSentencePairClassification},
+}
+
+
+def head(name: str, auto: str):
+    return OWN_HEADS.get(name, {}).get(auto, HEADS[auto])
+
+
+def batch(model) -> dict[str, torch.Tensor]:
+    """INPUTS under the names of the model; a pair head compares them with themselves."""
+    if model.main_input_name == "input_ids":
+        return INPUTS
+    return {f"{key}_{side}": tensor for key, tensor in INPUTS.items() for side in "ab"}
+
+
 INPUTS = {
     "input_ids": torch.tensor([[2, 7, 1, 9, 3], [2, 8, 3, 0, 0]]),
     "attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
@@ -59,7 +87,9 @@ report, tensors = {}, {}
 def look(name, path, auto):
     auto_class = getattr(transformers, auto)
     model, loading = auto_class.from_pretrained(path, trust_remote_code=True, output_loading_info=True)
-    output, encoded = model(**inputs), model.base_model(**inputs)
+    pair = {f"{key}_{side}": tensor for key, tensor in inputs.items() for side in "ab"}
+    output = model(**(inputs if model.main_input_name == "input_ids" else pair))
+    encoded = model.base_model(**inputs)
     tensors[f"{name}/{auto}/encoder"] = encoded.last_hidden_state.detach().contiguous()
     tensors[f"{name}/{auto}/output"] = output[0].detach().contiguous()
     report[f"{name}/{auto}"] = {
@@ -76,6 +106,8 @@ for name in checkpoints:
 # What was loaded as remote code is saved, and loads, as remote code again.
 look("again", "classifier", "AutoModelForSequenceClassification").save_pretrained("resaved")
 look("resaved", "resaved", "AutoModelForSequenceClassification")
+look("again-via", "via-decoder-from-mlm", "AutoModelForSequenceClassification").save_pretrained("resaved-via")
+look("resaved-via", "resaved-via", "AutoModelForSequenceClassification")
 here = os.getcwd()
 os.chdir("concept-encoder-checkout")
 look("dot", ".", "AutoModelForMaskedLM")
@@ -94,10 +126,12 @@ def checkpoints(tmp_path_factory) -> Path:
     config |= {"intermediate_size": 32, "num_concepts": 4, "max_position_embeddings": 16}
     config |= {"decoder_num_hidden_layers": 1, "mask_token_id": 1, "bos_token_id": 2, "eos_token_id": 3}
     torch.manual_seed(0)
-    for name in ("base", "pretrained", "classifier"):
-        HEADS[CHECKPOINTS[name]](ConceptEncoderConfig(**config, num_labels=3)).save_pretrained(folder / name)
+    for name in ("base", "pretrained", "classifier", "mlm", "pair"):
+        head(name, CHECKPOINTS[name])(ConceptEncoderConfig(**config, num_labels=3)).save_pretrained(folder / name)
     classifier = ConceptEncoderForSequenceClassificationPerceiver.from_pretrained(folder / "pretrained", num_labels=3)
     classifier.save_pretrained(folder / "classifier-from-pretrained")
+    via_decoder = ConceptEncoderForSequenceClassificationViaDecoder.from_pretrained(folder / "mlm", num_labels=3)
+    via_decoder.save_pretrained(folder / "via-decoder-from-mlm")
     checkout = folder / "concept-encoder-checkout"
     checkout.mkdir()
     for path in [*ROOT.glob("*.py"), folder / "pretrained/config.json", folder / "pretrained/model.safetensors"]:
@@ -124,9 +158,10 @@ def remote(checkpoints) -> tuple[dict, dict[str, torch.Tensor]]:
     return json.loads((checkpoints / "report.json").read_text()), load_file(checkpoints / "outputs.safetensors")
 
 
-def assert_carries_map_and_code(checkpoint: Path) -> None:
+def assert_carries_map_and_code(checkpoint: Path, name: str) -> None:
     config = json.loads((checkpoint / "config.json").read_text())
-    assert config["auto_map"] == AUTO_MAP
+    own = {auto: f"modeling_concept.{cls.__name__}" for auto, cls in OWN_HEADS.get(name, {}).items()}
+    assert config["auto_map"] == AUTO_MAP | own
     for file in CODE:
         assert (checkpoint / file).read_bytes() == (ROOT / file).read_bytes()
     assert (checkpoint / "model.safetensors").is_file()
@@ -134,7 +169,7 @@ def assert_carries_map_and_code(checkpoint: Path) -> None:
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_checkpoint_carries_the_whole_map_and_its_code(checkpoints, name):
-    assert_carries_map_and_code(checkpoints / name)
+    assert_carries_map_and_code(checkpoints / name, name)
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
@@ -149,23 +184,25 @@ def test_auto_config_is_the_checkpoints_own(remote, name):
 def test_every_auto_class_loads_every_checkpoint(checkpoints, remote, name, auto):
     report, tensors = remote
     seen = report[f"{name}/{auto}"]
-    assert seen["class"] == HEADS[auto].__name__
+    assert seen["class"] == head(name, auto).__name__
     assert seen["module"].startswith("transformers_modules.")
-    model = HEADS[auto].from_pretrained(checkpoints / name)
+    model = head(name, auto).from_pretrained(checkpoints / name)
     with torch.no_grad():
         torch.testing.assert_close(tensors[f"{name}/{auto}/encoder"], model.base_model(**INPUTS).last_hidden_state)
         if auto in ("AutoModel", CHECKPOINTS[name]):
             assert seen["missing"] == []
-            torch.testing.assert_close(tensors[f"{name}/{auto}/output"], model(**INPUTS)[0])
+            torch.testing.assert_close(tensors[f"{name}/{auto}/output"], model(**batch(model))[0])
     assert not [key for key in seen["missing"] if key.startswith("encoder.")]
 
 
-def test_remote_code_saves_itself(checkpoints, remote):
+@pytest.mark.parametrize(("resaved", "name"), [("resaved", "classifier"), ("resaved-via", "via-decoder-from-mlm")])
+def test_remote_code_saves_itself(checkpoints, remote, resaved, name):
     report, tensors = remote
     auto = "AutoModelForSequenceClassification"
-    assert_carries_map_and_code(checkpoints / "resaved")
-    assert report[f"resaved/{auto}"]["missing"] == []
-    torch.testing.assert_close(tensors[f"resaved/{auto}/output"], tensors[f"classifier/{auto}/output"])
+    assert_carries_map_and_code(checkpoints / resaved, name)
+    assert report[f"{resaved}/{auto}"]["missing"] == []
+    assert report[f"{resaved}/{auto}"]["class"] == head(name, auto).__name__
+    torch.testing.assert_close(tensors[f"{resaved}/{auto}/output"], tensors[f"{name}/{auto}/output"])
 
 
 def test_the_repository_root_loads_as_dot(remote):

@@ -33,6 +33,8 @@ class DataCollatorForMaskedDiffusion:
         t_sampling: "independent" per row, or "antithetic": one uniform draw, then even spacing over the global batch.
         weighting: weight of a masked token in the loss. "none": 1, a mean over masked tokens. "elbo": the schedule's
             exact weight (1 / t for linear), a sum over all tokens that could be masked, divided by their number.
+        position_share: share of the masked tokens, in (0, 1], drawn to carry the loss, each weighing 1 / share: the
+            expected gradient is that of all of them, at that share of the product with the vocabulary.
         seed: of all noise.
         pad_to_multiple_of: round the padded length up.
 
@@ -46,6 +48,7 @@ class DataCollatorForMaskedDiffusion:
     t_max: float = 1.0
     t_sampling: Literal["independent", "antithetic"] = "independent"
     weighting: Literal["none", "elbo"] = "none"
+    position_share: float = 1.0
     seed: int = 0
     pad_to_multiple_of: int | None = None
 
@@ -61,6 +64,8 @@ class DataCollatorForMaskedDiffusion:
             raise ValueError(f"t_sampling must be 'independent' or 'antithetic', got {self.t_sampling!r}")
         if self.weighting not in ("none", "elbo"):
             raise ValueError(f"weighting must be 'none' or 'elbo', got {self.weighting!r}")
+        if not 0 < self.position_share <= 1:
+            raise ValueError(f"position_share must lie in (0, 1], got {self.position_share}")
         self._schedule = get_schedule(self.schedule)
         self._special_ids = torch.tensor(self.tokenizer.all_special_ids)
 
@@ -118,8 +123,8 @@ class DataCollatorForMaskedDiffusion:
 
         Returns:
             The batch plus `decoder_input_ids` (B, N); `timesteps` (B,), the masking rate 1 - alpha(t), which is t for
-            the linear schedule; `labels` (B, N), -100 where not masked; `loss_weights` (B, N); and `num_items` (B,),
-            what each row adds to the denominator of the loss.
+            the linear schedule; `labels` (B, N), -100 where not masked or not drawn for the loss; `loss_weights`
+            (B, N); and `num_items` (B,), what each row adds to the denominator of the loss.
         """
         ids = batch["input_ids"]
         rate = 1 - self._schedule.alpha(timesteps.double()).float()  # (B,)
@@ -128,17 +133,19 @@ class DataCollatorForMaskedDiffusion:
         least = torch.where(eligible, noise, torch.inf).argmin(-1, keepdim=True)
         lacking = eligible.any(-1, keepdim=True) & ~drawn.any(-1, keepdim=True)
         masked = drawn | (lacking & (torch.arange(ids.shape[1], device=ids.device) == least))
+        # Given that a token is masked, its noise over the rate is uniform again: no further draw is needed.
+        scored = (drawn & (noise < self.position_share * rate[:, None])) | (masked & ~drawn)
+        weights = torch.where(drawn, 1 / self.position_share, 1.0) * scored
         if self.weighting == "elbo":
-            weights = self._schedule.elbo_weight(timesteps)[:, None] * drawn
+            weights = self._schedule.elbo_weight(timesteps)[:, None] * drawn * weights
             num_items = eligible.sum(-1)
         else:
-            weights = masked.float()
             num_items = masked.sum(-1)
         return {
             **batch,
             "decoder_input_ids": ids.masked_fill(masked, self.tokenizer.mask_token_id),
             "timesteps": rate,
-            "labels": ids.masked_fill(~masked, -100),
+            "labels": ids.masked_fill(~scored, -100),
             "loss_weights": weights,
             "num_items": num_items,
         }

@@ -168,6 +168,29 @@ def load_tokenizer(args: DataArguments) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def train_tokenizer(args: DataArguments, vocab_size: int, seed_tokenizer: PreTrainedTokenizerBase):
+    """Tokenizer of the kind of `seed_tokenizer`, its vocabulary learned from the training documents that `args` name.
+
+    The product with the vocabulary is most of a pretraining step: a small one is what makes a CPU run possible.
+
+    Args:
+        args: corpus and `max_train_documents`.
+        vocab_size: entries of the new vocabulary, special tokens included.
+        seed_tokenizer: gives normalisation, splitting, model type and special tokens.
+
+    Raises:
+        ValueError: what `load_corpus` raises; a vocabulary too small for the special tokens and the characters.
+    """
+    corpus = load_corpus(args, "train")
+    tokenizer = seed_tokenizer.train_new_from_iterator((row["text"] for row in corpus), vocab_size)
+    if len(tokenizer) > vocab_size:
+        raise ValueError(
+            f"vocab_size={vocab_size} is too small: special tokens and single characters alone are {len(tokenizer)}; "
+            "ask for more"
+        )
+    return tokenizer
+
+
 def load_corpus(args: DataArguments, split: Split) -> Dataset | IterableDataset:
     """Texts of the training or validation part of the corpus, in one column `text`; no row is null or blank.
 

@@ -1,10 +1,23 @@
-"""Result files: written whole or not at all."""
+"""Files of a run: what a tokenizer may consist of, and results that are written whole or not at all."""
 
 import json
 import os
 import tempfile
 from pathlib import Path
 from typing import Any
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "tokenizer.model",
+)
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -18,7 +18,7 @@ from ..modeling_concept import ConceptEncoderForDiffusionMLM
 from .data import load_pretraining_data, load_tokenizer
 from .files import write_atomically, write_json
 from .recipes import Recipe
-from .trainer import ConceptMonitor, ConceptTrainer
+from .trainer import ConceptMonitor, ConceptTrainer, UploadAssembler
 
 RESULT_FILE = "pretrain.json"
 
@@ -49,12 +49,15 @@ def checkpoint_to_resume(output_dir: str, resume_from_checkpoint: str | None) ->
     return last
 
 
-def pretrain(recipe: Recipe, monitor: ConceptMonitor | None = None) -> dict[str, Any]:
+def pretrain(
+    recipe: Recipe, monitor: ConceptMonitor | None = None, assemble: UploadAssembler | None = None
+) -> dict[str, Any]:
     """Train `recipe` and leave model, tokenizer, `recipe.yaml` and `pretrain.json` in its output folder.
 
     Args:
         recipe: from `load_recipe`.
         monitor: watches the geometry of the concepts while training; passed in, since it belongs to evaluation.
+        assemble: chooses what is pushed to the Hub; passed in, since the card is made of what was measured.
 
     Returns:
         The content of `pretrain.json`.
@@ -74,6 +77,7 @@ def pretrain(recipe: Recipe, monitor: ConceptMonitor | None = None) -> dict[str,
         args=training,
         objective_args=recipe.objective,
         monitor=monitor,
+        assemble=assemble,
         train_dataset=train,
         eval_dataset=validation,
         processing_class=tokenizer,
@@ -82,7 +86,7 @@ def pretrain(recipe: Recipe, monitor: ConceptMonitor | None = None) -> dict[str,
     outcome = trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - start
     trainer.evaluate()
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # without the push, which waits for the files below
     resumed_at = 0
     if checkpoint is not None:
         resumed_at = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")).global_step
@@ -92,6 +96,8 @@ def pretrain(recipe: Recipe, monitor: ConceptMonitor | None = None) -> dict[str,
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
         write_atomically(folder / "recipe.yaml", yaml.safe_dump(recipe.as_dict(), sort_keys=False))
         write_json(folder / RESULT_FILE, result)
+    if training.push_to_hub:
+        trainer.push_to_hub()
     PartialState().wait_for_everyone()
     return result
 

@@ -18,7 +18,7 @@ from .trainer import ConceptTrainingArguments
 # Taken from the tokenizer, so that they cannot contradict it.
 _FROM_TOKENIZER = ("pad_token_id", "mask_token_id", "bos_token_id", "eos_token_id")
 # Of this machine or this call, not of the run.
-_NOT_RECORDED = ("output_dir", "logging_dir", "resume_from_checkpoint", "disable_tqdm", "hub_token", "use_cpu")
+_NOT_RECORDED = ("output_dir", "logging_dir", "resume_from_checkpoint", "disable_tqdm", "use_cpu")
 
 
 def _model_arguments() -> type:
@@ -80,7 +80,7 @@ class Recipe:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Sections of plain values: `training` as far as it differs from the defaults, without paths and tokens."""
+        """Sections of plain values: `training` as far as it differs from the defaults, without paths."""
         defaults = ConceptTrainingArguments(output_dir=self.training.output_dir)
         training = {}
         for name in (f.name for f in dataclasses.fields(ConceptTrainingArguments) if f.init):
@@ -124,7 +124,7 @@ def load_recipe(path: Path, overrides: list[str], parser: HfArgumentParser) -> R
             raise ValueError(f"{path}: unknown section {section!r}. Sections: {', '.join(SECTIONS)}")
         for name, value in (fields or {}).items():
             _check_field(path, section, name)
-            if value is not None:
+            if value not in (None, []):  # argparse has no empty list
                 argv += [f"--{name}", *_as_flags(value)]
     defaults = ["--output_dir", f"runs/{path.stem}"]
     known = {f.name for cls in SECTIONS.values() for f in dataclasses.fields(cls) if f.init}

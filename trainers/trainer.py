@@ -2,14 +2,20 @@
 
 import logging
 import math
+import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import torch
+from huggingface_hub import CommitInfo, HfApi
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, HubStrategy
+from transformers.utils.hub import PushInProgress
 
 from .collators import DataCollatorForMaskedDiffusion
 from .objectives import DiffusionObjective, ObjectiveArguments
@@ -17,6 +23,8 @@ from .objectives import DiffusionObjective, ObjectiveArguments
 logger = logging.getLogger(__name__)
 # (B, C, D) concepts of a training batch -> figures to log, and a warning in words or None.
 ConceptMonitor = Callable[[Tensor], tuple[dict[str, float], str | None]]
+# (folder of a checkpoint, empty folder, repository) -> notes; copies what is published, card included.
+UploadAssembler = Callable[[Path, Path, str], list[str]]
 
 
 @dataclass
@@ -34,6 +42,13 @@ class ConceptTrainingArguments(TrainingArguments):
     )
     include_num_input_tokens_seen: str = field(default="non_padding", metadata={"help": "Count real tokens."})
 
+    def __post_init__(self):
+        if self.hub_token is not None:
+            raise ValueError(
+                "hub_token would be written into training_args.bin; log in with `hf auth login`, or set HF_TOKEN"
+            )
+        super().__post_init__()
+
 
 class ConceptTrainer(Trainer):
     """Trains a `ConceptEncoderForDiffusionMLM` with an objective.
@@ -44,15 +59,25 @@ class ConceptTrainer(Trainer):
     Args:
         objective_args: the objective's settings.
         monitor: measures the concepts of the latest training batch at every logged step; see `ConceptMonitor`.
+        assemble: chooses what a push to the Hub holds; see `UploadAssembler`. Needed with `push_to_hub=True`.
         Everything else as in `transformers.Trainer`; `processing_class` is the tokenizer and is required.
     """
 
-    def __init__(self, *args, objective_args: ObjectiveArguments, monitor: ConceptMonitor | None = None, **kwargs):
+    def __init__(
+        self,
+        *args,
+        objective_args: ObjectiveArguments,
+        monitor: ConceptMonitor | None = None,
+        assemble: UploadAssembler | None = None,
+        **kwargs,
+    ):
         tokenizer = kwargs.get("processing_class")
         if tokenizer is None:
             raise ValueError("ConceptTrainer needs processing_class: the tokenizer knows [MASK] and [PAD]")
         settings = objective_args
         training_args = kwargs["args"] if "args" in kwargs else args[1]
+        if training_args.push_to_hub and assemble is None:
+            raise ValueError("push_to_hub=True needs assemble, for instance concept_encoder.eval.publishing.assemble")
         self.collator = DataCollatorForMaskedDiffusion(
             tokenizer,
             schedule=settings.schedule,
@@ -60,13 +85,17 @@ class ConceptTrainer(Trainer):
             t_max=settings.t_max,
             t_sampling=settings.t_sampling,
             weighting=settings.weighting,
+            position_share=settings.position_share,
             seed=training_args.seed,
         )
-        # Evaluation always weighs by the bound, over all of (0, 1], whatever training does.
-        self.eval_collator = replace(self.collator, t_min=0.0, t_max=1.0, weighting="elbo", seed=0)
+        # Evaluation always weighs by the bound, over all of (0, 1] and all positions, whatever training does.
+        self.eval_collator = replace(self.collator, t_min=0.0, t_max=1.0, weighting="elbo", position_share=1.0, seed=0)
         self.num_eval_timesteps = settings.num_eval_timesteps
-        self.objective = DiffusionObjective(settings.label_smoothing)
+        self.objective = DiffusionObjective(settings.label_smoothing, settings.regularizer_weights())
         self.monitor = monitor
+        self.assemble = assemble
+        self.api = HfApi()
+        self.push_in_progress: PushInProgress | None = None
         self._parts: dict[str, list[Tensor]] = {}
         self._concepts: Tensor | None = None
         self._collapsed_in_a_row = 0
@@ -80,7 +109,7 @@ class ConceptTrainer(Trainer):
     ) -> tuple[list, Tensor | int | None]:
         """Corrupt the micro-batches of one optimizer step and count what their losses are divided by."""
         batches, _ = super().get_batch_samples(self._corrupted(epoch_iterator), num_batches, device)
-        num_items = sum((batch.pop("num_items").sum() for batch in batches), torch.tensor(0)).to(device)
+        num_items = sum((batch["num_items"].sum() for batch in batches), torch.tensor(0)).to(device)
         if self.args.world_size > 1:
             num_items = self.accelerator.gather(num_items).sum()
         return batches, num_items.clamp_min(1)
@@ -197,3 +226,89 @@ class ConceptTrainer(Trainer):
                 metrics[f"accuracy_t_{t:g}"] = hits[k] / masked[k]
             metrics[f"tokens_t_{t:g}"] = int(masked[k])
         return metrics
+
+    # --------------------------------------------------------------------------------------------------------- the Hub
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs,
+    ) -> CommitInfo | Future | None:
+        """Push the model as `assemble` lays it out, card included; arguments as in `transformers.Trainer`.
+
+        Returns:
+            The commit, or a future of it when not `blocking`; None on every process but the first.
+        """
+        if self.assemble is None:
+            raise ValueError("push_to_hub needs ConceptTrainer(assemble=...): it chooses what is published")
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self._finish_current_push()
+        push = self._start_push(Path(self.args.output_dir), commit_message, token, revision)
+        return push.result() if blocking else push
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        strategy, args = self.args.hub_strategy, self.args
+        if not self.is_world_process_zero() or strategy == HubStrategy.END:
+            return
+        running = self.push_in_progress
+        busy = running is not None and not running.is_done()
+        if busy and not args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(args, self.state, self.control)
+        message = f"Training in progress, step {self.state.global_step}"
+        jobs: list[Any] = [self._start_push(Path(checkpoint_folder), message)]
+        if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            last = strategy == HubStrategy.CHECKPOINT
+            state = self.api.upload_folder(
+                repo_id=self.hub_model_id,
+                folder_path=checkpoint_folder,
+                path_in_repo="last-checkpoint" if last else Path(checkpoint_folder).name,
+                commit_message=f"{message}, checkpoint",
+                run_as_future=True,
+                revision=args.hub_revision,
+            )
+            jobs.append(state)
+        if running is not None and busy:
+            running.jobs.extend(jobs)
+            return
+        self._finish_current_push()
+        self.push_in_progress = PushInProgress(jobs)
+
+    def _start_push(
+        self, source: Path, message: str | None, token: str | None = None, revision: str | None = None
+    ) -> Future:
+        """Lay out the upload set of `source` now, since it may be removed soon, and upload it in the background."""
+        assert self.assemble is not None
+        scratch = tempfile.TemporaryDirectory(prefix="push-")
+        self.assemble(source, Path(scratch.name), self.hub_model_id)
+
+        def upload() -> CommitInfo:
+            with scratch:
+                return self.api.upload_folder(
+                    repo_id=self.hub_model_id,
+                    folder_path=scratch.name,
+                    commit_message=message,
+                    token=token,
+                    revision=revision or self.args.hub_revision,
+                )
+
+        return self.api.run_as_future(upload)
+
+    def _finish_current_push(self) -> None:
+        super()._finish_current_push()
+        push = self.push_in_progress
+        for error in [job.exception() for job in push.jobs] if push is not None else []:
+            if error is not None:
+                logger.warning(
+                    f"a push during training failed ({type(error).__name__}); the next one brings all of it"
+                )
+        self.push_in_progress = None
