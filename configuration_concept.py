@@ -29,8 +29,15 @@ class ConceptEncoderConfig(PreTrainedConfig):
             when smaller. `None` means `hidden_size`.
         position_embedding_type (`str`, default `"learned"`): token positions, `"learned"` or `"sinusoidal"` (any
             length).
+        embedding_layer_norm (`bool`, default False): LayerNorm on the sum of token and position embeddings, after its
+            projection, in the encoder and in the diffusion decoder: keys and values then start at the same scale
+            whatever `initializer_range`. Off: raw embeddings, as in the reference run and in imported checkpoints.
+        latent_init (`str`, default `"normal"`): how the latent queries start. `"normal"`: independent draws;
+            `"orthogonal"`: rows of a random orthogonal matrix, scaled to the norm that normal ones have on average.
         concept_position_type (`str`, default `"none"`): positions added to the latent queries: `"none"`,
-            `"sinusoidal"` or `"learned"`.
+            `"sinusoidal"` or `"learned"` of the concept's index, or `"anchored"`: concept c gets what the token
+            embeddings give for place (c + 1/2) / C of the longest text, `max_position_embeddings`, and nothing else
+            at the start. The place follows the position table as it learns.
         token_update (`str`, default `"none"`): `"bixt"` lets tokens read the concepts between encoder layers.
         concept_attention (`str`, default `"softmax"`): normalisation of the cross-attention. `"softmax"` over tokens,
             or `"slot"`: over concepts, then renormalised over tokens (Locatello et al. 2020, arXiv:2006.15055).
@@ -68,7 +75,9 @@ class ConceptEncoderConfig(PreTrainedConfig):
     max_position_embeddings: int = 512
     token_embedding_size: int | None = None
     position_embedding_type: Literal["learned", "sinusoidal"] = "learned"
-    concept_position_type: Literal["none", "sinusoidal", "learned"] = "none"
+    embedding_layer_norm: bool = False
+    latent_init: Literal["normal", "orthogonal"] = "normal"
+    concept_position_type: Literal["none", "sinusoidal", "learned", "anchored"] = "none"
     token_update: Literal["none", "bixt"] = "none"
     concept_attention: Literal["softmax", "slot"] = "softmax"
     hidden_act: str = "gelu"
@@ -124,6 +133,7 @@ class ConceptEncoderConfig(PreTrainedConfig):
             raise ValueError(
                 f"token_embedding_size must be even with sinusoidal positions, got {self.token_embedding_size}"
             )
+        self._validate_latents()
         if self.tie_word_embeddings and self.token_embedding_size != self.hidden_size:
             raise ValueError(
                 f"tie_word_embeddings=True needs token_embedding_size ({self.token_embedding_size}) equal to "
@@ -133,6 +143,23 @@ class ConceptEncoderConfig(PreTrainedConfig):
             value = getattr(self, name)
             if value is not None and not 0 <= value < self.vocab_size:
                 raise ValueError(f"{name} must lie in [0, vocab_size = {self.vocab_size}), got {value}")
+
+    def _validate_latents(self):
+        if self.latent_init == "orthogonal" and self.num_concepts > self.hidden_size:
+            raise ValueError(
+                f"latent_init='orthogonal' needs num_concepts ({self.num_concepts}) of at most hidden_size "
+                f"({self.hidden_size}): no more vectors can be orthogonal; set latent_init='normal'"
+            )
+        if self.concept_position_type == "anchored" and self.latent_init == "orthogonal":
+            raise ValueError(
+                "concept_position_type='anchored' starts each latent query as its place alone, which leaves nothing "
+                "for latent_init='orthogonal' to set; choose one of the two"
+            )
+        if self.concept_position_type == "anchored" and self.num_concepts > self.max_position_embeddings:
+            raise ValueError(
+                f"concept_position_type='anchored' needs num_concepts ({self.num_concepts}) of at most "
+                f"max_position_embeddings ({self.max_position_embeddings}), a place of its own for each concept"
+            )
 
 
 ConceptEncoderConfig.register_for_auto_class()

@@ -214,7 +214,11 @@ def position_embedding(table: nn.Embedding | None, position_ids: Tensor, dim: in
 
 
 class ConceptTokenEmbeddings(nn.Module):
-    """Token plus position embeddings of width `size`, projected to the hidden size where `size` is smaller."""
+    """Token plus position embeddings of width `size`, projected to the hidden size where `size` is smaller.
+
+    With `config.embedding_layer_norm` a LayerNorm follows, last, so that keys and values are taken from what it gives.
+    Differs from BERT (arXiv:1810.04805), whose norm comes before the dropout.
+    """
 
     def __init__(self, config: ConceptEncoderConfig, size: int):
         super().__init__()
@@ -223,6 +227,8 @@ class ConceptTokenEmbeddings(nn.Module):
         self.positions = nn.Embedding(config.max_position_embeddings, size) if learned else None
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.projection = nn.Identity() if size == config.hidden_size else nn.Linear(size, config.hidden_size)
+        normed = config.embedding_layer_norm
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if normed else nn.Identity()
 
     def forward(self, input_ids=None, inputs_embeds=None, position_ids=None) -> Tensor:
         if (input_ids is None) == (inputs_embeds is None):
@@ -233,7 +239,13 @@ class ConceptTokenEmbeddings(nn.Module):
         if position_ids is None:
             position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None]
         positions = position_embedding(self.positions, position_ids, inputs_embeds.shape[-1], inputs_embeds.dtype)
-        return self.projection(self.dropout(inputs_embeds + positions))  # (B, N, D)
+        return self.norm(self.projection(self.dropout(inputs_embeds + positions)))  # (B, N, D)
+
+    def places(self, count: int, length: int) -> Tensor:
+        """(1, count, D): what a position gives without a token, at the centres of `count` equal parts of `length`."""
+        weight = self.tokens.weight
+        centres = (torch.arange(count, device=weight.device) + 0.5) * length / count
+        return self(inputs_embeds=weight.new_zeros(1, count, weight.shape[1]), position_ids=centres.long()[None])
 
     def _check_ids(self, input_ids: Tensor) -> None:
         # Only where reading the values costs no synchronisation; a GPU raises its own device-side assertion.
@@ -290,14 +302,16 @@ class ConceptEncoderLayer(GradientCheckpointingLayer):
         self.mlp = ConceptFeedForward(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, concepts: Tensor, tokens: Tensor, attention_mask=None, **kwargs) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, concepts: Tensor, tokens: Tensor, attention_mask=None, concept_mask=None, **kwargs
+    ) -> tuple[Tensor, Tensor]:
         read, _ = self.cross_attn(self.cross_attn_norm(concepts), tokens, attention_mask, **kwargs)
         concepts = concepts + self.dropout(read)  # (B, C, D)
         if self.token_update:
             written, _ = self.token_attn(self.token_attn_norm(tokens), concepts, **kwargs)
             tokens = tokens + self.dropout(written)  # (B, N, D)
         normed = self.self_attn_norm(concepts)
-        mixed, _ = self.self_attn(normed, normed, **kwargs)
+        mixed, _ = self.self_attn(normed, normed, concept_mask, **kwargs)
         concepts = concepts + self.dropout(mixed)
         concepts = concepts + self.dropout(self.mlp(self.mlp_norm(concepts)))
         return concepts, tokens
@@ -427,19 +441,27 @@ class ConceptEncoderPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Initial distributions; std is `config.initializer_range`.
 
-        | tensor                                   | distribution                                |
-        | ---------------------------------------- | ------------------------------------------- |
-        | linear weights, token and position tables | normal(0, std)                              |
-        | row of [PAD] in a token table             | 0                                           |
-        | linear biases                             | 0                                           |
-        | LayerNorm weight, bias                    | 1, 0                                        |
-        | latent queries, their learned positions   | normal(0, 2 std), normal(0, std)            |
+        | tensor                                    | distribution                                 |
+        | ----------------------------------------- | -------------------------------------------- |
+        | linear weights, token and position tables | normal(0, std)                               |
+        | row of [PAD] in a token table             | 0                                            |
+        | linear biases                             | 0                                            |
+        | LayerNorm weight, bias                    | 1, 0                                         |
+        | latent queries                            | normal(0, 2 std)                             |
+        | ... with latent_init "orthogonal"         | random orthonormal rows, times 2 std sqrt(D) |
+        | ... with concept positions "anchored"     | 0: each starts as its place alone            |
+        | learned positions of the latent queries   | normal(0, std)                               |
         | decoder modulation weight and bias        | 0: each decoder layer starts as the identity |
         """
         super()._init_weights(module)
         std = self.config.initializer_range
         if isinstance(module, ConceptLatentQueries):
-            init.normal_(module.weight, std=2 * std)
+            if self.config.concept_position_type == "anchored":
+                init.zeros_(module.weight)
+            elif self.config.latent_init == "orthogonal":
+                init.orthogonal_(module.weight, gain=2 * std * math.sqrt(self.config.hidden_size))
+            else:
+                init.normal_(module.weight, std=2 * std)
             if self.config.concept_position_type == "learned":
                 init.normal_(module.positions, std=std)
         elif isinstance(module, ConceptModulation):
@@ -495,6 +517,8 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
         """
         tokens = self.embeddings(input_ids, inputs_embeds, position_ids)  # (B, N, D)
         concepts = self.latents(tokens.shape[0])  # (B, C, D)
+        if self.config.concept_position_type == "anchored":
+            concepts = concepts + self.embeddings.places(concepts.shape[1], self.config.max_position_embeddings)
         mask = create_bidirectional_mask(
             config=self.config,
             inputs_embeds=concepts,
@@ -505,6 +529,28 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
             concepts, tokens = layer(concepts, tokens, mask, **kwargs)
         concepts = self.norm(concepts)
         return ConceptEncoderOutput(last_hidden_state=concepts, pooler_output=concepts.mean(dim=1))
+
+
+def visible_concept_mask(config, queries: Tensor, concepts: Tensor, num_visible: Tensor | int | None):
+    """Attention mask from queries (B, Q, D) to the first `num_visible` of concepts (B, C, D); `None` shows them all.
+
+    With a draw per text the concepts become an ordered code of which any first k will do.
+    Source: nested dropout (Rippel et al. 2014, arXiv:1402.0915).
+    """
+    if num_visible is None:
+        return None
+    total = concepts.shape[1]
+    counts = torch.as_tensor(num_visible)
+    if counts.shape not in ((), concepts.shape[:1]):
+        raise ValueError(f"num_visible_concepts must be an int or ({len(concepts)},), got {tuple(counts.shape)}")
+    checked = counts.device.type == "cpu" and not torch.compiler.is_compiling()  # as with the token ids
+    if checked and not ((counts > 0) & (counts <= total)).all():
+        raise ValueError(f"num_visible_concepts must lie in [1, {total}], got {counts.tolist()}")
+    counts = counts.to(concepts.device).expand(len(concepts))
+    visible = torch.arange(total, device=concepts.device) < counts[:, None]  # (B, C)
+    return create_bidirectional_mask(
+        config=config, inputs_embeds=queries, attention_mask=visible, encoder_hidden_states=concepts
+    )
 
 
 class ConceptDiffusionDecoder(ConceptEncoderPreTrainedModel):
@@ -539,11 +585,13 @@ class ConceptDiffusionDecoder(ConceptEncoderPreTrainedModel):
         timesteps: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
+        num_visible_concepts: Tensor | int | None = None,
         **kwargs,
     ) -> ConceptDecoderOutput:
-        """Decode noised ids (B, N) given concepts (B, C, D) and timesteps (B,) in [0, 1]."""
+        """Decode noised ids (B, N) given concepts (B, C, D), or the first of them, and timesteps (B,) in [0, 1]."""
         hidden_states = self.embeddings(input_ids, position_ids=position_ids)  # (B, N, D)
         timestep_embedding = self.timestep_embedding(timesteps)  # (B, D)
+        concept_mask = visible_concept_mask(self.config, hidden_states, concepts, num_visible_concepts)
         if self.config.decoder_context == "latent":
             visible = input_ids != self.config.mask_token_id
             if attention_mask is not None:
@@ -554,10 +602,16 @@ class ConceptDiffusionDecoder(ConceptEncoderPreTrainedModel):
                 attention_mask=visible,
                 encoder_hidden_states=hidden_states,
             )
-            concepts, _ = self.context_layer(concepts, hidden_states, mask, **kwargs)
+            if num_visible_concepts is not None and self.config.concept_attention == "slot":
+                raise ValueError(
+                    "num_visible_concepts with decoder_context='latent' needs concept_attention='softmax': with "
+                    "'slot' the hidden concepts still take their share of the visible tokens"
+                )
+            among = visible_concept_mask(self.config, concepts, concepts, num_visible_concepts)
+            concepts, _ = self.context_layer(concepts, hidden_states, mask, among, **kwargs)
             concepts = self.context_norm(concepts)  # (B, C, D)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, concepts, timestep_embedding, **kwargs)
+            hidden_states = layer(hidden_states, concepts, timestep_embedding, attention_mask=concept_mask, **kwargs)
         return ConceptDecoderOutput(last_hidden_state=self.norm(hidden_states))
 
 
@@ -587,16 +641,22 @@ class ConceptPerceiverDecoder(ConceptEncoderPreTrainedModel):
     @merge_with_config_defaults
     @capture_outputs
     def forward(
-        self, token_embeddings: Tensor, concepts: Tensor, position_ids: Tensor | None = None, **kwargs
+        self,
+        token_embeddings: Tensor,
+        concepts: Tensor,
+        position_ids: Tensor | None = None,
+        num_visible_concepts: Tensor | int | None = None,
+        **kwargs,
     ) -> ConceptDecoderOutput:
-        """Decode the positions of token_embeddings (B, N, E) given concepts (B, C, D)."""
+        """Decode the positions of token_embeddings (B, N, E) given concepts (B, C, D), or the first of them."""
         if position_ids is None:
             position_ids = torch.arange(token_embeddings.shape[1], device=concepts.device)[None]
         queries = position_embedding(self.positions, position_ids, self.config.hidden_size, concepts.dtype)
         if self.config.decoder_query == "token+position":
             queries = queries + self.projection(token_embeddings)
         queries = self.dropout(queries.expand(concepts.shape[0], -1, -1))  # (B, N, D)
-        return ConceptDecoderOutput(last_hidden_state=self.layer(queries, concepts, **kwargs))
+        mask = visible_concept_mask(self.config, queries, concepts, num_visible_concepts)
+        return ConceptDecoderOutput(last_hidden_state=self.layer(queries, concepts, attention_mask=mask, **kwargs))
 
 
 # --------------------------------------------------------------------------------------------- heads that rebuild text
@@ -637,6 +697,45 @@ class ConceptMaskedLMModel(ConceptEncoderPreTrainedModel):
             decoder_hidden_states=decoded.hidden_states,
             decoder_cross_attentions=decoded.cross_attentions,
         )
+
+
+def check_sampling(num_steps, order, block_length, temperature, top_k, top_p) -> None:
+    """ValueError for what `ConceptEncoderForDiffusionMLM.generate` cannot do."""
+    if order not in ("confidence", "ancestral", "blocks"):
+        raise ValueError(f"order must be 'confidence', 'ancestral' or 'blocks', got {order!r}")
+    if (order == "blocks") != (block_length is not None) or (block_length is not None and block_length < 1):
+        raise ValueError(
+            f"order='blocks' needs block_length >= 1, and no other order takes one; got order={order!r}, "
+            f"block_length={block_length}"
+        )
+    if num_steps < 1 or temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
+        raise ValueError(
+            "generate needs num_steps >= 1, temperature >= 0, top_k >= 0 and 0 < top_p <= 1, got "
+            f"num_steps={num_steps}, temperature={temperature}, top_k={top_k}, top_p={top_p}"
+        )
+
+
+def draw_tokens(logits: Tensor, temperature: float, top_k: int, top_p: float, generator) -> tuple[Tensor, Tensor]:
+    """One token per row of logits (M, V), and its probability before truncation."""
+    logits = logits.to(at_least_float32(logits.dtype)) / (temperature or 1.0)
+    probabilities = logits.softmax(-1)
+    if temperature == 0:
+        draws = probabilities.argmax(-1)
+    else:
+        if top_k:
+            logits = TopKLogitsWarper(top_k)(None, logits)
+        if top_p < 1:
+            logits = TopPLogitsWarper(top_p)(None, logits)
+        draws = torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(-1)
+    return draws, probabilities.gather(-1, draws[:, None]).squeeze(-1)
+
+
+def first_to_commit(masked: Tensor, confidence: Tensor, count: Tensor, block_length: int | None) -> Tensor:
+    """(B, N) bool: the `count` (B, 1) masked positions of highest confidence (M,) in [0, 1], block by block."""
+    rank = torch.full(masked.shape, -torch.inf, device=masked.device).masked_scatter(masked, confidence.float())
+    if block_length is not None:
+        rank = rank - 2 * (torch.arange(masked.shape[1], device=masked.device) // block_length)
+    return masked & (rank.argsort(-1, descending=True).argsort(-1) < count)
 
 
 class ConceptEncoderForDiffusionMLM(ConceptMaskedLMModel):
@@ -681,6 +780,8 @@ class ConceptEncoderForDiffusionMLM(ConceptMaskedLMModel):
         label_smoothing: float = 0.0,
         num_items_in_batch: Tensor | int | None = None,
         concepts: Tensor | None = None,
+        num_visible_concepts: Tensor | int | None = None,
+        decoder_attention_mask: Tensor | None = None,
         **kwargs,
     ) -> ConceptMaskedLMOutput:
         """Score every position of a noised text given the concepts of `input_ids`.
@@ -695,6 +796,10 @@ class ConceptEncoderForDiffusionMLM(ConceptMaskedLMModel):
             label_smoothing: in [0, 1), of the cross-entropy.
             num_items_in_batch: denominator of the loss; default the number of labels of this batch.
             concepts: (B, C, D) in place of encoding `input_ids`.
+            num_visible_concepts: k or (B,) of them, 1 <= k <= C: the decoder sees the first k concepts of a text, as
+                if the others had been cut off. Default all.
+            decoder_attention_mask: (B, N'), 1 = real, of `decoder_input_ids` where these are not as long as
+                `input_ids`, labels and weights then too; default `attention_mask`.
         """
         encoded = ConceptEncoderOutput(last_hidden_state=concepts)
         if concepts is None:
@@ -702,9 +807,17 @@ class ConceptEncoderForDiffusionMLM(ConceptMaskedLMModel):
         noised = input_ids if decoder_input_ids is None else decoder_input_ids
         if noised is None:
             raise ValueError("give input_ids or, with concepts, decoder_input_ids: the decoder has nothing to rebuild")
+        mask = attention_mask if decoder_attention_mask is None else decoder_attention_mask
         if timesteps is None:
-            timesteps = self._masked_share(noised, attention_mask)  # (B,)
-        decoded = self.decoder(noised, encoded.last_hidden_state, timesteps, attention_mask, **kwargs)
+            timesteps = self._masked_share(noised, mask)  # (B,)
+        decoded = self.decoder(
+            noised,
+            encoded.last_hidden_state,
+            timesteps,
+            mask,
+            num_visible_concepts=num_visible_concepts,
+            **kwargs,
+        )
         output = self._score(encoded, decoded, labels, loss_weights, label_smoothing, num_items_in_batch)
         if labels is None:
             mask_id = torch.full_like(output.logits[..., :1], self.config.mask_token_id, dtype=torch.long)
@@ -727,6 +840,8 @@ class ConceptEncoderForDiffusionMLM(ConceptMaskedLMModel):
         length: int | None = None,
         num_steps: int = 16,
         order: str = "confidence",
+        block_length: int | None = None,
+        reencode: bool = False,
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -746,7 +861,13 @@ class ConceptEncoderForDiffusionMLM(ConceptMaskedLMModel):
             length: tokens of the canvas made for `concepts` alone, special tokens included.
             num_steps: decoder calls; each commits an equal share of what was masked, the last one everything left.
             order: "confidence" commits the most probable draws first (Chang et al. 2022, arXiv:2202.04200);
-                "ancestral" commits a uniformly random subset (Sahoo et al. 2024, arXiv:2406.07524).
+                "ancestral" commits a uniformly random subset (Sahoo et al. 2024, arXiv:2406.07524); "blocks" goes
+                from left to right over blocks of `block_length` positions and by confidence inside a block
+                (semi-autoregressive remasking of Nie et al. 2025, arXiv:2502.09992). Differs: a step that has more to
+                commit than a block holds goes on in the next one.
+            block_length: positions of a block of the canvas, for order "blocks" alone.
+            reencode: from the second step on, read the concepts anew from the canvas: what was there, what has been
+                committed, and [MASK] for the rest. `input_ids` or `concepts` then speak in the first step alone.
             temperature: factor 1 / temperature on the logits; 0 takes the most probable token.
             top_k: keep the k most probable tokens; 0 keeps all.
             top_p: keep the smallest set of tokens whose probability exceeds top_p; 1.0 keeps all.
@@ -755,13 +876,7 @@ class ConceptEncoderForDiffusionMLM(ConceptMaskedLMModel):
         Returns:
             (B, N) long, without [MASK] or [PAD] at real positions.
         """
-        if order not in ("confidence", "ancestral"):
-            raise ValueError(f"order must be 'confidence' or 'ancestral', got {order!r}")
-        if num_steps < 1 or temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
-            raise ValueError(
-                "generate needs num_steps >= 1, temperature >= 0, top_k >= 0 and 0 < top_p <= 1, got "
-                f"num_steps={num_steps}, temperature={temperature}, top_k={top_k}, top_p={top_p}"
-            )
+        check_sampling(num_steps, order, block_length, temperature, top_k, top_p)
         ids = self._canvas(input_ids, attention_mask, concepts, decoder_input_ids, length)
         if concepts is None:
             concepts = self.encoder(input_ids, attention_mask).last_hidden_state
@@ -770,18 +885,20 @@ class ConceptEncoderForDiffusionMLM(ConceptMaskedLMModel):
             masked &= attention_mask.bool()
         start = masked.sum(-1, keepdim=True)  # (B, 1)
         for step in range(1, num_steps + 1):
-            logits = self(attention_mask=attention_mask, decoder_input_ids=ids, concepts=concepts).logits[masked]
-            draws, confidence = self._draw(logits, temperature, top_k, top_p, generator)  # (M,), (M,)
-            if order == "ancestral":
-                confidence = torch.rand(confidence.shape, generator=generator, device=confidence.device)
-            rank = torch.full(ids.shape, -1.0, device=ids.device).masked_scatter(masked, confidence)
-            keep_masked = start * (num_steps - step) // num_steps  # (B, 1)
-            commit = rank.argsort(-1, descending=True).argsort(-1) < masked.sum(-1, keepdim=True) - keep_masked
-            proposal = ids.masked_scatter(masked, draws)
-            ids = torch.where(masked & commit, proposal, ids)
-            masked &= ~commit
             if not masked.any():
                 break
+            if reencode and step > 1:
+                concepts = self.encoder(ids, attention_mask).last_hidden_state
+            logits = self(attention_mask=attention_mask, decoder_input_ids=ids, concepts=concepts).logits[masked]
+            if self.config.pad_token_id is not None:
+                logits[:, self.config.pad_token_id] = torch.finfo(logits.dtype).min
+            draws, confidence = draw_tokens(logits, temperature, top_k, top_p, generator)  # (M,), (M,)
+            if order == "ancestral":
+                confidence = torch.rand(confidence.shape, generator=generator, device=confidence.device)
+            keep_masked = start * (num_steps - step) // num_steps  # (B, 1)
+            commit = first_to_commit(masked, confidence, masked.sum(-1, keepdim=True) - keep_masked, block_length)
+            ids = torch.where(commit, ids.masked_scatter(masked, draws), ids)
+            masked &= ~commit
         return ids
 
     def _canvas(self, input_ids, attention_mask, concepts, decoder_input_ids, length) -> Tensor:
@@ -802,23 +919,6 @@ class ConceptEncoderForDiffusionMLM(ConceptMaskedLMModel):
         if config.eos_token_id is not None:
             ids[:, -1] = config.eos_token_id
         return ids
-
-    def _draw(self, logits, temperature, top_k, top_p, generator) -> tuple[Tensor, Tensor]:
-        """One token per row of logits (M, V), and its probability before truncation."""
-        logits = logits.to(at_least_float32(logits.dtype))
-        if self.config.pad_token_id is not None:
-            logits[:, self.config.pad_token_id] = torch.finfo(logits.dtype).min
-        logits = logits / (temperature or 1.0)
-        probabilities = logits.softmax(-1)
-        if temperature == 0:
-            draws = probabilities.argmax(-1)
-        else:
-            if top_k:
-                logits = TopKLogitsWarper(top_k)(None, logits)
-            if top_p < 1:
-                logits = TopPLogitsWarper(top_p)(None, logits)
-            draws = torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(-1)
-        return draws, probabilities.gather(-1, draws[:, None]).squeeze(-1)
 
 
 class ConceptEncoderForMaskedLMPerceiver(ConceptMaskedLMModel):
@@ -848,6 +948,7 @@ class ConceptEncoderForMaskedLMPerceiver(ConceptMaskedLMModel):
         label_smoothing: float = 0.0,
         num_items_in_batch: Tensor | int | None = None,
         inputs_embeds: Tensor | None = None,
+        num_visible_concepts: Tensor | int | None = None,
         **kwargs,
     ) -> ConceptMaskedLMOutput:
         """Score every position given the concepts of `input_ids`.
@@ -861,13 +962,15 @@ class ConceptEncoderForMaskedLMPerceiver(ConceptMaskedLMModel):
             loss_weights: (B, N') factor on the cross-entropy of each labelled position; default 1.
             label_smoothing: in [0, 1), of the cross-entropy.
             num_items_in_batch: denominator of the loss; default the number of labels of this batch.
+            num_visible_concepts: as in `ConceptEncoderForDiffusionMLM.forward`.
         """
         encoded = self.encoder(input_ids, attention_mask, inputs_embeds=inputs_embeds, **kwargs)  # (B, C, D)
         if decoder_input_ids is not None:
             tokens = self.encoder.embeddings.tokens(decoder_input_ids)  # (B, N', E)
         else:
             tokens = self.encoder.embeddings.tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        decoded = self.decoder(tokens, encoded.last_hidden_state, **kwargs)  # (B, N', D)
+        states = encoded.last_hidden_state
+        decoded = self.decoder(tokens, states, num_visible_concepts=num_visible_concepts, **kwargs)  # (B, N', D)
         return self._score(encoded, decoded, labels, loss_weights, label_smoothing, num_items_in_batch)
 
 

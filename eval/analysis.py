@@ -42,7 +42,7 @@ def analyze(
     """Measure a checkpoint's concepts on a sample of the validation documents and write what was found.
 
     Documents are truncated to `data.max_length` tokens, one per sample, never packed. Nothing is written before
-    everything is measured. A checkpoint without the pretraining decoder has no ledger, and its reading is the
+    everything is measured. A checkpoint without the decoder of masked diffusion has no ledger, and its reading is the
     encoder's alone; an older ledger.json in the folder is removed then.
 
     Args:
@@ -92,7 +92,7 @@ def analyze(
 
 
 def load_models(checkpoint: str | Path) -> tuple[ConceptEncoderModel, ConceptEncoderForDiffusionMLM | None]:
-    """Encoder of any concept-encoder checkpoint and, if it is one of pretraining, the head around that encoder.
+    """Encoder of any concept-encoder checkpoint and, if it is one of masked diffusion, the head around that encoder.
 
     Raises:
         ValueError: as `load_encoder`, or decoder weights missing from a pretraining checkpoint.

@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .benchmarks import BENCHMARKS
+from .monitor import COLLAPSED_SHARE
 from .report_pages import escape_markdown, number, score
 
 TEMPLATE = Path(__file__).parents[1] / "model_cards" / "template.md"
@@ -24,6 +25,8 @@ CITATION = """@software{concept_encoder,
 }"""
 UNMEASURED = "**Not judged.** Nothing about these weights has been measured: no score, no gate, no geometry."
 BESIDE = {"random_init": "the same from random weights", "bag_of_tokens": "a linear model on word counts"}
+COLLAPSED = "**The concepts have collapsed:**"
+REPEATING = "**Concepts repeat one another:**"
 OPENINGS = {
     "PASS": "**Passed.** This model meets every gate that was set for it.",
     "FAIL": "**Failed.** This model does not meet the gates that were set for it. It is published so that the result "
@@ -225,17 +228,21 @@ def _task_words(task: Mapping[str, Any]) -> str:
 
 
 def _collapse(report: Mapping[str, Any]) -> list[str]:
-    """Said when a gate on a rank failed."""
+    """Said when a gate on a rank failed; by RankMe where it was measured, else by the reference's effective rank."""
     failed = [row for gate in report["gates"] for row in gate["rows"] if row["verdict"] == "FAIL"]
-    if not report["geometry"] or not any("rank" in row["metric"] for row in failed):
+    geometry = report["geometry"]
+    if not geometry or not any("rank" in row["metric"] for row in failed):
         return []
-    figures = {row["id"]: row["value"] for row in report["geometry"]["metrics"]}
-    rank, concepts = figures["global_effective_rank"], report["geometry"]["num_concepts"]
-    width = report["geometry"]["hidden_size"]
-    return [
-        f"**The concepts have collapsed:** the {concepts} vectors of a text span about {number(rank, 3)} directions "
-        f"(global effective rank, of at most {min(concepts, width)}). Most of them repeat each other."
-    ]
+    vectors = f"the {geometry['num_concepts']} vectors of a text span about"
+    rank = geometry["spectrum"] and geometry["spectrum"]["views"]["within_raw"]["rankme"]
+    if not rank:
+        figures = {row["id"]: row["value"] for row in geometry["metrics"]}
+        most = min(geometry["num_concepts"], geometry["hidden_size"])
+        value = number(figures["global_effective_rank"], 3)
+        return [f"{COLLAPSED} {vectors} {value} directions (global effective rank, of at most {most})."]
+    noise = rank["nulls"]["gaussian"]
+    opening = COLLAPSED if rank["value"] < COLLAPSED_SHARE * noise else REPEATING
+    return [f"{opening} {vectors} {number(rank['value'], 3)} directions (RankMe), noise {number(noise, 3)}."]
 
 
 def _description(report: Mapping[str, Any], facts: CardFacts) -> str:

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..modeling_concept import ConceptEncoderForDiffusionMLM
-from ..trainers.collators import DataCollatorForMaskedDiffusion
+from ..trainers.collators import DataCollatorForReconstruction
 
 VARIANTS = ("true", "shuffled", "null")
 NUM_TIMESTEPS = 10  # midpoints of so many equal parts of (0, 1], as in the trainer's evaluation
@@ -71,7 +71,7 @@ def concept_ledger(
             that could be masked, or a tokenizer without [MASK] or [PAD].
     """
     _check(batches, concepts)
-    collator = DataCollatorForMaskedDiffusion(tokenizer, weighting="elbo", seed=0)
+    collator = DataCollatorForReconstruction(tokenizer)
     special = torch.tensor(tokenizer.all_special_ids)
     grid = (np.arange(NUM_TIMESTEPS) + 0.5) / NUM_TIMESTEPS
     width = -(-max(batch["input_ids"].shape[1] for batch in batches) // POSITION_BINS)
@@ -82,10 +82,10 @@ def concept_ledger(
     for batch in tqdm(batches, desc="Ledger", unit="batch"):
         rows = slice(start, start + len(batch["input_ids"]))
         start = rows.stop
-        noise = collator.fixed_noise(batch)[:, 1:]
+        noise = collator.fixed_noise(batch)
         sums = []
         for t in grid:
-            noised = collator.corrupt(batch, torch.full((len(noise),), float(t)), noise)
+            noised = collator.corrupt(batch, noise, torch.full((len(batch["input_ids"]),), float(t)))
             drawn = noised["loss_weights"] > 0
             scored = [_token_losses(model, noised, each[rows]) * drawn for each in stand_ins]
             sums.append(np.stack([_binned(each, width) for each in (*scored, drawn)], axis=1))
@@ -185,12 +185,12 @@ def _by_timestep(totals: np.ndarray, grid: np.ndarray) -> list[dict[str, Any]]:
 
 def _by_position(totals: np.ndarray, grid: np.ndarray, eligible: np.ndarray, width: int) -> list[dict[str, Any]]:
     # A position is masked in proportion to t, so 1 / t lets each masking rate count alike.
-    true, shuffled, _, tokens = np.einsum("vtp,t->vp", totals, 1 / grid)
+    true, _, null, tokens = np.einsum("vtp,t->vp", totals, 1 / grid)
     return [
         {
             "from": p * width,
             "to": (p + 1) * width - 1,
-            "bits_shuffled": float((shuffled[p] - true[p]) / tokens[p]) if tokens[p] else None,
+            "bits_null": float((null[p] - true[p]) / tokens[p]) if tokens[p] else None,
             "tokens": int(eligible[p]),
         }
         for p in range(POSITION_BINS)
@@ -200,7 +200,7 @@ def _by_position(totals: np.ndarray, grid: np.ndarray, eligible: np.ndarray, wid
 
 def _leave_one_out(
     model: ConceptEncoderForDiffusionMLM,
-    collator: DataCollatorForMaskedDiffusion,
+    collator: DataCollatorForReconstruction,
     batches: Sequence[Batch],
     stand_ins: Sequence[Tensor],
     grid: np.ndarray,
@@ -213,7 +213,7 @@ def _leave_one_out(
         rows = slice(start, start + len(batch["input_ids"]))
         start = rows.stop
         timesteps = torch.tensor([float(grid[d % len(grid)]) for d in range(rows.start, rows.stop)])
-        noised = collator.corrupt(batch, timesteps, collator.fixed_noise(batch)[:, 1:])
+        noised = collator.corrupt(batch, collator.fixed_noise(batch), timesteps)
         weights = (noised["loss_weights"] > 0) / timesteps[:, None]  # each masking rate counts alike
         tokens += float(weights.double().sum())
         base = (_token_losses(model, noised, true[rows]) * weights).sum()

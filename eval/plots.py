@@ -371,7 +371,7 @@ def plot_ledger_by_timestep(
     other: Sequence[Mapping[str, float | None]] | None = None,
     other_label: str = OTHER,
 ) -> None:
-    """Bits per token that the true concepts save, against those of another text and against null ones, by timestep.
+    """Bits per token that the true concepts save, against null ones and against those of another text, by timestep.
 
     Args:
         rows: {"timestep", "bits_shuffled", "bits_null"}.
@@ -386,14 +386,14 @@ def plot_ledger_by_timestep(
         axes = figure.subplots()
         places = np.arange(len(rows))
         for shift, key, colour, label in (
-            (-0.2, "bits_shuffled", "main", "against another text's concepts"),
-            (0.2, "bits_null", "chance", "against null concepts"),
+            (-0.2, "bits_null", "main", "against null concepts"),
+            (0.2, "bits_shuffled", "chance", "against another text's concepts"),
         ):
             axes.bar(places + shift, _floats(row[key] for row in rows), 0.38, color=colours[colour], label=label)
         if other:
-            at = {f"{row['timestep']:.2g}": row["bits_shuffled"] for row in other}
+            at = {f"{row['timestep']:.2g}": row["bits_null"] for row in other}
             values = _floats(at.get(f"{row['timestep']:.2g}") for row in rows)
-            axes.plot(places - 0.2, values, **_other_marks(colours), label=f"{other_label}, another text's")
+            axes.plot(places - 0.2, values, **_other_marks(colours), label=f"{other_label}, null")
         axes.set_xticks(places, [f"{row['timestep']:.2g}" for row in rows])
         _ledger_axes(axes, colours, "By timestep", "timestep t (share of tokens masked)")
         figure.legend(loc="outside lower center", ncols=1)
@@ -407,10 +407,10 @@ def plot_ledger_by_position(
     other: Sequence[Mapping[str, float | None]] | None = None,
     other_label: str = OTHER,
 ) -> None:
-    """Bits per token that the true concepts save, against those of another text, by position in the text.
+    """Bits per token that the true concepts save, against null ones, by position in the text.
 
     Args:
-        rows: {"from", "to": first and last position, "bits_shuffled"}.
+        rows: {"from", "to": first and last position, "bits_null"}.
         path, theme, other, other_label: see the module.
 
     Raises:
@@ -421,10 +421,10 @@ def plot_ledger_by_position(
         figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
         axes = figure.subplots()
         places = np.arange(len(rows))
-        bits = _floats(row["bits_shuffled"] for row in rows)
+        bits = _floats(row["bits_null"] for row in rows)
         axes.bar(places, bits, 0.8, color=colours["main"], label="this run")
         if other:
-            at = {row["from"]: row["bits_shuffled"] for row in other}
+            at = {row["from"]: row["bits_null"] for row in other}
             axes.plot(places, _floats(at.get(row["from"]) for row in rows), **_other_marks(colours), label=other_label)
             figure.legend(loc="outside lower center", ncols=2)
         every = math.ceil(len(rows) / 12)

@@ -221,7 +221,7 @@ FIGURES = {
     "ledger_by_position": FigureSpec(
         "ledger",
         "Bits through the concepts, by position",
-        "Against another text's concepts. A slope says that concepts keep some parts of a text better than others.",
+        "Against null concepts. A slope says that concepts keep some parts of a text better than others.",
         _ledger_rows("by_position"),
         plots.plot_ledger_by_position,
         "rows",

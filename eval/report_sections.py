@@ -163,6 +163,7 @@ def training_section(run: Mapping[str, Any]) -> dict[str, Any]:
             "evaluation loss, first": run.get("eval_loss", [None, None])[0],
             "evaluation loss, last": run.get("eval_loss", [None, None])[1],
             "conditional NELBO, bits per token": evaluation.get("nelbo_bits_per_token"),
+            **_own_task(evaluation.get("rebuilding")),
             "gradient norm, peak": run.get("grad_norm_peak"),
             "gradient norm, final": run.get("grad_norm_final"),
             "steps per second": run.get("steps_per_second"),
@@ -175,6 +176,10 @@ def training_section(run: Mapping[str, Any]) -> dict[str, Any]:
         "objective": run["objective"],
         "environment": run.get("environment", {}),
     }
+
+
+def _own_task(rebuilding: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {} if rebuilding is None else {"its own task, bits per rebuilt token": rebuilding["bits_per_token"]}
 
 
 def _training_settings(run: Mapping[str, Any]) -> dict[str, Any]:
@@ -270,7 +275,7 @@ def _graded_metrics(run: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def ledger_section(run: Mapping[str, Any]) -> dict[str, Any]:
     """ledger.json with the differences taken: bits per token that the true concepts save, by timestep and position."""
-    interval = (run["bits_per_token"].get("shuffled") or {}).get("interval")
+    interval = (run["bits_per_token"].get("null") or {}).get("interval")
     return {
         "num_documents": run.get("num_documents"),
         "tokens": run.get("tokens"),

@@ -8,6 +8,7 @@ from .gates import GateResult, GateSet, overall_verdict
 from .report_pages import number
 
 CONTROLS = {"random_init": "the random-initialised twin", "bag_of_tokens": "the bag of tokens"}
+NAMED = 4  # scores that a sentence names; of more it gives the number
 
 
 def gate_section(gate_set: GateSet, results: Sequence[GateResult]) -> dict[str, Any]:
@@ -69,11 +70,11 @@ def chance_lines(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
         if formally:
             lines.append(f"Above chance formally, no more: {', '.join(formally)}.")
         if at_chance:
-            lines.append(f"Cannot be told from chance: {', '.join(at_chance)}.")
+            lines.append(f"Cannot be told from chance: {_named(at_chance, len(scored))}.")
         return lines
     line = "The downstream scores cannot be told from chance"
     if at_chance:
-        line += f": {_listed(at_chance)} {'is' if len(at_chance) == 1 else 'are'} at chance"
+        line += f": {_named(at_chance, len(scored))} {'is' if len(at_chance) == 1 else 'are'} at chance"
     line += "."
     if formally:
         line += f" Formally above it, with next to nothing explained: {', '.join(formally)}."
@@ -82,7 +83,7 @@ def chance_lines(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def control_lines(tasks: Sequence[Mapping[str, Any]], control: str) -> list[str]:
     """Whether the run beats a control, by the interval of the paired difference in each task's primary metric."""
-    groups: dict[str, list[str]] = {"beats": [], "cannot be told from": [], "is worse than": []}
+    groups: dict[str, list[tuple[str, float]]] = {"beats": [], "cannot be told from": [], "is worse than": []}
     for row in tasks:
         facts = row["scores"][0]["controls"].get(control, {})
         if facts.get("difference_interval") is None:
@@ -90,9 +91,16 @@ def control_lines(tasks: Sequence[Mapping[str, Any]], control: str) -> list[str]
         low, high = facts["difference_interval"]
         words = "beats" if low > 0 else "is worse than" if high < 0 else "cannot be told from"
         difference = f"{facts['difference']:+.3f} {row['primary_metric']}, {low:+.3f} to {high:+.3f}"
-        groups[words].append(f"{row['id']} ({difference})")
-    name = CONTROLS[control]
-    return [f"This run {words} {name} on {_listed(found)}." for words, found in groups.items() if found]
+        groups[words].append((f"{row['id']} ({difference})", facts["difference"]))
+    total, lines = sum(map(len, groups.values())), []
+    for words, found in groups.items():
+        where = _named([text for text, _ in found], total)
+        if len(found) > NAMED:
+            differences = [difference for _, difference in found]
+            where += f" (differences from {min(differences):+.3f} to {max(differences):+.3f})"
+        if found:
+            lines.append(f"This run {words} {CONTROLS[control]} on {where}.")
+    return lines
 
 
 def _explained(row: Mapping[str, Any]) -> str:
@@ -104,14 +112,14 @@ def _explained(row: Mapping[str, Any]) -> str:
 
 
 def _ledger_lines(ledger: Mapping[str, Any] | None) -> list[str]:
-    figure = ledger["bits_per_token"].get("shuffled") if ledger else None
+    figure = ledger["bits_per_token"].get("null") if ledger else None
     if ledger is None or not figure or figure["value"] is None:
         return []
     low, high = figure.get("interval") or (None, None)
     span = "" if low is None else f" ({low:.3f} to {high:.3f})"
     if low is not None and low <= 0:
         return [f"The decoder cannot be shown to read the concepts: {figure['value']:.3f} bits per token{span}."]
-    line = f"The decoder takes {figure['value']:.3f} bits per token{span} through the concepts"
+    line = f"The decoder takes {figure['value']:.3f} bits per token{span} from what concepts say beyond their template"
     count = ledger["concepts_for_90_percent"]
     if count is not None:
         line += f"; {count} of {len(ledger['leave_one_out'])} concepts carry 90 % of them"
@@ -167,8 +175,8 @@ def summary_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
             detail = "bits per token, the encoder having seen the text"
             rows.append(_tile("conditional NELBO", training["nelbo_bits_per_token"], detail))
     if ledger:
-        figure = ledger["bits_per_token"].get("shuffled") or {"value": None}
-        detail = f"bits per token, against another text's{_between(figure.get('interval'))}"
+        figure = ledger["bits_per_token"].get("null") or {"value": None}
+        detail = f"bits per token, beyond the template{_between(figure.get('interval'))}"
         # Adding 0.0 makes -0.0 plain.
         value = None if figure["value"] is None else round(figure["value"], 4) + 0.0
         rows.append(_tile("through the concepts", value, detail))
@@ -205,6 +213,11 @@ def _tile(name: str, value: float | None, detail: str) -> dict[str, Any]:
 
 def _between(interval: Sequence[float] | None) -> str:
     return "" if interval is None else f" ({interval[0]:.3f} to {interval[1]:.3f})"
+
+
+def _named(names: Sequence[str], total: int) -> str:
+    """The names, or how many of `total` scores they are when a reader would lose count."""
+    return f"{len(names)} of {total} scores" if len(names) > NAMED else _listed(names) if names else ""
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -46,7 +46,8 @@ def main(argv: list[str] | None = None) -> None:
         _print_ledger(result["ledger"])
     else:
         print(
-            f"\n{args.checkpoint} holds no pretraining decoder: no ledger, and of the reading the encoder's side only."
+            f"\n{args.checkpoint} holds no decoder of masked diffusion: no ledger, and of the reading the encoder's "
+            "side only."
         )
     folder = args.output_dir or args.checkpoint
     print(f"\nWritten to {folder}: {', '.join(FILES[name] for name in result)}.")

@@ -48,11 +48,14 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, OSError, StrictDataclassError, FloatingPointError) as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     if recipe.training.process_index == 0:
-        folder = recipe.training.output_dir
+        nelbo, rebuilding = (result["evaluation"][name] for name in ("nelbo_bits_per_token", "rebuilding"))
+        figures = [] if nelbo is None else [f"conditional NELBO {nelbo:.3f} bits per token"]
+        if rebuilding is not None:
+            figures.append(f"{rebuilding['bits_per_token']:.3f} bits per rebuilt token")
+        size = f"{result['parameters']['total'] / 1e6:.1f} M parameters"
         print(
-            f"\n{result['steps']} steps, {result['parameters']['total'] / 1e6:.1f} M parameters, "
-            f"conditional NELBO {result['evaluation']['nelbo_bits_per_token']:.3f} bits per token\n"
-            f"next: python scripts/analyze.py {folder}"
+            f"\n{result['steps']} steps, {size}, {', '.join(figures)}\n"
+            f"next: python scripts/analyze.py {recipe.training.output_dir}"
         )
 
 

@@ -160,14 +160,14 @@ def synthetic_ledger(concepts: int = 16, bits: float = 0.84) -> dict:
         {
             "timestep": t,
             "true_nll_bits": 1.1 + 0.9 * t,
-            "shuffled_nll_bits": 1.1 + 0.9 * t + bits * (0.3 + 1.4 * t),
-            "null_nll_bits": 1.1 + 0.9 * t + bits * (0.4 + 1.7 * t),
+            "shuffled_nll_bits": 1.1 + 0.9 * t + bits * (0.4 + 2.4 * t),
+            "null_nll_bits": 1.1 + 0.9 * t + bits * (0.3 + 1.4 * t),
             "tokens": round(9000 * t),
         }
         for t in grid
     ]
     positions = [
-        {"from": start, "to": start + 7, "bits_shuffled": bits * (1.3 - start / 64), "tokens": 4000 - 50 * start}
+        {"from": start, "to": start + 7, "bits_null": bits * (1.3 - start / 64), "tokens": 4000 - 50 * start}
         for start in range(0, 64, 8)
     ]
     return {
@@ -176,8 +176,8 @@ def synthetic_ledger(concepts: int = 16, bits: float = 0.84) -> dict:
         "num_documents": 320,
         "tokens": 14_250,
         "bits_per_token": {
-            "shuffled": {"value": bits, "interval": [bits - 0.05, bits + 0.05]},
-            "null": {"value": 1.2 * bits, "interval": None},
+            "shuffled": {"value": 1.6 * bits, "interval": None},
+            "null": {"value": bits, "interval": [bits - 0.05, bits + 0.05]},
         },
         "by_timestep": timesteps,
         "by_position": positions,

@@ -293,7 +293,7 @@ def test_script_says_that_there_is_no_decoder(checkpoint: Path, corpus: Path, ca
     ConceptEncoderModel.from_pretrained(checkpoint).save_pretrained(checkpoint)
     run_script(checkpoint, "--dataset_name", str(corpus), "--max_length", "40")
     printed = capsys.readouterr().out
-    assert f"{checkpoint} holds no pretraining decoder: no ledger" in printed
+    assert f"{checkpoint} holds no decoder of masked diffusion: no ledger" in printed
     assert "geometry.json, reading.json." in printed
 
 

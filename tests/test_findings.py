@@ -130,7 +130,7 @@ def test_a_twin_beside_the_score_is_not_asked_for_again(run):
 
 
 def test_ignored_concepts_are_named_once(run):
-    gate = Gate("ledger", ["ledger/bits_per_token/shuffled"], ">", 0.5, "because", "us")
+    gate = Gate("ledger", ["ledger/bits_per_token/null"], ">", 0.5, "because", "us")
     results = [GateResult(gate, gate.metrics[0], 0.5, 0.1, None, "FAIL", "stated")] * 2
     steps = [step for step in next_steps(build_report(run), results) if step["rule"] == "concepts ignored"]
     assert [step["because"] for step in steps] == ["ledger: stated."]

@@ -31,7 +31,7 @@ def test_packaged_gate_1_is_that_of_the_reference():
 
 def test_packaged_strict_gate():
     above_zero, ledger, stsb, raw, centred = load_gates()["strict"].gates
-    assert above_zero.metrics == ledger.metrics == ["ledger/bits_per_token/shuffled"]
+    assert above_zero.metrics == ledger.metrics == ["ledger/bits_per_token/null"]
     assert (above_zero.threshold, ledger.threshold, stsb.threshold) == (0, 0.5, 0.70)
     for gate, view in ((raw, "within_raw"), (centred, "within_centred")):
         assert gate.comparison == ">="

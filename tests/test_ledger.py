@@ -16,13 +16,13 @@ from concept_encoder.eval.ledger import (
     concepts_for_share,
     derangement,
 )
-from concept_encoder.trainers.collators import DataCollatorForMaskedDiffusion
+from concept_encoder.trainers.collators import DataCollatorForReconstruction
 
 BETA = 6.0
 
 
 def make_batches(tokenizer, examples: list[dict], batch_size: int) -> list[dict[str, torch.Tensor]]:
-    pad = DataCollatorForMaskedDiffusion(tokenizer).pad
+    pad = DataCollatorForReconstruction(tokenizer).pad
     return [pad(examples[start : start + batch_size]) for start in range(0, len(examples), batch_size)]
 
 
@@ -86,7 +86,7 @@ def test_copy_model_takes_everything_through_the_concepts(tokenizer) -> None:
         assert (row["tokens"] == 0) == (row["null_nll_bits"] is None)
     assert [row["timestep"] for row in ledger["by_timestep"]] == [k / 20 for k in range(1, 20, 2)]
     for row in ledger["by_position"]:
-        assert row["bits_shuffled"] == pytest.approx(BETA / math.log(2), rel=1e-5)
+        assert row["bits_null"] == pytest.approx(null / math.log(2) - true, rel=1e-4)
     # Each concept serves a quarter of the positions; without it they fall back on the template.
     assert sum(ledger["leave_one_out"]) == pytest.approx(null / math.log(2) - true, rel=1e-4)
     assert all(lost > 0 for lost in ledger["leave_one_out"])
@@ -144,16 +144,16 @@ def test_equals_a_document_by_document_recomputation(tokenizer, context: str) ->
     true = torch.from_numpy(concepts)
     template = true.mean(0)
     variants = {"true": true, "shuffled": true[torch.from_numpy(derangement(5, 3))], "null": template.expand_as(true)}
-    collator = DataCollatorForMaskedDiffusion(tokenizer, weighting="elbo", seed=0)
+    collator = DataCollatorForReconstruction(tokenizer)
     longest = max(len(example["input_ids"]) for example in examples)
     sums, tokens = {name: np.zeros((10, longest)) for name in variants}, np.zeros((10, longest))
     lost, weight = np.zeros(6), 0.0
     for d, example in enumerate(examples):
         batch = collator.pad([example])
-        ids, noise = batch["input_ids"], collator.fixed_noise(batch)[:, 1:]
+        ids, noise = batch["input_ids"], collator.fixed_noise(batch)
         for k in range(10):
             t = k / 10 + 0.05
-            noised = collator.corrupt(batch, torch.tensor([t]), noise)
+            noised = collator.corrupt(batch, noise, torch.tensor([t]))
             drawn = (noised["loss_weights"] > 0)[0]
             tokens[k, : len(drawn)] += drawn.numpy()
             for name, each in variants.items():
@@ -179,10 +179,10 @@ def test_equals_a_document_by_document_recomputation(tokenizer, context: str) ->
         low, high = ledger["bits_per_token"][name]["interval"]
         assert low < ledger["bits_per_token"][name]["value"] < high
     inverse = 1 / (np.arange(10) / 10 + 0.05)
-    by_position = inverse @ (sums["shuffled"] - sums["true"]), inverse @ tokens
+    by_position = inverse @ (sums["null"] - sums["true"]), inverse @ tokens
     for row in ledger["by_position"]:
         bits, count = (each[row["from"] : row["to"] + 1].sum() for each in by_position)
-        assert row["bits_shuffled"] == pytest.approx(bits / count, rel=1e-3, abs=1e-5)
+        assert row["bits_null"] == pytest.approx(bits / count, rel=1e-3, abs=1e-5)
     assert [row["from"] for row in ledger["by_position"][1:]] == [row["to"] + 1 for row in ledger["by_position"][:-1]]
 
 

@@ -3,8 +3,9 @@ import math
 import pytest
 import torch
 from helpers import BOS, EOS, MASK, PAD, randomised, tiny_config, token_batch
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from torch import nn
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from concept_encoder import (
     ConceptEncoderConfig,
@@ -23,6 +24,8 @@ VARIANTS = {
     "positions": {"concept_position_type": "sinusoidal", "position_embedding_type": "sinusoidal"},
     "learned": {"concept_position_type": "learned", "token_embedding_size": 16, "tie_word_embeddings": False},
     "latent": {"decoder_context": "latent"},
+    "anchored": {"concept_position_type": "anchored", "token_embedding_size": 16, "tie_word_embeddings": False},
+    "normed": {"embedding_layer_norm": True, "latent_init": "orthogonal", "decoder_context": "latent"},
 }
 
 
@@ -61,7 +64,7 @@ def reference_positions(length, dim):
 
 def reference_embeddings(module, ids):
     x = module.tokens.weight[ids]
-    return module.projection(x + reference_token_positions(module, *x.shape[1:]))
+    return module.norm(module.projection(x + reference_token_positions(module, *x.shape[1:])))
 
 
 def reference_token_positions(module, length, dim):
@@ -84,6 +87,10 @@ def reference_encoder(encoder, ids, mask):
         concepts = concepts + encoder.latents.positions
     elif encoder.config.concept_position_type == "sinusoidal":
         concepts = concepts + reference_positions(*concepts.shape)
+    elif encoder.config.concept_position_type == "anchored":  # 6 concepts over 40 positions
+        concepts = concepts + encoder.embeddings.projection(
+            encoder.embeddings.positions.weight[[3, 10, 16, 23, 30, 36]]
+        )
     concepts = concepts.expand(len(ids), -1, -1)
     for layer in encoder.layers:
         concepts, tokens = reference_layer(layer, concepts, tokens, mask)
@@ -214,6 +221,35 @@ def test_initial_distributions_follow_the_table():
     assert model.encoder.embeddings.tokens.weight[4:].std().item() == pytest.approx(0.02, rel=0.1)
     assert (model.encoder.embeddings.tokens.weight[PAD] == 0).all()
     assert (model.encoder.norm.weight == 1).all() and (model.encoder.norm.bias == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_orthogonal_latents_keep_the_norm_of_normal_ones(dtype, tmp_path):
+    config = tiny_config(hidden_size=64, num_concepts=48, latent_init="orthogonal")
+    model = AutoModel.from_config(config, dtype=dtype)
+    gram = model.latents.weight.float() @ model.latents.weight.float().T
+    assert torch.allclose(gram, 64 * 0.04**2 * torch.eye(48), atol=2e-3 if dtype == torch.bfloat16 else 1e-6)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(ConceptEncoderModel.from_pretrained(tmp_path).latents.weight, model.latents.weight)
+
+
+@pytest.mark.parametrize("positions", ["learned", "sinusoidal"])
+@pytest.mark.parametrize("normed", [False, True])
+def test_anchored_latents_start_as_what_their_place_gives(positions, normed, tmp_path):
+    config = tiny_config(
+        concept_position_type="anchored",
+        num_concepts=4,
+        position_embedding_type=positions,
+        embedding_layer_norm=normed,
+        pad_token_id=PAD,
+    )
+    model = ConceptEncoderModel(config).eval()
+    model.save_pretrained(tmp_path)
+    for each in (model, ConceptEncoderModel.from_pretrained(tmp_path)):
+        states = each(torch.tensor([[5, 6]]), output_hidden_states=True).hidden_states
+        # The embedding of [PAD] is zero, so that only its place is left.
+        places = each.embeddings(torch.full((1, 40), PAD))[:, [5, 15, 25, 35]]
+        assert torch.allclose(states[0], places) and places.std() > 0.01
 
 
 @pytest.mark.parametrize("tie", [True, False])
@@ -532,7 +568,13 @@ def test_label_smoothing_is_cross_entropy_s():
         (lambda m, ids: m(ids.repeat(1, 4)), r"sequence of 44 tokens is longer than max_position_embeddings \(40\)"),
         (lambda m, ids: m.encoder(), "exactly one of input_ids and inputs_embeds"),
         (lambda m, ids: m(concepts=torch.zeros(1, 6, 32)), "decoder has nothing to rebuild"),
-        (lambda m, ids: m.generate(ids, order="random"), "order must be 'confidence' or 'ancestral', got 'random'"),
+        (
+            lambda m, ids: m.generate(ids, order="random"),
+            "must be 'confidence', 'ancestral' or 'blocks', got 'random'",
+        ),
+        (lambda m, ids: m.generate(ids, order="blocks"), "order='blocks' needs block_length >= 1.*block_length=None"),
+        (lambda m, ids: m.generate(ids, order="blocks", block_length=0), "block_length=0"),
+        (lambda m, ids: m.generate(ids, block_length=4), "no other order takes one; got order='confidence'"),
         (lambda m, ids: m.generate(ids, num_steps=0), "num_steps=0"),
         (lambda m, ids: m.generate(concepts=torch.zeros(1, 6, 32)), "concepts together with length"),
     ],
@@ -543,15 +585,95 @@ def test_bad_input_is_named(call, message):
         call(ConceptEncoderForDiffusionMLM(tiny_config()), ids)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"latent_init": "orthogonal", "num_concepts": 40}, r"num_concepts \(40\) of at most hidden_size \(32\)"),
+        (
+            {"concept_position_type": "anchored", "latent_init": "orthogonal"},
+            "leaves nothing for latent_init='orthogonal' to set; choose one",
+        ),
+        (
+            {"concept_position_type": "anchored", "num_concepts": 41},
+            r"num_concepts \(41\) of at most max_position_embeddings \(40\)",
+        ),
+    ],
+)
+def test_contradictions_between_latent_fields_are_named(fields, message):
+    with pytest.raises(StrictDataclassClassValidationError, match=message):
+        tiny_config(**fields)
+
+
 def test_diffusion_without_a_mask_token_is_refused():
     with pytest.raises(ValueError, match="mask_token_id is None"):
         ConceptEncoderForDiffusionMLM(tiny_config(mask_token_id=None))
 
 
+# --------------------------------------------------------------------------------------------------- anytime concepts
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("context", ["none", "latent"])
+def test_the_first_concepts_alone_are_as_if_the_others_were_cut_off(context, attention):
+    model = randomised(ConceptEncoderForDiffusionMLM(tiny_config(decoder_context=context)).double())
+    model.set_attn_implementation(attention)
+    ids, mask = token_batch()
+    noised = ids.masked_fill(torch.arange(11) % 2 == 0, MASK)
+    concepts = model.encoder(ids, mask).last_hidden_state
+    counts = torch.tensor([1, 4, 6])
+    logits = model(ids, mask, noised, num_visible_concepts=counts).logits
+    for row, count in enumerate(counts.tolist()):
+        one = slice(row, row + 1)
+        cut = model(attention_mask=mask[one], decoder_input_ids=noised[one], concepts=concepts[one, :count]).logits
+        torch.testing.assert_close(logits[one], cut)
+        same = model(ids, mask, noised, num_visible_concepts=count).logits
+        torch.testing.assert_close(logits[one], same[one])
+    assert (logits[:2] - model(ids, mask, noised).logits[:2]).abs().max() > 1e-3
+    moved = concepts.clone()
+    moved[1, 4:] += 1  # hidden from row 1
+    again = model(attention_mask=mask, decoder_input_ids=noised, concepts=moved, num_visible_concepts=counts).logits
+    torch.testing.assert_close(again[1], logits[1])
+
+
+def test_the_perceiver_head_can_hide_concepts_too():
+    model = randomised(ConceptEncoderForMaskedLMPerceiver(tiny_config()).double())
+    ids, mask = token_batch()
+    logits = model(ids, mask, num_visible_concepts=torch.tensor([2, 6, 3])).logits
+    states, tokens = model.encoder(ids, mask).last_hidden_state, model.encoder.embeddings.tokens(ids)
+    cut = model.lm_head(model.decoder(tokens[:1], states[:1, :2]).last_hidden_state)
+    torch.testing.assert_close(logits[:1], cut)
+    torch.testing.assert_close(logits[1], model(ids, mask).logits[1])
+
+
+@pytest.mark.parametrize(
+    ("count", "message"),
+    [
+        (0, r"must lie in \[1, 6\], got 0"),
+        (torch.tensor([1, 7, 2]), r"must lie in \[1, 6\], got \[1, 7, 2\]"),
+        (torch.tensor([1, 2]), r"must be an int or \(3,\), got \(2,\)"),
+    ],
+)
+def test_bad_numbers_of_visible_concepts_are_named(count, message):
+    ids, mask = token_batch()
+    with pytest.raises(ValueError, match="num_visible_concepts " + message):
+        ConceptEncoderForDiffusionMLM(tiny_config())(ids, mask, num_visible_concepts=count)
+
+
+def test_slot_attention_in_the_latent_context_cannot_hide_concepts():
+    model = ConceptEncoderForDiffusionMLM(tiny_config(concept_attention="slot", decoder_context="latent"))
+    ids, mask = token_batch()
+    with pytest.raises(ValueError, match="needs concept_attention='softmax'"):
+        model(ids, mask, num_visible_concepts=3)
+
+
 # ---------------------------------------------------------------------------------------------------------- sampling
 
 
-@pytest.mark.parametrize("order", ["confidence", "ancestral"])
+def order_options(order):
+    return {"order": order, "block_length": 4 if order == "blocks" else None}
+
+
+@pytest.mark.parametrize("order", ["confidence", "ancestral", "blocks"])
 @pytest.mark.parametrize("context", ["none", "latent"])
 def test_generate_fills_what_is_masked_and_keeps_the_rest(order, context):
     model = randomised(ConceptEncoderForDiffusionMLM(tiny_config(decoder_context=context)))
@@ -559,12 +681,14 @@ def test_generate_fills_what_is_masked_and_keeps_the_rest(order, context):
     ids[:, [2, 3, 5]] = MASK
     mask[:] = 1
     mask[2, 8:] = 0
-    for options in ({"temperature": 0.0}, {"top_k": 5}, {"top_p": 0.7}, {"temperature": 2.0, "num_steps": 1}):
+    some = {"temperature": 2.0, "num_steps": 1}
+    for options in ({"temperature": 0.0}, {"top_k": 5}, {"top_p": 0.7}, some, {"reencode": True, "num_steps": 3}):
         generator = torch.Generator().manual_seed(0)
-        out = model.generate(ids, mask, order=order, generator=generator, **options)
+        out = model.generate(ids, mask, **order_options(order), generator=generator, **options)
         assert torch.equal(out[ids != MASK], ids[ids != MASK])
         assert not torch.isin(out[mask.bool()], torch.tensor([MASK, PAD])).any()
-    again = [model.generate(ids, mask, order=order, generator=torch.Generator().manual_seed(3)) for _ in range(2)]
+    seeds = [torch.Generator().manual_seed(3) for _ in range(2)]
+    again = [model.generate(ids, mask, **order_options(order), generator=seed) for seed in seeds]
     assert torch.equal(*again)
 
 
@@ -589,6 +713,62 @@ def test_generate_commits_an_equal_share_at_each_step(monkeypatch):
     )
     model.generate(ids, num_steps=3, order="ancestral", generator=torch.Generator().manual_seed(0))
     assert left == [[9, 9], [6, 6], [3, 3]]
+
+
+def canvases(model, monkeypatch, *args, **options):
+    """What the decoder sees in each step of `generate`, and the result."""
+    seen, forward = [], model.forward
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "forward", lambda **kw: seen.append(kw["decoder_input_ids"]) or forward(**kw))
+        out = model.generate(*args, generator=torch.Generator().manual_seed(0), **options)
+    return seen, out
+
+
+def test_blocks_fill_from_left_to_right_and_by_confidence_inside(monkeypatch):
+    model = randomised(ConceptEncoderForDiffusionMLM(tiny_config(decoder_context="latent")))
+    ids = torch.full((2, 12), MASK)
+    ids[0, 1] = 50  # so that row 0 is ahead of row 1
+    seen, _ = canvases(model, monkeypatch, ids, num_steps=6, order="blocks", block_length=4, temperature=0.0)
+    assert [(x == MASK).sum(-1).tolist() for x in seen] == [[11, 12], [9, 10], [7, 8], [5, 6], [3, 4], [1, 2]]
+    for canvas in seen:
+        for row in (canvas == MASK).view(2, 3, 4).sum(-1).tolist():
+            assert row == sorted(row) and sum(0 < left < 4 for left in row) <= 1
+    within = (seen[1][1, :4] != MASK).nonzero().flatten()
+    probabilities = model(ids, decoder_input_ids=seen[0]).logits[1, :4].softmax(-1).amax(-1)
+    assert set(within.tolist()) == set(probabilities.topk(2).indices.tolist())
+
+
+def test_reencoding_reads_the_canvas_from_the_second_step_on(monkeypatch):
+    model = randomised(ConceptEncoderForDiffusionMLM(tiny_config()))
+    ids, mask = token_batch()
+    read, encoder = [], model.encoder.forward
+    monkeypatch.setattr(model.encoder, "forward", lambda x, *args: read.append(x) or encoder(x, *args))
+    seen, _ = canvases(model, monkeypatch, ids, mask, num_steps=3, reencode=True)
+    assert torch.equal(read[0], ids)  # the text to reconstruct
+    assert len(read) == 3 and all(torch.equal(a, b) for a, b in zip(read[1:], seen[1:], strict=True))
+    read.clear()
+    canvases(model, monkeypatch, ids, mask, num_steps=3)
+    assert len(read) == 1
+
+
+def test_without_context_steps_change_nothing_but_the_timestep():
+    ids, mask = token_batch()
+    for context, differ in (("none", False), ("latent", True)):
+        model = randomised(ConceptEncoderForDiffusionMLM(tiny_config(decoder_context=context)))
+        with torch.no_grad():
+            for layer in model.decoder.layers:
+                layer.modulation.weight.zero_()  # gates stay open through their bias, and t says nothing
+        texts = [
+            model.generate(ids, mask, num_steps=steps, reencode=False, temperature=0.0, **order_options(order))
+            for steps in (1, 2, 5, 11)
+            for order in ("confidence", "blocks")
+        ]
+        assert any(not torch.equal(text, texts[0]) for text in texts) == differ
+
+
+def test_a_text_without_anything_to_fill_comes_back():
+    ids = torch.tensor([[BOS, EOS]])
+    assert torch.equal(ConceptEncoderForDiffusionMLM(tiny_config()).generate(ids), ids)
 
 
 # -------------------------------------------------------------------------------------------------------- classifier

@@ -23,7 +23,7 @@ TIMESTEPS = [
     {"timestep": 0.25, "bits_shuffled": 0.4, "bits_null": None},
     {"timestep": 0.75, "bits_shuffled": -0.1, "bits_null": 0.2},
 ]
-POSITIONS = [{"from": 0, "to": 7, "bits_shuffled": 0.5}, {"from": 8, "to": 15, "bits_shuffled": None}]
+POSITIONS = [{"from": 0, "to": 7, "bits_null": 0.5}, {"from": 8, "to": 15, "bits_null": None}]
 DRAWINGS = {
     "learning_curves": lambda path, theme: plots.plot_learning_curves(CURVES, path, theme),
     "loss_by_timestep": lambda path, theme: plots.plot_loss_by_timestep(

@@ -25,9 +25,17 @@ SMALL = [
 ]
 
 
-def tiny_recipe(output_dir, *overrides):
+# The small recipes on real prose, on microworld: its tokenizer, two steps of a few texts.
+TWO_STEPS = (
+    "--dataset_name microworld --vocab_size 512 --hidden_size 32 --intermediate_size 32 --num_concepts 4 "
+    "--max_steps 2 --warmup_steps 0 --logging_steps 1 --per_device_train_batch_size 4 --eval_on_start false "
+    "--num_eval_timesteps 2 --save_strategy no"
+).split()
+
+
+def tiny_recipe(output_dir, *overrides, name="tiny"):
     arguments = [*SMALL, "--output_dir", str(output_dir), "--use_cpu", "true", *overrides]
-    return load_recipe(find_recipe("tiny", ROOT / "scripts" / "recipes"), arguments, recipe_parser())
+    return load_recipe(find_recipe(name, ROOT / "scripts" / "recipes"), arguments, recipe_parser())
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +71,31 @@ def test_the_saved_recipe_runs_to_the_same_weights(run, tmp_path):
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("tsdae", "prefix", "diffusion_contrastive"),
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in ("mlm_perceiver", "two_view", "diffusion_l6", "slot", "bixt")
+        ),
+    ],
+)
+def test_every_small_recipe_trains(tmp_path, name):
+    recipe = tiny_recipe(tmp_path / name, *TWO_STEPS, name=name)
+    recipe.data.tokenizer_name = None  # microworld's own
+    result = pretrain(recipe)
+    evaluation, corruption = result["evaluation"], recipe.objective.corruption
+    assert result["steps"] == 2 and result["recipe"] == name
+    assert (evaluation["rebuilding"] is None) == (corruption == "diffusion")
+    bound = corruption in ("diffusion", "prefix", "two_view")
+    assert (evaluation["nelbo_bits_per_token"] is not None) == bound and len(evaluation["by_timestep"]) == 2 * bound
+    head = recipe.objective.build_corruption().head
+    _, loading = head.from_pretrained(tmp_path / name, output_loading_info=True)
+    assert not loading["missing_keys"] and not loading["unexpected_keys"]
+    assert yaml.safe_load((tmp_path / name / "recipe.yaml").read_text())["objective"]["corruption"] == corruption
+
+
 def test_a_finished_run_is_never_overwritten(run):
     folder, _ = run
     with pytest.raises(ValueError, match="already holds a finished run; choose another --output_dir"):
@@ -92,6 +125,7 @@ def test_resuming_without_a_checkpoint_is_refused(tmp_path):
         (["--t_min", "0.8", "--t_max", "0.5"], "0 <= t_min < t_max <= 1"),
         (["--max_length", "256"], r"max_length \(256\) is larger than max_position_embeddings"),
         (["--vocab_size", "7"], r"vocab_size \(7\) is smaller"),
+        (["--corruption", "tsdae"], r"corruption 'tsdae' needs decoder_query='position', got 'token\+position'"),
     ],
 )
 def test_bad_input_leaves_nothing_behind(tmp_path, overrides, message):

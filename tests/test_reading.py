@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from concept_encoder import ConceptEncoderForDiffusionMLM
 from concept_encoder.eval.reading import concept_reading
-from concept_encoder.trainers.collators import DataCollatorForMaskedDiffusion
+from concept_encoder.trainers.collators import DataCollatorForReconstruction
 
 
 @pytest.fixture
 def batches(tokenizer) -> list[dict[str, Tensor]]:
     examples = random_examples(tokenizer, rows=7, longest=18)
-    pad = DataCollatorForMaskedDiffusion(tokenizer).pad
+    pad = DataCollatorForReconstruction(tokenizer).pad
     return [pad(examples[:4]), pad(examples[4:])]
 
 
@@ -120,8 +120,8 @@ def test_special_tokens_stay_and_are_named(tokenizer, batches) -> None:
 def test_padding_and_batches_do_not_matter(tokenizer) -> None:
     model = make_model(tokenizer)
     examples = random_examples(tokenizer, rows=5, longest=20)
-    collator = DataCollatorForMaskedDiffusion(tokenizer, pad_to_multiple_of=32)
-    alone = [DataCollatorForMaskedDiffusion(tokenizer).pad([example]) for example in examples]
+    collator = DataCollatorForReconstruction(tokenizer, pad_to_multiple_of=32)
+    alone = [DataCollatorForReconstruction(tokenizer).pad([example]) for example in examples]
     padded = concept_reading(model.encoder, model.decoder, tokenizer, [collator.pad(examples)])
     single = concept_reading(model.encoder, model.decoder, tokenizer, alone)
     for left, right in zip(padded["concepts"], single["concepts"], strict=True):
@@ -158,7 +158,7 @@ def test_slot_attention_is_read_too(tokenizer, batches) -> None:
 
 def test_the_example_is_cut(tokenizer) -> None:
     model = make_model(tokenizer)
-    long = DataCollatorForMaskedDiffusion(tokenizer).pad([{"input_ids": [tokenizer.cls_token_id, *[9] * 38]}])
+    long = DataCollatorForReconstruction(tokenizer).pad([{"input_ids": [tokenizer.cls_token_id, *[9] * 38]}])
     example = concept_reading(model.encoder, model.decoder, tokenizer, [long])["example"]
     assert np.shape(example["encoder_weights"]) == (6, 32)
     assert np.shape(example["decoder_weights"]) == (32, 6)
@@ -167,7 +167,7 @@ def test_the_example_is_cut(tokenizer) -> None:
 
 def test_text_without_anything_to_rebuild(tokenizer) -> None:
     model = make_model(tokenizer)
-    empty = DataCollatorForMaskedDiffusion(tokenizer).pad([{"input_ids": [tokenizer.cls_token_id]}])
+    empty = DataCollatorForReconstruction(tokenizer).pad([{"input_ids": [tokenizer.cls_token_id]}])
     row = concept_reading(model.encoder, model.decoder, tokenizer, [empty])["concepts"][0]
     assert row["top_tokens"] == [["[CLS]", pytest.approx(1)]]
     assert row["entropy_bits"] == pytest.approx(0, abs=1e-6)

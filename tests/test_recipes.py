@@ -17,7 +17,7 @@ def read(name, *overrides):
 def test_every_recipe_builds_and_its_header_says_how_to_run_it(path, tokenizer):
     recipe = load_recipe(path, ["--bf16", "false"], recipe_parser())
     assert recipe.name == path.stem
-    header = path.read_text().split("\nmodel:")[0]
+    header = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
     assert all(f"# {word}:" in header for word in ("command", "hardware", "expected"))
     assert f"scripts/pretrain.py {path.stem}" in header
     assert recipe.model_config(tokenizer).mask_token_id == tokenizer.mask_token_id
@@ -63,6 +63,63 @@ def test_a_resolved_recipe_reads_back_the_same_and_holds_no_path(tmp_path):
     (tmp_path / "tiny.yaml").write_text(text)
     again = load_recipe(tmp_path / "tiny.yaml", [], recipe_parser())
     assert again.as_dict() == recipe.as_dict()
+
+
+def test_a_recipe_may_extend_another(tmp_path):
+    (tmp_path / "base.yaml").write_text(
+        "model: {num_concepts: 4, hidden_size: 64}\ntraining: {max_steps: 3, seed: 7}\nobjective: {t_min: 0.2}\n"
+    )
+    (tmp_path / "middle.yaml").write_text("extends: base\nmodel: {num_concepts: 5}\ndata: {max_length: 32}\n")
+    (tmp_path / "top.yaml").write_text("extends: middle.yaml\nobjective: {t_min: null, corruption: mlm}\n")
+    recipe = load_recipe(tmp_path / "top.yaml", ["--seed", "9"], recipe_parser())
+    assert (recipe.name, recipe.model.num_concepts, recipe.model.hidden_size) == ("top", 5, 64)
+    assert (recipe.data.max_length, recipe.training.max_steps, recipe.training.seed) == (32, 3, 9)
+    assert recipe.objective.t_min == 0.0 and recipe.objective.corruption == "mlm"
+    assert "extends" not in recipe.as_dict()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("extends: nowhere\n", r"bad.yaml: extends: Unknown recipe 'nowhere'\. Available: bad, good, loop"),
+        ("extends: bad\n", "a recipe cannot extend itself: bad extends bad"),
+        ("extends: loop\n", "a recipe cannot extend itself: bad extends loop extends bad"),
+        ("extends: good\nmodel: {seed: 1}\n", "bad.yaml: field 'seed' belongs in section 'training', not 'model'"),
+    ],
+)
+def test_bad_extensions_are_named(tmp_path, text, message):
+    (tmp_path / "good.yaml").write_text("model: {}\n")
+    (tmp_path / "loop.yaml").write_text("extends: bad\n")
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_recipe(tmp_path / "bad.yaml", [], recipe_parser())
+
+
+def test_the_small_recipes_differ_from_prose_small_where_they_say(tmp_path):
+    base = read("prose_small").as_dict()
+    differing = {}
+    for name in (
+        "mlm_perceiver",
+        "tsdae",
+        "prefix",
+        "two_view",
+        "diffusion_contrastive",
+        "diffusion_l6",
+        "slot",
+        "bixt",
+    ):
+        own = read(name).as_dict()
+        differing[name] = {f for s in base for f in base[s] | own[s] if base[s].get(f) != own[s].get(f)}
+    assert differing == {
+        "mlm_perceiver": {"corruption", "corruption_settings"},
+        "tsdae": {"decoder_query", "corruption", "corruption_settings"},
+        "prefix": {"corruption", "corruption_settings"},
+        "two_view": {"corruption", "corruption_settings"},
+        "diffusion_contrastive": {"contrastive"},
+        "diffusion_l6": {"num_hidden_layers"},
+        "slot": {"concept_attention"},
+        "bixt": {"token_update"},
+    }
 
 
 def test_scientific_notation_without_a_dot_is_a_number(tmp_path):

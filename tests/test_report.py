@@ -267,7 +267,7 @@ def test_ledger_holds_the_differences(run):
 def test_bits_that_cannot_be_told_from_zero_are_not_divided(bits, noted, tmp_path):
     report = build_report(write_run(tmp_path / "run", ledger=synthetic_ledger(bits=bits)))
     assert (IGNORED in render_markdown(report)) == noted
-    words = "cannot be shown to read the concepts" if noted else "through the concepts; 9 of 16 concepts carry 90 %"
+    words = "cannot be shown to read the concepts" if noted else "beyond their template; 9 of 16 concepts carry 90 %"
     assert words in " ".join(report["verdict"]["findings"])
 
 

@@ -12,7 +12,8 @@ from helpers import random_examples, tiny_config
 from torch import nn
 
 from concept_encoder import ConceptEncoderForDiffusionMLM
-from concept_encoder.trainers.objectives import ObjectiveArguments
+from concept_encoder.trainers.collators import DataCollatorForReconstruction
+from concept_encoder.trainers.objectives import ObjectiveArguments, info_nce
 from concept_encoder.trainers.trainer import ConceptTrainer, ConceptTrainingArguments
 
 
@@ -20,11 +21,14 @@ def make_trainer(
     tokenizer, output_dir, rows=64, objective=None, monitor=None, dropout=0.0, **training
 ) -> ConceptTrainer:
     torch.manual_seed(0)
+    objective = objective or ObjectiveArguments()
+    corruption = objective.build_corruption()
     config = tiny_config(
         vocab_size=len(tokenizer),
         mask_token_id=tokenizer.mask_token_id,
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
+        **corruption.needs,
     )
     data = Dataset.from_list(random_examples(tokenizer, rows=rows, longest=20))
     settings = {
@@ -41,9 +45,9 @@ def make_trainer(
         **training,
     }
     return ConceptTrainer(
-        model=ConceptEncoderForDiffusionMLM(config),
+        model=corruption.head(config),
         args=ConceptTrainingArguments(**settings),
-        objective_args=objective or ObjectiveArguments(),
+        objective_args=objective,
         monitor=monitor,
         train_dataset=data,
         eval_dataset=data.select(range(min(rows, 20))),
@@ -80,36 +84,51 @@ def test_the_same_seed_gives_the_same_losses(tokenizer, tmp_path):
 def noise_by_text(trainer) -> ConceptTrainer:
     """Training noise made a function of the text, so that runs that cut the same batches differently compare."""
 
-    def draw(batch, *_):
-        noise = trainer.collator.fixed_noise(batch)
-        return trainer.collator._timesteps(noise[:, 0]), noise[:, 1:]
-
-    trainer.collator.draw = draw
+    trainer.collator.draw = lambda batch, *_: trainer.collator.fixed_noise(batch)
     return trainer
 
 
-@pytest.mark.parametrize("weighting", ["none", "elbo"])
-def test_accumulated_gradients_equal_those_of_one_large_batch(tokenizer, tmp_path, weighting):
+OBJECTIVES = {
+    "mean": {"weighting": "none"},
+    "bound": {},
+    "mlm": {"corruption": "mlm"},
+    "tsdae": {"corruption": "tsdae"},
+    "prefix": {"corruption": "prefix"},
+    "two_view": {"corruption": "two_view", "position_share": 0.5},
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_accumulated_gradients_equal_those_of_one_large_batch(tokenizer, tmp_path, name):
     results = []
     for size, steps in ((8, 1), (2, 4)):
         trainer = make_trainer(
             tokenizer,
             tmp_path / str(steps),
-            objective=ObjectiveArguments(weighting=weighting),
+            objective=ObjectiveArguments(**OBJECTIVES[name]),
+            rows=16,
             per_device_train_batch_size=size,
             gradient_accumulation_steps=steps,
-            max_steps=3,
+            max_steps=2,
+            logging_steps=1,
         )
         noise_by_text(trainer).train()
-        results.append((parameters(trainer), losses(trainer)))
-    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-4, atol=1e-6)
-    assert results[0][1] == pytest.approx(results[1][1], rel=1e-4)
+        norms = [row["grad_norm"] for row in trainer.state.log_history if "grad_norm" in row]
+        results.append((parameters(trainer), losses(trainer) + norms))
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-4, atol=1e-5)
+    assert len(results[0][1]) == 4 and results[0][1] == pytest.approx(results[1][1], rel=1e-4)
 
 
-def test_resume_is_exact_with_dropout(tokenizer, tmp_path):
-    straight = make_trainer(tokenizer, tmp_path / "a", dropout=0.1, max_steps=12, gradient_accumulation_steps=2)
+@pytest.mark.parametrize(
+    "objective",
+    [{}, {"corruption": "tsdae", "position_share": 0.5}, {"corruption": "prefix", "contrastive": 0.5}],
+    ids=["diffusion", "tsdae", "prefix_contrastive"],
+)
+def test_resume_is_exact_with_dropout(tokenizer, tmp_path, objective):
+    shared = {"objective": ObjectiveArguments(**objective), "dropout": 0.1, "gradient_accumulation_steps": 2}
+    straight = make_trainer(tokenizer, tmp_path / "a", max_steps=12, **shared)
     straight.train()
-    settings = {"dropout": 0.1, "gradient_accumulation_steps": 2, "save_strategy": "steps", "save_steps": 6}
+    settings = {**shared, "save_strategy": "steps", "save_steps": 6}
     first = make_trainer(tokenizer, tmp_path / "b", max_steps=12, **settings)
     first.train()
     resumed = make_trainer(tokenizer, tmp_path / "b", max_steps=12, **settings)
@@ -150,6 +169,56 @@ def test_nelbo_of_uniform_scores_is_ln_v(tokenizer, tmp_path):
     assert metrics["eval_nll_bits_t_0.51"] == pytest.approx(math.log2(len(tokenizer)), rel=1e-4)
 
 
+@pytest.mark.parametrize("name", ["mlm", "tsdae", "prefix", "two_view"])
+def test_other_objectives_are_evaluated_on_their_own_task(tokenizer, tmp_path, name):
+    """Scores that are all alike cost ln V whatever is rebuilt; the bound stands beside where the head can give one."""
+    trainer = make_trainer(
+        tokenizer, tmp_path, rows=20, objective=ObjectiveArguments(corruption=name, num_eval_timesteps=2)
+    )
+    with torch.no_grad():
+        trainer.model.lm_head.weight.zero_()
+    metrics = trainer.evaluate()
+    assert metrics["eval_loss"] == pytest.approx(math.log(len(tokenizer)), rel=1e-4)
+    assert metrics["eval_rebuilt_bits_per_token"] == pytest.approx(math.log2(len(tokenizer)), rel=1e-4)
+    own = DataCollatorForReconstruction(tokenizer, trainer.collator.corruption)(list(trainer.eval_dataset))
+    assert metrics["eval_rebuilt_tokens"] == (own["loss_weights"] > 0).sum().item()
+    assert ("eval_nelbo_bits_per_token" in metrics) == (name in ("prefix", "two_view"))
+
+
+def test_evaluation_sees_neither_terms_nor_position_share_nor_batch_size(tokenizer, tmp_path):
+    found = []
+    for size, objective in (
+        (3, {}),
+        (20, {"position_share": 0.5, "contrastive": 1.0, "regularizers": ["variance=1"]}),
+    ):
+        settings = ObjectiveArguments(corruption="two_view", num_eval_timesteps=2, **objective)
+        trainer = make_trainer(
+            tokenizer, tmp_path / str(size), objective=settings, dropout=0.1, per_device_eval_batch_size=size
+        )
+        found.append(trainer.evaluate())
+    for name, value in found[0].items():
+        if not name.endswith(("runtime", "per_second")):
+            assert found[1][name] == pytest.approx(value, rel=1e-5), name
+
+
+def test_a_head_of_another_corruption_is_refused(tokenizer, tmp_path):
+    with pytest.raises(
+        ValueError, match="'mlm' trains a ConceptEncoderForMaskedLMPerceiver, got a ConceptEncoderForD"
+    ):
+        ConceptTrainer(
+            model=ConceptEncoderForDiffusionMLM(tiny_config()),
+            args=ConceptTrainingArguments(output_dir=str(tmp_path), use_cpu=True),
+            objective_args=ObjectiveArguments(corruption="mlm"),
+            processing_class=tokenizer,
+        )
+
+
+def test_contrastive_needs_other_texts(tokenizer, tmp_path):
+    settings = ObjectiveArguments(contrastive=0.1)
+    with pytest.raises(ValueError, match="needs other texts as negatives: raise per_device_train_batch_size"):
+        make_trainer(tokenizer, tmp_path, objective=settings, dropout=0.1, per_device_train_batch_size=1)
+
+
 def test_bfloat16_trains(tokenizer, tmp_path):
     trainer = make_trainer(tokenizer, tmp_path, bf16=True)
     trainer.train()
@@ -173,6 +242,37 @@ def test_the_monitor_sees_concepts_at_logged_steps_and_may_stop(tokenizer, tmp_p
     assert "stopped: concepts collapsed at 3 logged steps in a row" in caplog.text
 
 
+def test_the_monitor_sees_concepts_without_dropout(tokenizer, tmp_path):
+    seen = []
+
+    def monitor(concepts):
+        seen.append(concepts)
+        return {"concepts_rankme": 1.0}, None
+
+    trainer = make_trainer(tokenizer, tmp_path, monitor=monitor, dropout=0.5, learning_rate=0.0, max_steps=4)
+    trainer.train()
+    model = trainer.model
+    assert model.training
+    with torch.no_grad():
+        expected = model.eval().encoder(**trainer._watched).last_hidden_state
+    torch.testing.assert_close(seen[-1], expected)
+
+
+def test_nested_concepts_are_drawn_anew_at_each_step_and_for_training_alone(tokenizer, tmp_path):
+    trainer = make_trainer(tokenizer, tmp_path, objective=ObjectiveArguments(nested_concepts=True))
+    seen = []
+    model = trainer.model
+    plain = model.forward
+    model.forward = lambda *args, **kwargs: seen.append(kwargs.get("num_visible_concepts")) or plain(*args, **kwargs)
+    trainer.train()
+    counts = torch.stack(seen)  # (6, 8)
+    assert counts.min() >= 1 and counts.max() <= model.config.num_concepts
+    assert len({tuple(row) for row in counts.tolist()}) == 6
+    seen.clear()
+    trainer.evaluate()
+    assert seen and all(each is None for each in seen)
+
+
 def test_a_tokenizer_is_required(tokenizer, tmp_path):
     with pytest.raises(ValueError, match="ConceptTrainer needs processing_class"):
         ConceptTrainer(
@@ -188,6 +288,53 @@ def test_an_empty_evaluation_set_is_refused(tokenizer, tmp_path):
         trainer.evaluate(eval_dataset=trainer.train_dataset.select([]))
 
 
+INFO_NCE_APART = """
+import json
+import torch
+from torch import distributed
+from concept_encoder.trainers.objectives import info_nce
+
+distributed.init_process_group("gloo")
+rank = distributed.get_rank()
+assert distributed.get_world_size() == 2
+generator = torch.Generator().manual_seed(0)
+whole = [torch.randn(6, 5, generator=generator) for _ in range(2)]
+own = [each[3 * rank :][:3].clone().requires_grad_() for each in whole]
+loss = info_nce(*own)
+loss.backward()
+with open({out!r} + f"/{{rank}}.json", "w") as file:
+    json.dump([loss.item(), *(each.grad.tolist() for each in own)], file)
+distributed.destroy_process_group()
+"""
+
+
+def launch_two(script):
+    """Run a script in two processes on the CPU."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    env = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--main_process_port", "0", str(script)], env=env, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_info_nce_of_two_processes_is_that_of_one_large_batch(tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(INFO_NCE_APART.format(out=str(tmp_path)))
+    launch_two(script)
+    losses_apart, *grads_apart = zip(
+        *(json.loads((tmp_path / f"{r}.json").read_text()) for r in range(2)), strict=True
+    )
+    generator = torch.Generator().manual_seed(0)
+    whole = [torch.randn(6, 5, generator=generator).requires_grad_() for _ in range(2)]
+    loss = info_nce(*whole)
+    loss.backward()
+    assert sum(losses_apart) / 2 == pytest.approx(loss.item(), rel=1e-5)
+    for apart, each in zip(grads_apart, whole, strict=True):  # of the sum of both means, twice the mean of all
+        torch.testing.assert_close(torch.tensor(apart).flatten(0, 1) / 2, each.grad)
+
+
 TWO_PROCESSES = """
 import json, sys
 sys.path.insert(0, {tests!r})
@@ -198,12 +345,12 @@ from concept_encoder.trainers.microworld import microworld_tokenizer
 trainer = make_trainer(microworld_tokenizer(), {out!r}, per_device_train_batch_size=4, per_device_eval_batch_size=3)
 rank, processes = trainer.args.process_index, trainer.accelerator.num_processes
 assert processes == 2
-timesteps, noise = trainer.collator.draw({{"input_ids": torch.zeros(4, 2)}}, 0, 0, rank, processes)
+noise = trainer.collator.draw({{"input_ids": torch.zeros(4, 2)}}, 0, 0, rank, processes)
 before = trainer.evaluate()["eval_loss"]
 noise_by_text(trainer).train()
 result = {{"losses": losses(trainer), "eval_loss": before, "parameters": parameters(trainer).tolist()}}
 with open({out!r} + f"/rank{{rank}}.json", "w") as file:
-    json.dump({{**result, "timesteps": timesteps.tolist(), "noise": noise.tolist()}}, file)
+    json.dump({{**result, "timesteps": noise.rows[0].tolist(), "noise": noise.tokens.tolist()}}, file)
 """
 
 
@@ -211,12 +358,7 @@ with open({out!r} + f"/rank{{rank}}.json", "w") as file:
 def test_two_processes_train_as_one_with_the_same_global_batch(tokenizer, tmp_path):
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES.format(tests=str(Path(__file__).parent), out=str(tmp_path)))
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    env = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, "--main_process_port", "0", str(script)], env=env, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    launch_two(script)
     ranks = [json.loads((tmp_path / f"rank{r}.json").read_text()) for r in range(2)]
     assert ranks[0]["parameters"] == ranks[1]["parameters"]
     assert ranks[0]["noise"] != ranks[1]["noise"]

@@ -14,11 +14,11 @@ from accelerate import PartialState
 from transformers import TrainerState, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from ..modeling_concept import ConceptEncoderForDiffusionMLM
 from .data import load_pretraining_data, load_tokenizer
 from .files import write_atomically, write_json
 from .recipes import Recipe
 from .trainer import ConceptMonitor, ConceptTrainer, UploadAssembler
+from .warm_start import warm_start_embeddings
 
 RESULT_FILE = "pretrain.json"
 
@@ -71,7 +71,9 @@ def pretrain(
     config = recipe.model_config(tokenizer)
     train, validation = load_pretraining_data(recipe.data, tokenizer)
     set_seed(training.seed)
-    model = ConceptEncoderForDiffusionMLM(config)
+    model = recipe.objective.build_corruption().head(config)
+    if training.warm_start_embeddings is not None and checkpoint is None:
+        warm_start_embeddings(model, tokenizer, training.warm_start_embeddings)
     trainer = ConceptTrainer(
         model=model,
         args=training,
@@ -155,8 +157,10 @@ def _architecture(config) -> dict[str, Any]:
 
 def _evaluation(row: dict[str, float]) -> dict[str, Any]:
     grid = [name.removeprefix("eval_tokens_t_") for name in row if name.startswith("eval_tokens_t_")]
+    rebuilding = {name: row.get(f"eval_rebuilt_{name}") for name in ("bits_per_token", "accuracy", "tokens")}
     return {
-        "nelbo_bits_per_token": row["eval_nelbo_bits_per_token"],
+        "nelbo_bits_per_token": row.get("eval_nelbo_bits_per_token"),
+        "rebuilding": None if rebuilding["tokens"] is None else rebuilding,
         "by_timestep": [
             {
                 "timestep": float(t),

@@ -56,7 +56,8 @@ class Recipe:
     training: ConceptTrainingArguments
 
     def model_config(self, tokenizer: PreTrainedTokenizerBase) -> ConceptEncoderConfig:
-        """The model's configuration, with vocabulary and special tokens of `tokenizer`."""
+        """The model's configuration, with vocabulary and special tokens of `tokenizer`; ValueError where it does not
+        fit the tokenizer, the data or the objective."""
         fields = dataclasses.asdict(self.model)
         if fields["vocab_size"] is None:
             fields["vocab_size"] = len(tokenizer)
@@ -71,13 +72,15 @@ class Recipe:
                 f"max_length ({self.data.max_length}) is larger than max_position_embeddings ({longest}); "
                 "lower the first or raise the second"
             )
-        return ConceptEncoderConfig(
+        config = ConceptEncoderConfig(
             **fields,
             pad_token_id=tokenizer.pad_token_id,
             mask_token_id=tokenizer.mask_token_id,
             bos_token_id=tokenizer.cls_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id,
             eos_token_id=tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id,
         )
+        self.objective.check(config)
+        return config
 
     def as_dict(self) -> dict[str, Any]:
         """Sections of plain values: `training` as far as it differs from the defaults, without paths."""
@@ -111,19 +114,17 @@ def find_recipe(name: str, folder: Path) -> Path:
 def load_recipe(path: Path, overrides: list[str], parser: HfArgumentParser) -> Recipe:
     """Read a recipe and apply command-line `overrides` such as `["--learning_rate", "1e-4"]`.
 
+    A recipe with `extends: other` starts from the recipe `other` of the same folder (or a path that begins there) and
+    replaces the fields that it names; `null` takes a field back to its default.
+
     Raises:
-        ValueError: not a mapping of sections; unknown section or field; a field in the wrong section.
+        ValueError: not a mapping of sections; unknown section or field; a field in the wrong section; a recipe to
+            extend that is missing, or extends this one.
         SystemExit: an override that argparse refuses (it prints why).
     """
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is not a recipe: expected the sections {', '.join(SECTIONS)}")
     argv = []
-    for section, fields in content.items():
-        if section not in SECTIONS:
-            raise ValueError(f"{path}: unknown section {section!r}. Sections: {', '.join(SECTIONS)}")
-        for name, value in (fields or {}).items():
-            _check_field(path, section, name)
+    for fields in _read_sections(path).values():
+        for name, value in fields.items():
             if value not in (None, []):  # argparse has no empty list
                 argv += [f"--{name}", *_as_flags(value)]
     defaults = ["--output_dir", f"runs/{path.stem}"]
@@ -134,6 +135,32 @@ def load_recipe(path: Path, overrides: list[str], parser: HfArgumentParser) -> R
             raise ValueError(f"unknown field {field!r}{_suggest(field, known)}")
     parsed = parser.parse_args_into_dataclasses(defaults + argv + overrides, look_for_args_file=False)
     return Recipe(path.stem, *parsed)
+
+
+def _read_sections(path: Path, below: tuple[Path, ...] = ()) -> dict[str, dict[str, Any]]:
+    """Section -> field -> value of a recipe and of what it extends, its own values on top."""
+    if path.resolve() in below:
+        chain = " extends ".join(each.stem for each in (*below, path))
+        raise ValueError(f"{path}: a recipe cannot extend itself: {chain}")
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a recipe: expected the sections {', '.join(SECTIONS)}")
+    base = content.pop("extends", None)
+    sections: dict[str, dict[str, Any]] = {}
+    if base is not None:
+        name = str(path.parent / base) if str(base).endswith((".yaml", ".yml")) else str(base)
+        try:
+            found = find_recipe(name, path.parent)
+        except ValueError as error:
+            raise ValueError(f"{path}: extends: {error}") from None
+        sections = _read_sections(found, (*below, path.resolve()))
+    for section, fields in content.items():
+        if section not in SECTIONS:
+            raise ValueError(f"{path}: unknown section {section!r}. Sections: {', '.join(SECTIONS)}")
+        for name in fields or {}:
+            _check_field(path, section, name)
+        sections[section] = {**sections.get(section, {}), **(fields or {})}
+    return sections
 
 
 def _as_flags(value: Any) -> list[str]:

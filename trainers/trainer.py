@@ -1,26 +1,41 @@
-"""Pretraining on the transformers Trainer: noise drawn by step, loss parts logged, evaluation as a NELBO."""
+"""Pretraining on the transformers Trainer: noise drawn by step, loss parts logged, evaluation on fixed noise."""
 
 import logging
 import math
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import CommitInfo, HfApi
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput, HubStrategy
+from transformers.trainer_utils import EvalLoopOutput, HubStrategy, SaveStrategy, TrainOutput
 from transformers.utils.hub import PushInProgress
 
-from .collators import DataCollatorForMaskedDiffusion
-from .objectives import DiffusionObjective, ObjectiveArguments
+from .averaging import TRAINING_WEIGHTS_FILE, WeightAverage
+from .collators import DataCollatorForReconstruction, visible_concept_counts
+from .corruptions import Diffusion
+from .distillation import load_distillation
+from .objectives import ObjectiveArguments, ReconstructionObjective
+from .stability import (
+    MAX_ROLLBACKS,
+    DivergenceError,
+    DivergenceGuard,
+    gradient_norms,
+    last_checkpoint_before,
+    set_base_rates,
+)
 
 logger = logging.getLogger(__name__)
+WATCHED_TEXTS = 8  # per process, of the batch at a logged step
+OBJECTIVE_FILE = "objective.safetensors"  # parameters of the objective, in a checkpoint
 # (B, C, D) concepts of a training batch -> figures to log, and a warning in words or None.
 ConceptMonitor = Callable[[Tensor], tuple[dict[str, float], str | None]]
 # (folder of a checkpoint, empty folder, repository) -> notes; copies what is published, card included.
@@ -40,25 +55,65 @@ class ConceptTrainingArguments(TrainingArguments):
     stop_on_collapse: int = field(
         default=0, metadata={"help": "Stop after so many logged steps in a row with collapsed concepts; 0 = never."}
     )
-    include_num_input_tokens_seen: str = field(default="non_padding", metadata={"help": "Count real tokens."})
+    include_num_input_tokens_seen: str = field(
+        default="non_padding", metadata={"help": "Count the real tokens that the encoder reads."}
+    )
+    ema_decay: float = field(
+        default=0.0,
+        metadata={"help": "Evaluate and save an average of the weights, decay of each step in [0, 1); 0 = off."},
+    )
+    warm_start_embeddings: str | None = field(
+        default=None,
+        metadata={"help": "Hub id or folder of an encoder of the same vocabulary, to take token embeddings from."},
+    )
+    divergence_ratio: float = field(
+        default=100.0,
+        metadata={"help": "A gradient norm this many times the median of recent steps is divergence; 0 = never."},
+    )
+    on_divergence: Literal["stop", "rollback"] = field(
+        default="stop",
+        metadata={"help": "stop, or rollback to the last checkpoint with half the learning rate, at most 3 times."},
+    )
 
     def __post_init__(self):
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
+        if self.divergence_ratio and not 1 <= self.divergence_ratio < math.inf:
+            raise ValueError(f"divergence_ratio must be 0 (off) or at least 1, got {self.divergence_ratio}")
+        if self.on_divergence not in ("stop", "rollback"):
+            raise ValueError(f"on_divergence must be 'stop' or 'rollback', got {self.on_divergence!r}")
         if self.hub_token is not None:
             raise ValueError(
                 "hub_token would be written into training_args.bin; log in with `hf auth login`, or set HF_TOKEN"
             )
         super().__post_init__()
+        if self.on_divergence == "rollback":
+            if self.save_strategy == SaveStrategy.NO or self.save_only_model:
+                raise ValueError(
+                    "on_divergence='rollback' needs checkpoints with the optimizer's state, got "
+                    f"save_strategy={self.save_strategy.value!r}, save_only_model={self.save_only_model}"
+                )
+            if self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
+                raise ValueError(
+                    f"on_divergence='rollback' cannot halve the rate of lr_scheduler_type={self.lr_scheduler_type!r}, "
+                    "which sets its own; choose a schedule, or on_divergence='stop'"
+                )
 
 
 class ConceptTrainer(Trainer):
-    """Trains a `ConceptEncoderForDiffusionMLM` with an objective.
+    """Trains the head that an objective's corruption names, with that objective.
 
     The noise of a micro-batch is a function of (seed, step, micro-step, rank) alone, so that a resumed run continues
     bit for bit and processes never share noise.
 
+    With `ema_decay` the model is the average of the weights wherever it is evaluated, saved, pushed or left behind;
+    see `WeightAverage`. Parameters of the objective are trained along, without weight decay, and are no part of the
+    model. A diverging step never reaches the weights; see `DivergenceGuard`.
+
     Args:
         objective_args: the objective's settings.
-        monitor: measures the concepts of the latest training batch at every logged step; see `ConceptMonitor`.
+        monitor: measures concepts of the latest training batch at every logged step, encoded again without dropout,
+            whose noise would pass for diversity; see `ConceptMonitor`.
         assemble: chooses what a push to the Hub holds; see `UploadAssembler`. Needed with `push_to_hub=True`.
         Everything else as in `transformers.Trainer`; `processing_class` is the tokenizer and is required.
     """
@@ -78,36 +133,108 @@ class ConceptTrainer(Trainer):
         training_args = kwargs["args"] if "args" in kwargs else args[1]
         if training_args.push_to_hub and assemble is None:
             raise ValueError("push_to_hub=True needs assemble, for instance concept_encoder.eval.publishing.assemble")
-        self.collator = DataCollatorForMaskedDiffusion(
-            tokenizer,
-            schedule=settings.schedule,
-            t_min=settings.t_min,
-            t_max=settings.t_max,
-            t_sampling=settings.t_sampling,
-            weighting=settings.weighting,
-            position_share=settings.position_share,
-            seed=training_args.seed,
+        corruption = settings.build_corruption()
+        _check_model(kwargs["model"] if "model" in kwargs else args[0], settings)
+        if settings.contrastive and training_args.per_device_train_batch_size * training_args.world_size < 2:
+            raise ValueError(
+                "contrastive needs other texts as negatives: raise per_device_train_batch_size to 2 or more"
+            )
+        self.collator = DataCollatorForReconstruction(
+            tokenizer, corruption, position_share=settings.position_share, seed=training_args.seed
         )
-        # Evaluation always weighs by the bound, over all of (0, 1] and all positions, whatever training does.
-        self.eval_collator = replace(self.collator, t_min=0.0, t_max=1.0, weighting="elbo", position_share=1.0, seed=0)
+        # The bound is always over all of (0, 1] and all positions, whatever training does.
+        self.bound_collator: DataCollatorForReconstruction | None = None
+        if corruption.head is Diffusion.head:
+            schedule = settings.schedule if isinstance(corruption, Diffusion) else Diffusion.schedule
+            self.bound_collator = DataCollatorForReconstruction(tokenizer, Diffusion(schedule))
+        self.rebuilding_collator: DataCollatorForReconstruction | None = None
+        if type(corruption) is not Diffusion:
+            self.rebuilding_collator = DataCollatorForReconstruction(tokenizer, corruption)
         self.num_eval_timesteps = settings.num_eval_timesteps
-        self.objective = DiffusionObjective(settings.label_smoothing, settings.regularizer_weights())
+        self.nested_concepts = settings.nested_concepts
+        distillation = None
+        if settings.distil_from:
+            model = kwargs["model"] if "model" in kwargs else args[0]
+            distillation = load_distillation(settings.distil_from, model.config.hidden_size, tokenizer)
+        self.objective = ReconstructionObjective(
+            settings.label_smoothing,
+            settings.regularizer_weights(),
+            settings.contrastive,
+            settings.contrastive_temperature,
+            settings.term_weighting,
+            settings.conflict_safe,
+            distillation,
+            settings.distil_weight,
+        )
         self.monitor = monitor
         self.assemble = assemble
         self.api = HfApi()
         self.push_in_progress: PushInProgress | None = None
         self._parts: dict[str, list[Tensor]] = {}
-        self._concepts: Tensor | None = None
+        self._watched: dict[str, Tensor] = {}
         self._collapsed_in_a_row = 0
+        self._loss_of_step: Tensor | float = 0.0
+        self._gradient_norms: dict[str, Tensor] = {}
+        self._rollbacks = 0
+        self._base_rates: list[float] | None = None
+        self.guard = DivergenceGuard(training_args.divergence_ratio)
+        self.average = WeightAverage(training_args.ema_decay) if training_args.ema_decay else None
         super().__init__(*args, data_collator=self.collator.pad, **kwargs)
         self.loss_is_scaled_for_ga = True
+        self.objective.learned.to(self.args.device)
+        if self.average is not None:
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                raise ValueError("ema_decay needs whole weights on each device; FSDP and DeepSpeed shard them")
+            self.add_callback(self.average)
 
     # ------------------------------------------------------------------------------------------------------ training
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
+        """Train; with `on_divergence="rollback"`, again from the last checkpoint at half the rate when it diverges.
+
+        Source: of going back and lowering the rate, OPT (Zhang et al. 2022, arXiv:2205.01068), section 2.5.
+        """
+        while True:
+            self._parts.clear()
+            self._loss_of_step = 0.0
+            try:
+                return super().train(resume_from_checkpoint, *args, **kwargs)
+            except DivergenceError as error:
+                if self.args.on_divergence == "stop":
+                    raise
+                resume_from_checkpoint = self._rollback(error)
+
+    def _rollback(self, error: DivergenceError) -> str:
+        checkpoint = last_checkpoint_before(self.args.output_dir, self.state.global_step)
+        if checkpoint is None:
+            raise DivergenceError(f"{error} There is no checkpoint yet to roll back to: lower save_steps.") from error
+        if self._rollbacks == MAX_ROLLBACKS:
+            raise DivergenceError(f"{error} Rolled back {MAX_ROLLBACKS} times already.") from error
+        self._rollbacks += 1
+        assert self.lr_scheduler is not None
+        self._base_rates = [rate / 2 for rate in self.lr_scheduler.base_lrs]
+        if self.is_world_process_zero():
+            logger.warning(
+                f"diverged: {error}\nrollback {self._rollbacks} of at most {MAX_ROLLBACKS} to {checkpoint}, with the "
+                f"learning rate halved to {self._base_rates[0]:g}"
+            )
+        return checkpoint
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        learned = list(self.objective.learned.parameters())
+        if new and learned:
+            optimizer.add_param_group({"params": learned, "weight_decay": 0.0})
+        if self.average is not None:
+            self.average.start(self.model)
+        return optimizer
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, Tensor | int | None]:
         """Corrupt the micro-batches of one optimizer step and count what their losses are divided by."""
+        self.objective.learned.zero_grad()  # the Trainer does it for the model alone
         batches, _ = super().get_batch_samples(self._corrupted(epoch_iterator), num_batches, device)
         num_items = sum((batch["num_items"].sum() for batch in batches), torch.tensor(0)).to(device)
         if self.args.world_size > 1:
@@ -117,13 +244,18 @@ class ConceptTrainer(Trainer):
     def _corrupted(self, batches: Iterator) -> Iterator[dict[str, Tensor]]:
         rank, world_size = self.args.process_index, self.args.world_size
         for micro_step, batch in enumerate(batches):
-            timesteps, noise = self.collator.draw(batch, self.state.global_step, micro_step, rank, world_size)
+            noise = self.collator.draw(batch, self.state.global_step, micro_step, rank, world_size)
             device = batch["input_ids"].device
-            yield self.collator.corrupt(batch, timesteps.to(device), noise.to(device))
+            corrupted = self.collator.corrupt(batch, noise.to(device))
+            if self.nested_concepts:
+                uniform = self.collator.draw_rows(batch, self.state.global_step, micro_step, rank)
+                counts = visible_concept_counts(uniform, self.model.config.num_concepts)
+                corrupted["num_visible_concepts"] = counts.to(device)
+            yield corrupted
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> Tensor:
         result = self.objective(model, inputs, num_items_in_batch)
-        self._concepts = result.concepts
+        self._watched = {name: inputs[name][:WATCHED_TEXTS] for name in ("input_ids", "attention_mask")}
         for name, (total, count) in result.parts.items():
             kept = self._parts.setdefault(name, [torch.zeros_like(total), torch.zeros_like(count)])
             kept[0] += total
@@ -133,12 +265,28 @@ class ConceptTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict, num_items_in_batch=None) -> Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}; the weights are still those of the "
-                "step before. Lower learning_rate or max_grad_norm, or warm up longer."
-            )
+        self._loss_of_step = self._loss_of_step + loss
+        if self.accelerator.sync_gradients:  # the last micro-batch of the step
+            self._share_objective_gradients()
+            self._judge_step()
         return loss
+
+    def _share_objective_gradients(self) -> None:
+        for parameter in self.objective.learned.parameters():
+            if parameter.grad is not None:  # the distributed wrapper knows the model's parameters only
+                parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
+
+    def _judge_step(self) -> None:
+        scaler = self.accelerator.scaler
+        scale = 1.0 if scaler is None else scaler.get_scale()
+        self._gradient_norms = {name: norm / scale for name, norm in gradient_norms(self.model).items()}
+        norm = torch.stack(list(self._gradient_norms.values())).norm()
+        loss, self._loss_of_step = torch.as_tensor(self._loss_of_step, device=norm.device), 0.0
+        # One verdict for all processes, whose losses differ.
+        loss, norm = self.accelerator.reduce(torch.stack([loss.float(), norm.float()]), "mean").tolist()
+        if scaler is not None and math.isfinite(loss) and not math.isfinite(norm):
+            return  # float16: the loss scaler skips this step and lowers its scale
+        self.guard.check(self.state.global_step + 1, loss, norm)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._parts:
@@ -147,9 +295,22 @@ class ConceptTrainer(Trainer):
                 if count:
                     logs[name] = total / count
             self._parts.clear()
+            logs.update({f"grad_norm_{name}": norm.item() for name, norm in self._gradient_norms.items()})
+            logs.update({name: value.item() for name, value in self.objective.weighting.figures().items()})
             if self.monitor is not None:
-                self._log_geometry(logs, *self.monitor(self._concepts))
+                self._log_geometry(logs, *self.monitor(self._watched_concepts()))
         super().log(logs, start_time)
+
+    @torch.no_grad()
+    def _watched_concepts(self) -> Tensor:
+        """(B, C, D) concepts of a few texts of the latest batch, as evaluation would see them."""
+        model = self.accelerator.unwrap_model(self.model)
+        training = model.training
+        model.eval()
+        with self.accelerator.autocast():
+            concepts = model.encoder(**self._watched).last_hidden_state
+        model.train(training)
+        return concepts
 
     def _log_geometry(self, logs: dict[str, float], figures: dict[str, float], warning: str | None) -> None:
         # Every process measures its own texts; the verdict has to be one, so that all stop together.
@@ -164,35 +325,87 @@ class ConceptTrainer(Trainer):
             logger.warning(f"stopped: concepts collapsed at {self._collapsed_in_a_row} logged steps in a row")
             self.control.should_training_stop = True
 
+    # --------------------------------------------------------------------------------------------------- checkpoints
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.average is None else self.average.applied(self.model)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        with self._averaged():
+            super().save_model(output_dir, _internal_call)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if not self.args.should_save:
+            return
+        self.guard.save(output_dir)
+        if self.average is not None:
+            self.average.save(self.model, output_dir)
+        if list(self.objective.learned.parameters()):
+            save_model(self.objective.learned, str(Path(output_dir) / OBJECTIVE_FILE))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        averaged = (Path(checkpoint) / TRAINING_WEIGHTS_FILE).exists()
+        if averaged != (self.average is not None):
+            was, now = ("with", "off") if averaged else ("without", f"{self.args.ema_decay}")
+            raise ValueError(f"{checkpoint} was trained {was} ema_decay, which is {now} now; resume as it was")
+        super()._load_optimizer_and_scheduler(checkpoint)
+        self.guard.load(checkpoint)
+        if self.average is not None:
+            self.average.load(self.model, checkpoint)
+        if list(self.objective.learned.parameters()):
+            load_model(self.objective.learned, Path(checkpoint) / OBJECTIVE_FILE)
+        if self._base_rates is not None:
+            set_base_rates(self.optimizer, self.lr_scheduler, self._base_rates)
+            self._base_rates = None
+            self.log({"rollback": self._rollbacks, "learning_rate": self._get_learning_rate()})
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.average is not None:
+            self.average.reset(self.model)
+
     # ---------------------------------------------------------------------------------------------------- evaluation
+
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        with self._averaged():
+            return super().evaluate(*args, **kwargs)
 
     @torch.no_grad()
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ) -> EvalLoopOutput:
-        """Conditional NELBO on a fixed t-grid, and cross-entropy and accuracy of masked tokens at each t.
+        """What a text costs, on noise that is a function of the text alone, without regularizers or smoothing.
 
-        The grid holds the midpoints of `num_eval_timesteps` equal parts of (0, 1]. The noise is a function of the
-        text and the grid point alone, independent between points: nested masks would leave the bound more variance.
-        Metrics: `loss` (the NELBO in nats per token), `nelbo_bits_per_token`, and for each grid point
-        `nll_bits_t_*`, `accuracy_t_*`, `tokens_t_*`.
+        With the head of masked diffusion: the conditional NELBO on a fixed t-grid, the encoder seeing the clean text,
+        and cross-entropy and accuracy of masked tokens at each t. The grid holds the midpoints of
+        `num_eval_timesteps` equal parts of (0, 1]; the noise is independent between points: nested masks would leave
+        the bound more variance. Metrics: `nelbo_bits_per_token`, and for each grid point `nll_bits_t_*`,
+        `accuracy_t_*`, `tokens_t_*`.
+
+        With a corruption other than diffusion, its own task: `rebuilt_bits_per_token`, `rebuilt_accuracy` and
+        `rebuilt_tokens`, over all positions that the decoder rebuilds, each weighing 1.
+
+        `loss` is the latter in nats where there is one, else the NELBO in nats per token.
         """
         # Not prepared by accelerate: a model once prepared for evaluation would later train without synchronisation.
         model = self.model.eval()
-        grid = (torch.arange(self.num_eval_timesteps) + 0.5) / self.num_eval_timesteps
-        totals = torch.zeros(len(grid), 5, dtype=torch.float64)
+        points = self.num_eval_timesteps if self.bound_collator is not None else 0
+        grid = ((torch.arange(points) + 0.5) / self.num_eval_timesteps).tolist()
+        totals = torch.zeros(points + 1, 5, dtype=torch.float64)  # the last row is the corruption's own task
         num_texts = 0
         hide = self.args.disable_tqdm or not self.is_world_process_zero()
         for batch in tqdm(dataloader, desc=description, disable=hide, leave=False):
-            sums = torch.stack(
-                [self._score(model, batch, k, t) for k, t in enumerate(grid.tolist())], dim=1
-            )  # (B, T, 5)
-            sums = self.accelerator.gather_for_metrics(sums)
+            scores = [self._score(model, self.bound_collator, batch, k, t) for k, t in enumerate(grid)]
+            scores.append(self._score(model, self.rebuilding_collator, batch))
+            sums = self.accelerator.gather_for_metrics(torch.stack(scores, dim=1))  # (B, T + 1, 5)
             totals += sums.double().sum(0).cpu()
             num_texts += len(sums)
         if num_texts == 0:
             raise ValueError("the evaluation dataset is empty")
-        metrics = self._eval_metrics(grid.tolist(), totals)
+        metrics = _bound_metrics(grid, totals[:-1]) | _rebuilding_metrics(totals[-1])
         return EvalLoopOutput(
             predictions=None,
             label_ids=None,
@@ -200,32 +413,29 @@ class ConceptTrainer(Trainer):
             num_samples=num_texts,
         )
 
-    def _score(self, model: nn.Module, batch: dict[str, Tensor], draw: int, t: float) -> Tensor:
-        """(B, 5): weighted NLL, tokens that could be masked, NLL, hits and number of masked tokens, per text."""
-        device = batch["input_ids"].device
-        noise = self.eval_collator.fixed_noise(batch, draw)[:, 1:].to(device)
-        noised = self.eval_collator.corrupt(batch, torch.full((len(noise),), t, device=device), noise)
-        eligible = noised.pop("num_items")
+    def _score(
+        self,
+        model: nn.Module,
+        collator: DataCollatorForReconstruction | None,
+        batch: dict[str, Tensor],
+        draw: int = 0,
+        t: float | None = None,
+    ) -> Tensor:
+        """(B, 5): weighted NLL, items that it is divided by, NLL, hits and number of rebuilt tokens, per text."""
+        device, rows = batch["input_ids"].device, len(batch["input_ids"])
+        if collator is None:
+            return torch.zeros(rows, 5, device=device)
+        timesteps = None if t is None else torch.full((rows,), t, device=device)
+        corrupted = collator.corrupt(batch, collator.fixed_noise(batch, draw).to(device), timesteps)
+        num_items = corrupted.pop("num_items")
         with self.accelerator.autocast():
-            output = model(**noised)
-        labelled, drawn = noised["labels"] != -100, noised["loss_weights"] > 0
-        right = output.logits.argmax(-1) == noised["labels"][labelled]
+            output = model(**corrupted)
+        labelled, drawn = corrupted["labels"] != -100, corrupted["loss_weights"] > 0
+        right = output.logits.argmax(-1) == corrupted["labels"][labelled]
         hits = torch.zeros_like(labelled).masked_scatter(labelled, right) & drawn
-        bound = (output.token_losses * noised["loss_weights"]).sum(-1)
+        bound = (output.token_losses * corrupted["loss_weights"]).sum(-1)
         nll = (output.token_losses * drawn).sum(-1)
-        return torch.stack([bound, eligible.float(), nll, hits.sum(-1).float(), drawn.sum(-1).float()], dim=-1)
-
-    @staticmethod
-    def _eval_metrics(grid: list[float], totals: Tensor) -> dict[str, float]:
-        bound, eligible, nll, hits, masked = totals.T.tolist()
-        nelbo = sum(b / max(e, 1) for b, e in zip(bound, eligible, strict=True)) / len(grid)
-        metrics = {"loss": nelbo, "nelbo_bits_per_token": nelbo / math.log(2)}
-        for k, t in enumerate(grid):
-            if masked[k]:
-                metrics[f"nll_bits_t_{t:g}"] = nll[k] / masked[k] / math.log(2)
-                metrics[f"accuracy_t_{t:g}"] = hits[k] / masked[k]
-            metrics[f"tokens_t_{t:g}"] = int(masked[k])
-        return metrics
+        return torch.stack([bound, num_items.float(), nll, hits.sum(-1).float(), drawn.sum(-1).float()], dim=-1)
 
     # --------------------------------------------------------------------------------------------------------- the Hub
 
@@ -312,3 +522,39 @@ class ConceptTrainer(Trainer):
                     f"a push during training failed ({type(error).__name__}); the next one brings all of it"
                 )
         self.push_in_progress = None
+
+
+def _check_model(model: nn.Module, settings: ObjectiveArguments) -> None:
+    head = settings.build_corruption().head.__name__
+    # By name: a class loaded with a checkpoint's own code is another object.
+    if type(model).__name__ != head:
+        raise ValueError(f"corruption {settings.corruption!r} trains a {head}, got a {type(model).__name__}")
+    settings.check(model.config)
+
+
+def _bound_metrics(grid: list[float], totals: Tensor) -> dict[str, float]:
+    """Of the t-grid, from sums (T, 5) as from `_score`; nothing without a grid."""
+    if not grid:
+        return {}
+    bound, eligible, nll, hits, masked = totals.T.tolist()
+    nelbo = sum(b / max(e, 1) for b, e in zip(bound, eligible, strict=True)) / len(grid)
+    metrics = {"loss": nelbo, "nelbo_bits_per_token": nelbo / math.log(2)}
+    for k, t in enumerate(grid):
+        if masked[k]:
+            metrics[f"nll_bits_t_{t:g}"] = nll[k] / masked[k] / math.log(2)
+            metrics[f"accuracy_t_{t:g}"] = hits[k] / masked[k]
+        metrics[f"tokens_t_{t:g}"] = int(masked[k])
+    return metrics
+
+
+def _rebuilding_metrics(sums: Tensor) -> dict[str, float]:
+    """Of the corruption's own task, from sums (5,) as from `_score`; nothing without a token."""
+    _, _, nll, hits, rebuilt = sums.tolist()
+    if not rebuilt:
+        return {}
+    return {
+        "loss": nll / rebuilt,
+        "rebuilt_bits_per_token": nll / rebuilt / math.log(2),
+        "rebuilt_accuracy": hits / rebuilt,
+        "rebuilt_tokens": int(rebuilt),
+    }

@@ -1,0 +1,67 @@
+"""Warm start: token embeddings of a trained encoder in place of random ones."""
+
+import torch
+from torch import Tensor
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..modeling_concept import ConceptEncoderPreTrainedModel
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, source: str, field: str) -> None:
+    """ValueError with the first differences if `source` gives some token another id than `tokenizer` does."""
+    own, others = tokenizer.get_vocab(), _read(AutoTokenizer, source, field).get_vocab()
+    differing = sorted(
+        (t for t in own.keys() | others.keys() if own.get(t) != others.get(t)), key=lambda t: (len(t), t)
+    )
+    if differing:
+        shown = ", ".join(f"{token!r} is {own.get(token)} here, {others.get(token)} there" for token in differing[:3])
+        raise ValueError(
+            f"{field} {source!r} has another vocabulary: {len(differing)} tokens differ, such as "
+            f"{shown}; train with its tokenizer (tokenizer_name), or choose another source"
+        )
+
+
+@torch.no_grad()
+def warm_start_embeddings(
+    model: ConceptEncoderPreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str
+) -> None:
+    """Copy the token embeddings of `source` into the encoder of `model`, and what is tied to it.
+
+    Positions, and untied tables of the decoder, stay as they are.
+
+    Args:
+        model: any head; its `token_embedding_size` must be the width of the source's token embeddings.
+        tokenizer: of the run; the source's own must give every token the same id.
+        source: Hub id or folder of a transformers encoder with its tokenizer.
+
+    Raises:
+        ValueError: `source` cannot be read; another vocabulary; another width; fewer rows than tokens.
+    """
+    check_vocabulary(tokenizer, source, "warm_start_embeddings")
+    table: Tensor = read_encoder(source, "warm_start_embeddings").get_input_embeddings().weight
+    own = model.get_input_embeddings().weight
+    if table.shape[1] != own.shape[1]:
+        raise ValueError(
+            f"warm_start_embeddings {source!r} has token embeddings of width {table.shape[1]}, the model of width "
+            f"{own.shape[1]}; set token_embedding_size={table.shape[1]} and tie_word_embeddings=False, and they are "
+            "projected to hidden_size"
+        )
+    rows = min(len(own), len(table))
+    if rows < len(tokenizer):
+        raise ValueError(f"warm_start_embeddings {source!r} has {rows} token embeddings for {len(tokenizer)} tokens")
+    own[:rows] = table[:rows].to(own.dtype)
+
+
+def read_encoder(source: str, field: str) -> PreTrainedModel:
+    """The encoder that `field` of a recipe names; ValueError if it cannot be read."""
+    return _read(AutoModel, source, field)
+
+
+def _read(auto_class, source: str, field: str):
+    try:
+        return auto_class.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{field} {source!r} is neither a local folder with an encoder and its tokenizer nor a Hub "
+            f"id that can be read: {error}"
+        ) from error
