@@ -38,7 +38,8 @@ PARTS = {
         "ledger",
         "ledger.json",
         ("bits_per_token", "by_timestep", "by_position", "leave_one_out"),
-        "How many bits the decoder takes through the concepts has not been measured.",
+        "How many bits the decoder takes through the concepts has not been measured; of the decoders, only that of "
+        "masked diffusion has a ledger.",
         "python scripts/analyze.py RUN_DIR",
     ),
     "reading": Part(
