@@ -1,5 +1,10 @@
 """What several test files need: a tiny configuration, weights that matter, a padded batch, random examples."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import torch
 from torch import nn
 
@@ -52,3 +57,18 @@ def random_examples(tokenizer, rows: int = 64, seed: int = 0, longest: int = 40)
     lengths = torch.randint(3, longest, (rows,), generator=generator).tolist()
     ids = [torch.randint(first, len(tokenizer), (n,), generator=generator).tolist() for n in lengths]
     return [{"input_ids": [tokenizer.cls_token_id, *row, tokenizer.sep_token_id]} for row in ids]
+
+
+def run_without_package(script: str, folder: Path, *arguments: str) -> None:
+    """Run `script`, which has to make the package unimportable, in `folder`, offline and with fresh remote code."""
+    result = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        cwd=folder,
+        env={**os.environ, "HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr

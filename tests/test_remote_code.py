@@ -1,14 +1,12 @@
 """Checkpoints carry their code: every Auto class loads every checkpoint in a process without the package."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import run_without_package
 from safetensors.torch import load_file, save_file
 
 from concept_encoder.configuration_concept import AUTO_MAP, ConceptEncoderConfig
@@ -143,18 +141,7 @@ def checkpoints(tmp_path_factory) -> Path:
 def remote(checkpoints) -> tuple[dict, dict[str, torch.Tensor]]:
     """(report, tensors) of the process without the package."""
     save_file(INPUTS, checkpoints / "inputs.safetensors")
-    environment = {**os.environ, "HF_MODULES_CACHE": str(checkpoints / "modules"), "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run(
-        [sys.executable, "-c", CHILD, *CHECKPOINTS],
-        cwd=checkpoints,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
+    run_without_package(CHILD, checkpoints, *CHECKPOINTS)
     return json.loads((checkpoints / "report.json").read_text()), load_file(checkpoints / "outputs.safetensors")
 
 

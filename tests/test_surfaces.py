@@ -2,17 +2,14 @@
 and several vectors per text; the last three as the model card shows them."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from helpers import randomised
+from helpers import randomised, run_without_package
 from safetensors.numpy import load_file
 from transformers import AutoTokenizer
 
@@ -115,18 +112,7 @@ def outside(folder) -> tuple[dict, dict[str, np.ndarray]]:
     assert [len(each) for each in blocks.values()] == [5, 2]
     given = {"texts": [SHORT, LONG, MASKED, WORD, PAIR], "repo_id": REPO_ID, "blocks": blocks}
     (folder / "card.json").write_text(json.dumps(given))
-    environment = {**os.environ, "HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run(
-        [sys.executable, "-c", CHILD],
-        cwd=folder,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
+    run_without_package(CHILD, folder)
     return json.loads((folder / "report.json").read_text()), load_file(folder / "outputs.safetensors")
 
 

@@ -134,7 +134,8 @@ class ConceptTrainer(Trainer):
         if training_args.push_to_hub and assemble is None:
             raise ValueError("push_to_hub=True needs assemble, for instance concept_encoder.eval.publishing.assemble")
         corruption = settings.build_corruption()
-        _check_model(kwargs["model"] if "model" in kwargs else args[0], settings)
+        model = kwargs["model"] if "model" in kwargs else args[0]
+        _check_model(model, settings)
         if settings.contrastive and training_args.per_device_train_batch_size * training_args.world_size < 2:
             raise ValueError(
                 "contrastive needs other texts as negatives: raise per_device_train_batch_size to 2 or more"
@@ -154,7 +155,6 @@ class ConceptTrainer(Trainer):
         self.nested_concepts = settings.nested_concepts
         distillation = None
         if settings.distil_from:
-            model = kwargs["model"] if "model" in kwargs else args[0]
             distillation = load_distillation(settings.distil_from, model.config.hidden_size, tokenizer)
         self.objective = ReconstructionObjective(
             settings.label_smoothing,
