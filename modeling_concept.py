@@ -13,6 +13,7 @@ adaLN-Zero (Peebles & Xie 2022, arXiv:2212.09748), masked diffusion (Sahoo et al
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -47,12 +48,12 @@ class ConceptEncoderOutput(BaseModelOutputWithPoolingAndCrossAttentions):
 
 @dataclass
 class ConceptDecoderOutput(ModelOutput):
-    """Decoder states of every position.
+    """Decoder states of the K positions that were asked for, by default all N.
 
     Attributes:
-        last_hidden_state: (B, N, D), input of `lm_head`.
-        hidden_states: queries and states after each layer, each (B, N, D), when asked for.
-        cross_attentions: positions to concepts per layer, (B, H, N, C), when asked for with eager attention.
+        last_hidden_state: (B, K, D), input of `lm_head`.
+        hidden_states: queries and states after each layer, each (B, K, D), when asked for.
+        cross_attentions: positions to concepts per layer, (B, H, K, C), when asked for with eager attention.
     """
 
     last_hidden_state: Tensor | None = None
@@ -71,7 +72,8 @@ class ConceptMaskedLMOutput(ModelOutput):
             `labels`.
         concepts: (B, C, D), the last hidden state of the encoder.
         hidden_states, attentions, cross_attentions: of the encoder, as in `ConceptEncoderOutput`.
-        decoder_hidden_states, decoder_cross_attentions: of the decoder, as in `ConceptDecoderOutput`.
+        decoder_hidden_states, decoder_cross_attentions: of the decoder, as in `ConceptDecoderOutput`; with `labels`
+            K is the largest number of labels of a row, whose positions come first and in order.
     """
 
     loss: Tensor | None = None
@@ -553,6 +555,22 @@ def visible_concept_mask(config, queries: Tensor, concepts: Tensor, num_visible:
     )
 
 
+def labelled_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the labels (B, N) of each row are, in order: (B, K) for the longest row's K, and which of them are real.
+
+    Positions never attend to one another in any decoder here, so no other one has to be decoded for the loss.
+    """
+    labelled = labels != -100
+    longest = max(int(labelled.sum(-1).max()), 1) if labels.numel() else 0
+    positions = labelled.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)[:, :longest]
+    return positions, labelled.gather(-1, positions)
+
+
+def at_positions(states: Tensor, positions: Tensor | None) -> Tensor:
+    """(B, K, D): the states (B, N, D) of `positions` (B, K), or of all where there are none."""
+    return states if positions is None else torch.take_along_dim(states, positions.unsqueeze(-1), 1)
+
+
 class ConceptDiffusionDecoder(ConceptEncoderPreTrainedModel):
     """Rebuilds every position of a noised text from the concepts; positions never attend to one another.
 
@@ -586,12 +604,15 @@ class ConceptDiffusionDecoder(ConceptEncoderPreTrainedModel):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         num_visible_concepts: Tensor | int | None = None,
+        positions: Tensor | None = None,
         **kwargs,
     ) -> ConceptDecoderOutput:
-        """Decode noised ids (B, N) given concepts (B, C, D), or the first of them, and timesteps (B,) in [0, 1]."""
+        """Decode noised ids (B, N), or `positions` (B, K) of them, at timesteps (B,) in [0, 1].
+
+        The decoder reads concepts (B, C, D), or the first `num_visible_concepts` of them.
+        """
         hidden_states = self.embeddings(input_ids, position_ids=position_ids)  # (B, N, D)
         timestep_embedding = self.timestep_embedding(timesteps)  # (B, D)
-        concept_mask = visible_concept_mask(self.config, hidden_states, concepts, num_visible_concepts)
         if self.config.decoder_context == "latent":
             visible = input_ids != self.config.mask_token_id
             if attention_mask is not None:
@@ -610,6 +631,8 @@ class ConceptDiffusionDecoder(ConceptEncoderPreTrainedModel):
             among = visible_concept_mask(self.config, concepts, concepts, num_visible_concepts)
             concepts, _ = self.context_layer(concepts, hidden_states, mask, among, **kwargs)
             concepts = self.context_norm(concepts)  # (B, C, D)
+        hidden_states = at_positions(hidden_states, positions)  # (B, K, D)
+        concept_mask = visible_concept_mask(self.config, hidden_states, concepts, num_visible_concepts)
         for layer in self.layers:
             hidden_states = layer(hidden_states, concepts, timestep_embedding, attention_mask=concept_mask, **kwargs)
         return ConceptDecoderOutput(last_hidden_state=self.norm(hidden_states))
@@ -646,15 +669,20 @@ class ConceptPerceiverDecoder(ConceptEncoderPreTrainedModel):
         concepts: Tensor,
         position_ids: Tensor | None = None,
         num_visible_concepts: Tensor | int | None = None,
+        positions: Tensor | None = None,
         **kwargs,
     ) -> ConceptDecoderOutput:
-        """Decode the positions of token_embeddings (B, N, E) given concepts (B, C, D), or the first of them."""
+        """Decode token_embeddings (B, N, E), or `positions` (B, K) of them, given concepts (B, C, D).
+
+        The decoder reads all concepts, or the first `num_visible_concepts`.
+        """
         if position_ids is None:
             position_ids = torch.arange(token_embeddings.shape[1], device=concepts.device)[None]
         queries = position_embedding(self.positions, position_ids, self.config.hidden_size, concepts.dtype)
         if self.config.decoder_query == "token+position":
             queries = queries + self.projection(token_embeddings)
-        queries = self.dropout(queries.expand(concepts.shape[0], -1, -1))  # (B, N, D)
+        queries = at_positions(queries.expand(concepts.shape[0], -1, -1), positions)  # (B, K, D)
+        queries = self.dropout(queries)
         mask = visible_concept_mask(self.config, queries, concepts, num_visible_concepts)
         return ConceptDecoderOutput(last_hidden_state=self.layer(queries, concepts, attention_mask=mask, **kwargs))
 
@@ -667,15 +695,17 @@ class ConceptMaskedLMModel(ConceptEncoderPreTrainedModel):
 
     _keys_to_ignore_on_load_unexpected = [r"^(pooling|token_pooling|classifier)\."]
 
-    def _score(self, encoded, decoded, labels, loss_weights, label_smoothing, num_items_in_batch):
-        """`ConceptMaskedLMOutput` of decoded states; the rest as in the forward of the heads."""
-        hidden_states = decoded.last_hidden_state  # (B, N, D)
+    def _score(self, encoded, decode, labels, loss_weights, label_smoothing, num_items_in_batch):
+        """`ConceptMaskedLMOutput`, given `decode`: positions -> decoded states; the rest as in the heads' forward."""
         loss = token_losses = None
         if labels is None:
-            logits = self.lm_head(hidden_states)  # (B, N, V)
+            decoded = decode(None)
+            logits = self.lm_head(decoded.last_hidden_state)  # (B, N, V)
         else:
             labelled = labels != -100
-            logits = self.lm_head(hidden_states[labelled])  # (M, V)
+            positions, real = labelled_positions(labels)  # (B, K)
+            decoded = decode(positions)
+            logits = self.lm_head(decoded.last_hidden_state[real])  # (M, V)
             cross_entropy = nn.functional.cross_entropy(
                 logits.to(at_least_float32(logits.dtype)),
                 labels[labelled],
@@ -810,15 +840,17 @@ class ConceptEncoderForDiffusionMLM(ConceptMaskedLMModel):
         mask = attention_mask if decoder_attention_mask is None else decoder_attention_mask
         if timesteps is None:
             timesteps = self._masked_share(noised, mask)  # (B,)
-        decoded = self.decoder(
+        decode = partial(
+            self.decoder,
             noised,
             encoded.last_hidden_state,
             timesteps,
             mask,
-            num_visible_concepts=num_visible_concepts,
+            None,
+            num_visible_concepts,
             **kwargs,
         )
-        output = self._score(encoded, decoded, labels, loss_weights, label_smoothing, num_items_in_batch)
+        output = self._score(encoded, decode, labels, loss_weights, label_smoothing, num_items_in_batch)
         if labels is None:
             mask_id = torch.full_like(output.logits[..., :1], self.config.mask_token_id, dtype=torch.long)
             lowest = torch.finfo(output.logits.dtype).min
@@ -969,9 +1001,8 @@ class ConceptEncoderForMaskedLMPerceiver(ConceptMaskedLMModel):
             tokens = self.encoder.embeddings.tokens(decoder_input_ids)  # (B, N', E)
         else:
             tokens = self.encoder.embeddings.tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        states = encoded.last_hidden_state
-        decoded = self.decoder(tokens, states, num_visible_concepts=num_visible_concepts, **kwargs)  # (B, N', D)
-        return self._score(encoded, decoded, labels, loss_weights, label_smoothing, num_items_in_batch)
+        decode = partial(self.decoder, tokens, encoded.last_hidden_state, None, num_visible_concepts, **kwargs)
+        return self._score(encoded, decode, labels, loss_weights, label_smoothing, num_items_in_batch)
 
 
 # ------------------------------------------------------------------------------------------------- heads that classify
