@@ -13,7 +13,6 @@ adaLN-Zero (Peebles & Xie 2022, arXiv:2212.09748), masked diffusion (Sahoo et al
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -908,16 +907,11 @@ class ConceptEncoderForDiffusionMLM(ConceptMaskedLMModel):
         mask = attention_mask if decoder_attention_mask is None else decoder_attention_mask
         if timesteps is None:
             timesteps = self._masked_share(noised, mask)  # (B,)
-        decode = partial(
-            self.decoder,
-            noised,
-            encoded.last_hidden_state,
-            timesteps,
-            mask,
-            None,
-            num_visible_concepts,
-            **kwargs,
-        )
+
+        def decode(positions: Tensor | None) -> ConceptDecoderOutput:
+            states = encoded.last_hidden_state
+            return self.decoder(noised, states, timesteps, mask, None, num_visible_concepts, positions, **kwargs)
+
         output = self._score(encoded, decode, labels, loss_weights, label_smoothing, num_items_in_batch)
         if labels is None:
             mask_id = torch.full_like(output.logits[..., :1], self.config.mask_token_id, dtype=torch.long)
@@ -1069,7 +1063,11 @@ class ConceptEncoderForMaskedLMPerceiver(ConceptMaskedLMModel):
             tokens = self.encoder.embeddings.tokens(decoder_input_ids)  # (B, N', E)
         else:
             tokens = self.encoder.embeddings.tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        decode = partial(self.decoder, tokens, encoded.last_hidden_state, None, num_visible_concepts, **kwargs)
+
+        def decode(positions: Tensor | None) -> ConceptDecoderOutput:
+            states = encoded.last_hidden_state
+            return self.decoder(tokens, states, None, num_visible_concepts, positions, **kwargs)
+
         return self._score(encoded, decode, labels, loss_weights, label_smoothing, num_items_in_batch)
 
 

@@ -214,7 +214,7 @@ def test_a_head_of_another_corruption_is_refused(tokenizer, tmp_path):
 
 
 def test_pairs_train(tokenizer, tmp_path):
-    texts = random_examples(tokenizer, rows=32)
+    texts = random_examples(tokenizer, rows=32, longest=20)
     pairs = Dataset.from_list([{**text, "partner_ids": text["input_ids"][::-1]} for text in texts])
     objective = ObjectiveArguments(contrastive=1.0)
     trainer = make_trainer(tokenizer, tmp_path, objective=objective, data=pairs, max_steps=30, logging_steps=10)

@@ -506,7 +506,8 @@ def _tokenize(
         for column, texts in batch.items()
     }
     specials = tokenizer.num_special_tokens_to_add() if truncated else 0
-    ending = [] if truncated else [_separator_token_id(tokenizer)]
+    separator = _separator_token_id(tokenizer)
+    ending = [] if truncated or separator is None else [separator]
     kept = [all(len(row) > specials for row in rows) for rows in zip(*encoded.values(), strict=True)]
     return {column: [[*row, *ending] for row in compress(rows, kept)] for column, rows in encoded.items()}
 
