@@ -57,6 +57,8 @@ class ConceptEncoderConfig(PreTrainedConfig):
             holds and of its place; `"position"`: its place alone, so that all it knows comes from the concepts.
         pair_comparison (`str`, default `"features"`): how the sentence-pair head compares two pooled texts a and b.
             `"features"`: a linear classifier on `[a; b; |a - b|; a * b]`; `"cosine"`: their cosine is the one logit.
+        pooler_whitening (`bool`, default False): the pooled output is the mean concept after a fixed affine map, which
+            is fitted after training, once: `concept_encoder.eval.whitening`.
         timestep_scale (`float`, default 1000): factor on t in [0, 1] before its sinusoidal embedding.
         tie_word_embeddings (`bool`, default True): one (V, D) matrix for encoder tokens, decoder tokens and `lm_head`.
         pad_token_id, mask_token_id, bos_token_id, eos_token_id (`int`, optional): ids of [PAD], [MASK], the first
@@ -91,6 +93,7 @@ class ConceptEncoderConfig(PreTrainedConfig):
     decoder_context: Literal["none", "latent"] = "none"
     decoder_query: Literal["token+position", "position"] = "token+position"
     pair_comparison: Literal["features", "cosine"] = "features"
+    pooler_whitening: bool = False
     timestep_scale: float | int = 1000.0
     tie_word_embeddings: bool = True
     pad_token_id: int | None = 0

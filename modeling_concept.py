@@ -38,7 +38,7 @@ class ConceptEncoderOutput(BaseModelOutputWithPoolingAndCrossAttentions):
 
     Attributes:
         last_hidden_state: (B, C, D), the concepts.
-        pooler_output: (B, D), mean over concepts.
+        pooler_output: (B, D), mean over concepts, whitened with `config.pooler_whitening`.
         hidden_states: with `output_hidden_states=True`, latent queries and concepts after each layer, each (B, C, D).
         attentions: with `output_attentions=True` and eager attention, concepts to concepts per layer, (B, H, C, C).
         cross_attentions: the same, concepts to tokens per layer, (B, H, C, N).
@@ -416,6 +416,23 @@ class ConceptTokenPooling(nn.Module):
         return (hidden_states * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1)
 
 
+class ConceptWhitening(nn.Module):
+    """(B, D) -> (B, D): an affine map fitted to mean concepts after training; the identity until then.
+
+    Buffers, since it is never trained: parameters that no loss reaches are what DDP takes for a mistake.
+
+    Source: Su et al. 2021, arXiv:2103.15316, eq. 5. Differs: directions that do not vary come out as zeros.
+    """
+
+    def __init__(self, config: ConceptEncoderConfig):
+        super().__init__()
+        self.register_buffer("weight", torch.empty(config.hidden_size, config.hidden_size))
+        self.register_buffer("bias", torch.empty(config.hidden_size))
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        return nn.functional.linear(pooled, self.weight, self.bias)
+
+
 # ----------------------------------------------------------------------------------------------------- pretrained base
 
 
@@ -454,6 +471,7 @@ class ConceptEncoderPreTrainedModel(PreTrainedModel):
         | ... with concept positions "anchored"     | 0: each starts as its place alone            |
         | learned positions of the latent queries   | normal(0, std)                               |
         | decoder modulation weight and bias        | 0: each decoder layer starts as the identity |
+        | whitening weight, bias                    | identity, 0                                  |
         """
         super()._init_weights(module)
         std = self.config.initializer_range
@@ -468,6 +486,9 @@ class ConceptEncoderPreTrainedModel(PreTrainedModel):
                 init.normal_(module.positions, std=std)
         elif isinstance(module, ConceptModulation):
             init.zeros_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, ConceptWhitening):
+            init.eye_(module.weight)
             init.zeros_(module.bias)
 
 
@@ -494,6 +515,7 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
             for i in range(config.num_hidden_layers)
         )
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.final_layer_norm_eps)
+        self.whitening = ConceptWhitening(config) if config.pooler_whitening else nn.Identity()
         self.post_init()
 
     @merge_with_config_defaults
@@ -530,7 +552,8 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
         for layer in self.layers:
             concepts, tokens = layer(concepts, tokens, mask, **kwargs)
         concepts = self.norm(concepts)
-        return ConceptEncoderOutput(last_hidden_state=concepts, pooler_output=concepts.mean(dim=1))
+        pooled = self.whitening(concepts.mean(dim=1))  # (B, D)
+        return ConceptEncoderOutput(last_hidden_state=concepts, pooler_output=pooled)
 
 
 def visible_concept_mask(config, queries: Tensor, concepts: Tensor, num_visible: Tensor | int | None):

@@ -27,13 +27,13 @@ from transformers import GenerationConfig
 from .. import configuration_concept, modeling_concept
 from ..configuration_concept import AUTO_MAP, ConceptEncoderConfig
 from ..trainers.files import TOKENIZER_FILES, write_atomically
+from ..trainers.recipes import RECIPE_FILE
 from .card import CardFacts, render_card
 from .report import build_report, read_results
 from .report_sections import PARTS
 from .surfaces import sentence_transformers_files
 
 CODE = tuple(Path(module.__file__ or "") for module in (configuration_concept, modeling_concept))
-RECIPE_FILE = "recipe.yaml"
 REPORT_FILES = ("report.json", "report.html")
 CARD_FILE = "README.md"
 PICKLED_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt")

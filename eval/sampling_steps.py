@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from scipy.stats import bootstrap
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -14,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from ..modeling_concept import ConceptEncoderForDiffusionMLM, first_to_commit
 from ..trainers.collators import DataCollatorForReconstruction
 from ..trainers.data import DataArguments, load_corpus
+from ..trainers.recipes import RECIPE_FILE, recipe_data
 from .sampling import load_sampler
 
 NUM_STEPS = (1, 2, 4, 8, 16)
@@ -31,11 +31,10 @@ def sampling_steps(checkpoint: str, num_texts: int, batch_size: int = 32, seed: 
     """
     if num_texts < 2:
         raise ValueError(f"num_texts must be at least 2, for an interval, got {num_texts}")
-    recipe = Path(checkpoint) / "recipe.yaml"
     model, tokenizer = load_sampler(checkpoint)
-    if not recipe.is_file():
-        raise ValueError(f"{checkpoint} has no recipe.yaml, which names the corpus to take texts from")
-    section = yaml.safe_load(recipe.read_text(encoding="utf-8"))["data"]
+    section = recipe_data(Path(checkpoint))
+    if not section:
+        raise ValueError(f"{checkpoint} has no {RECIPE_FILE}, which names the corpus to take texts from")
     data = DataArguments(**{**section, "max_validation_documents": num_texts})
     texts = [row["text"] for row in load_corpus(data, "validation")]
     encoded = tokenizer(texts, truncation=True, max_length=data.max_length, split_special_tokens=True)["input_ids"]

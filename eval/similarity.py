@@ -28,6 +28,7 @@ from .checkpoints import (
     weights_digest,
 )
 from .statistics import bootstrap_intervals, paired_bootstrap
+from .whitening import whitening
 
 RESULT_FOLDER = "similarity"
 SIMILARITY_TASKS = ("stsb", "sick_relatedness", "microworld_similarity")
@@ -37,7 +38,6 @@ BATCH_SIZE = 32  # pairs, at most
 ALPHAS = tuple(float(alpha) for alpha in np.logspace(-1, 5, 13))  # of ridge regression on standardised features
 SELECTION_SIZE = 0.1  # share of train on which alpha is chosen
 SELECTION_SEED = 0
-SMALLEST_VARIANCE = 1e-6  # relative: below it a direction is empty, as the one that the output LayerNorm takes away
 ZERO_SHOT = {
     "mean": "cosine of the mean concepts",
     "weighted": "cosine of the weighted mean concepts; weight of concept c: its total variance over the training "
@@ -179,18 +179,6 @@ def max_sim(a: Tensor, b: Tensor) -> np.ndarray:
     a, b = (torch.nn.functional.normalize(z.double(), dim=-1) for z in (a, b))
     cosines = a @ b.mT  # (B, C, C)
     return ((cosines.amax(2).mean(1) + cosines.amax(1).mean(1)) / 2).numpy()
-
-
-def whitening(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean (D,) and matrix (D, k) so that `(x - mean) @ matrix` of the (n, D) vectors is uncorrelated, variance 1.
-
-    Source: Su et al. 2021, arXiv:2103.15316, equations 5 to 7.
-    Differs: directions with less than `SMALLEST_VARIANCE` of the largest variance are dropped, so k may be below D.
-    """
-    mean = vectors.mean(0)
-    variances, directions = np.linalg.eigh(np.atleast_2d(np.cov(vectors, rowvar=False)))
-    kept = variances > SMALLEST_VARIANCE * variances[-1]
-    return mean, directions[:, kept] / np.sqrt(variances[kept])
 
 
 def pair_features(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -5,15 +5,14 @@ geometry.json, ledger.json (bits per token through the concepts) and reading.jso
 prints the figures.
 """
 
-import dataclasses
 from pathlib import Path
 
-import yaml
 from transformers import HfArgumentParser
 
 from concept_encoder.eval.analysis import FILES, analyze
 from concept_encoder.eval.geometry import GRADES
 from concept_encoder.trainers.data import DataArguments
+from concept_encoder.trainers.recipes import recipe_data
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -33,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output_dir", help="folder to write into (default: CHECKPOINT)")
     known, _ = parser.parse_known_args(argv)  # the checkpoint's recipe decides the defaults of the other flags
     try:
-        parser.set_defaults(**_recipe_data(Path(known.checkpoint)))
+        parser.set_defaults(**recipe_data(Path(known.checkpoint)))
         data, args = parser.parse_args_into_dataclasses(args=argv, look_for_args_file=False)
         result = analyze(
             args.checkpoint, data, args.num_batches, args.batch_size, args.ledger_documents, args.output_dir
@@ -52,20 +51,6 @@ def main(argv: list[str] | None = None) -> None:
     folder = args.output_dir or args.checkpoint
     print(f"\nWritten to {folder}: {', '.join(FILES[name] for name in result)}.")
     print(f"Next: python scripts/report.py {args.checkpoint}")
-
-
-def _recipe_data(checkpoint: Path) -> dict:
-    path = checkpoint / "recipe.yaml"
-    if not path.is_file():
-        return {}
-    section = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("data") or {}
-    fields = [field.name for field in dataclasses.fields(DataArguments)]
-    unknown = sorted(set(section) - set(fields))
-    if unknown:
-        raise ValueError(
-            f"{path} has unknown data fields: {', '.join(unknown)}. The known fields are: {', '.join(fields)}"
-        )
-    return section
 
 
 def _print_geometry(result: dict) -> None:

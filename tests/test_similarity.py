@@ -19,8 +19,8 @@ from concept_encoder.eval.similarity import (
     pair_features,
     score_frozen,
     similarity_tasks,
-    whitening,
 )
+from concept_encoder.eval.whitening import whitening
 from concept_encoder.scripts.similarity import main
 from concept_encoder.trainers.microworld import microworld_tokenizer
 
@@ -57,17 +57,6 @@ def test_max_sim():
         assert value == pytest.approx((forward + backward) / 2, abs=1e-6)
     assert max_sim(a, b) == pytest.approx(max_sim(b, a))
     assert max_sim(a, a[:, [2, 0, 3, 1]]) == pytest.approx(np.ones(3))  # the order of the concepts is no matter
-
-
-def test_whitening():
-    rng = np.random.default_rng(0)
-    vectors = rng.normal(size=(300, 6)) @ rng.normal(size=(6, 6)) + 3
-    mean, matrix = whitening(vectors)
-    assert np.cov((vectors - mean) @ matrix, rowvar=False) == pytest.approx(np.eye(6), abs=1e-8)
-    flat = np.hstack([vectors, vectors.sum(1, keepdims=True)])  # a seventh direction without variance of its own
-    mean, matrix = whitening(flat)
-    assert matrix.shape == (7, 6)
-    assert np.cov((flat - mean) @ matrix, rowvar=False) == pytest.approx(np.eye(6), abs=1e-6)
 
 
 def test_pair_features_are_symmetric():

@@ -17,17 +17,24 @@ from concept_encoder.trainers.trainer import ConceptTrainingArguments
 
 
 def test_an_exploding_norm_is_told_from_a_spike_and_from_the_first_steps():
-    guard = DivergenceGuard(ratio=100)
+    guard = DivergenceGuard(ratio=100, clipped=True)
     guard.check(1, loss=5.0, norm=1000.0)
     for step in range(2, 21):
         guard.check(step, loss=5.0, norm=2.0)
-    guard.check(21, loss=5.0, norm=199.0)
+    for step, norm in enumerate((1e6, 1e5, 199.0, 400.0, 300.0), start=21):  # no three in a row above 200
+        guard.check(step, loss=5.0, norm=norm)
     with pytest.raises(DivergenceError) as error:
-        guard.check(22, loss=5.0, norm=201.0)
+        guard.check(26, loss=5.0, norm=201.0)
     message = str(error.value)
-    assert "the gradient norm is 201 at step 22, 100 times the usual one (median of the last 21 steps: 2)" in message
+    assert "the gradient norm is 201 at step 26, 100 times the usual one (median of the last 25 steps: 2)" in message
+    assert "(median of the last 25 steps: 2), 3 such in a row" in message
+    guard = DivergenceGuard(ratio=100, clipped=False)
+    for step in range(1, 21):
+        guard.check(step, loss=5.0, norm=2.0)
+    with pytest.raises(DivergenceError, match="201 at step 21, 100 times the usual one .*, 1 such in a row"):
+        guard.check(21, loss=5.0, norm=201.0)
     assert "the weights are still those of the step before. Lower learning_rate or max_grad_norm" in message
-    DivergenceGuard(ratio=0).check(1, loss=5.0, norm=1e30)
+    DivergenceGuard(ratio=0, clipped=True).check(1, loss=5.0, norm=1e30)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +45,7 @@ def test_an_exploding_norm_is_told_from_a_spike_and_from_the_first_steps():
     ],
 )
 def test_what_is_not_finite_is_caught_at_once(loss, norm, message):
-    guard = DivergenceGuard(ratio=0)
+    guard = DivergenceGuard(ratio=0, clipped=True)
     guard.check(2, loss=5.0, norm=2.0)
     with pytest.raises(DivergenceError, match=message):
         guard.check(3, loss, norm)
@@ -46,7 +53,7 @@ def test_what_is_not_finite_is_caught_at_once(loss, norm, message):
 
 
 def test_the_norms_go_into_a_checkpoint_and_back(tmp_path):
-    guard, again = DivergenceGuard(ratio=100), DivergenceGuard(ratio=100)
+    guard, again = DivergenceGuard(ratio=100, clipped=True), DivergenceGuard(ratio=100, clipped=True)
     for step in range(1, 151):
         guard.check(step, loss=5.0, norm=1.0 + step)
     guard.save(str(tmp_path))

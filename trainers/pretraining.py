@@ -16,7 +16,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from .data import load_pretraining_data, load_tokenizer
 from .files import write_atomically, write_json
-from .recipes import Recipe
+from .recipes import RECIPE_FILE, Recipe
 from .trainer import ConceptMonitor, ConceptTrainer, UploadAssembler
 from .warm_start import warm_start_embeddings
 
@@ -96,7 +96,7 @@ def pretrain(
     if trainer.is_world_process_zero():
         folder = Path(training.output_dir)
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
-        write_atomically(folder / "recipe.yaml", yaml.safe_dump(recipe.as_dict(), sort_keys=False))
+        write_atomically(folder / RECIPE_FILE, yaml.safe_dump(recipe.as_dict(), sort_keys=False))
         write_json(folder / RESULT_FILE, result)
     if training.push_to_hub:
         trainer.push_to_hub()

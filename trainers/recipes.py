@@ -15,6 +15,7 @@ from .data import DataArguments
 from .objectives import ObjectiveArguments
 from .trainer import ConceptTrainingArguments
 
+RECIPE_FILE = "recipe.yaml"
 # Taken from the tokenizer, so that they cannot contradict it.
 _FROM_TOKENIZER = ("pad_token_id", "mask_token_id", "bos_token_id", "eos_token_id")
 # Of this machine or this call, not of the run.
@@ -25,7 +26,7 @@ def _model_arguments() -> type:
     """Dataclass with the configuration's own fields, so that each knob is declared once."""
     fields = []
     for name, annotation in ConceptEncoderConfig.__annotations__.items():
-        if name in (*_FROM_TOKENIZER, "auto_map"):
+        if name in (*_FROM_TOKENIZER, "pooler_whitening", "auto_map"):
             continue
         default = getattr(ConceptEncoderConfig, name)
         if float in get_args(annotation):  # argparse knows float and float | None, not float | int
@@ -92,6 +93,21 @@ class Recipe:
                 training[name] = getattr(value, "value", value)
         sections = {name: dataclasses.asdict(getattr(self, name)) for name in ("model", "data", "objective")}
         return {**sections, "training": training}
+
+
+def recipe_data(checkpoint: Path) -> dict[str, Any]:
+    """The data section of a checkpoint's recipe, empty where there is none; ValueError for unknown fields."""
+    path = checkpoint / RECIPE_FILE
+    if not path.is_file():
+        return {}
+    section = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("data") or {}
+    fields = [field.name for field in dataclasses.fields(DataArguments)]
+    unknown = sorted(set(section) - set(fields))
+    if unknown:
+        raise ValueError(
+            f"{path} has unknown data fields: {', '.join(unknown)}. The known fields are: {', '.join(fields)}"
+        )
+    return section
 
 
 def recipe_parser(**kwargs: Any) -> HfArgumentParser:

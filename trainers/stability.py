@@ -25,15 +25,18 @@ class DivergenceError(FloatingPointError):
 class DivergenceGuard:
     """Tells a diverging step from its loss and gradient norm, before the optimizer uses the gradient.
 
-    A step diverges when its loss or norm is not finite, or when the norm exceeds `ratio` times the median of the last
-    100 steps, from the 20th on. The median, since single spikes and the fall of the first steps leave it alone.
+    A step diverges when its loss or norm is not finite, or when its norm exceeds `ratio` times the median of the last
+    100 steps, from the 20th on. The median, since single spikes and the fall of the first steps leave it alone. Where
+    gradients are clipped it takes three such steps in a row: a loss weighed by 1/t has single ones, and they do no harm.
 
     Args:
         ratio: at least 1; 0 judges finiteness alone.
+        clipped: whether the norm is cut before the gradient is used.
     """
 
-    def __init__(self, ratio: float):
+    def __init__(self, ratio: float, clipped: bool):
         self.ratio = ratio
+        self.in_a_row = 3 if clipped else 1
         self.norms: deque[float] = deque(maxlen=WINDOW)
 
     def check(self, step: int, loss: float, norm: float) -> None:
@@ -44,8 +47,13 @@ class DivergenceGuard:
             trouble = f"the loss is {loss} at step {step}, the gradient norm {norm:.3g}{beside}"
         elif not math.isfinite(norm):
             trouble = f"the gradient norm is {norm} at step {step}{beside}"
-        elif self.ratio and usual is not None and len(self.norms) >= FEWEST and norm > self.ratio * usual:
-            trouble = f"the gradient norm is {norm:.3g} at step {step}, {norm / usual:.0f} times the usual one{beside}"
+        elif (
+            self.ratio and usual is not None and len(self.norms) >= FEWEST and self._lowest(norm) > self.ratio * usual
+        ):
+            trouble = (
+                f"the gradient norm is {norm:.3g} at step {step}, {norm / usual:.0f} times the usual one{beside}, "
+                f"{self.in_a_row} such in a row"
+            )
         else:
             self.norms.append(norm)
             return
@@ -53,6 +61,10 @@ class DivergenceGuard:
             f"{trouble}; the weights are still those of the step before. Lower learning_rate or max_grad_norm, or "
             "warm up longer; on_divergence=rollback does the first by itself."
         )
+
+    def _lowest(self, norm: float) -> float:
+        """The smallest of the norms that have to be unusual."""
+        return min([*self.norms, norm][-self.in_a_row :])
 
     def save(self, folder: str) -> None:
         """Write the norms into a checkpoint."""

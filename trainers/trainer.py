@@ -178,7 +178,7 @@ class ConceptTrainer(Trainer):
         self._gradient_norms: dict[str, Tensor] = {}
         self._rollbacks = 0
         self._base_rates: list[float] | None = None
-        self.guard = DivergenceGuard(training_args.divergence_ratio)
+        self.guard = DivergenceGuard(training_args.divergence_ratio, clipped=training_args.max_grad_norm > 0)
         self.average = WeightAverage(training_args.ema_decay) if training_args.ema_decay else None
         super().__init__(*args, data_collator=self.collator.pad, **kwargs)
         self.loss_is_scaled_for_ga = True
