@@ -18,6 +18,8 @@ from .benchmarks import find_benchmark
 from .finetuning import finetune, result_path
 from .monitor import monitor_concepts
 from .protocols import Protocol
+from .similarity import result_path as similarity_path
+from .similarity import similarity_tasks
 
 logger = logging.getLogger(__name__)
 COMPARISON_FILE, TABLE_FILE = "comparison.json", "comparison.md"
@@ -43,7 +45,7 @@ MEASURES = (
     Measure("ledger, bits", FILES["ledger"], ("bits_per_token", "null"), 3),
     Measure("RankMe", FILES["geometry"], ("spectrum", "views", "within_raw", "rankme")),
     Measure("reference rank", FILES["geometry"], ("metrics", "global_effective_rank")),
-    Measure("seconds", RESULT_FILE, ("train_seconds",), 0),
+    Measure("training, s", RESULT_FILE, ("train_seconds",), 0),
     Measure("tokens read", RESULT_FILE, ("tokens_seen",), 0),
 )
 
@@ -72,10 +74,11 @@ def compare(
     names: Sequence[str],
     seeds: Sequence[int],
     output_dir: Path,
+    frozen: Sequence[str],
     tasks: Sequence[str],
     protocol: Protocol,
 ) -> dict[str, Any]:
-    """Train, analyse and fine-tune each recipe with each seed, and lay the figures side by side.
+    """Train, analyse, score and fine-tune each recipe with each seed, and lay the figures side by side.
 
     A killed call, made again, goes on where it was: with the last checkpoint of a run, and with what is not measured
     yet. Runs lie in `output_dir/<recipe>/seed-<seed>` and are ordinary run folders.
@@ -85,6 +88,7 @@ def compare(
         names: of the recipes.
         seeds: of training, the same for all recipes.
         output_dir: gets comparison.json and comparison.md.
+        frozen: similarity tasks to score the frozen concepts on; may be empty.
         tasks: benchmarks to fine-tune on, by `protocol`; may be empty.
         protocol: of the fine-tuning.
 
@@ -105,10 +109,12 @@ def compare(
             _train(recipe_of, name, seed, folder)
             if not (folder / FILES["geometry"]).exists():
                 analyze(folder, recipe_of(name, seed, folder).data, *ANALYSIS)
+            missing = [task for task in frozen if not similarity_path(folder, task).exists()]
+            similarity_tasks(str(folder), missing, folder)
             for benchmark in benchmarks:
                 if not result_path(folder, benchmark.name, protocol).exists():
                     finetune(str(folder), benchmark, protocol, folder)
-            rows.append({"recipe": name, "seed": seed, "figures": _figures(folder, tasks, protocol)})
+            rows.append({"recipe": name, "seed": seed, "figures": _figures(folder, frozen, tasks, protocol)})
             result = {"kind": "comparison", "protocol": protocol.name, "rows": rows, "means": _means(rows)}
             write_json(output_dir / COMPARISON_FILE, result)
             write_atomically(output_dir / TABLE_FILE, format_comparison(result))
@@ -124,9 +130,23 @@ def _train(recipe_of: Callable[[str, int, Path], Recipe], name: str, seed: int, 
     pretrain(recipe, monitor=monitor_concepts)
 
 
-def _figures(folder: Path, tasks: Sequence[str], protocol: Protocol) -> dict[str, dict[str, Any]]:
+def _figures(
+    folder: Path, frozen: Sequence[str], tasks: Sequence[str], protocol: Protocol
+) -> dict[str, dict[str, Any]]:
     """Title -> value and interval."""
     figures = {measure.title: _read(folder / measure.file, measure.path) for measure in MEASURES}
+    for task in frozen:
+        result = json.loads(similarity_path(folder, task).read_text(encoding="utf-8"))
+        metric, twin = result["primary_metric"], result["controls"]["random_init"]
+        rows = {
+            "cosine": result["zero_shot"]["mean"],
+            "whitened": result["zero_shot"]["mean_whitened"],
+            "probe": result["probe"],
+        }
+        twins = {"whitened, twin": twin["zero_shot"]["mean_whitened"], "probe, twin": twin["probe"]}
+        for title, row in (rows | twins).items():
+            found = row.get("metrics", row)
+            figures[f"{task} {title}"] = {"value": found[metric], "interval": row["intervals"][metric]}
     for task in tasks:
         result = json.loads(result_path(folder, task, protocol).read_text(encoding="utf-8"))
         metric = result["primary_metric"]

@@ -1,7 +1,8 @@
 """Compare recipes on equal data, steps and seeds: python scripts/compare.py prose_small tsdae prefix --output_dir DIR
 
-Trains, analyses and fine-tunes each, and prints one table, kept as comparison.json and comparison.md in DIR. A killed
-call goes on where it was when it is made again. Any field of a recipe that follows as --field value holds for all.
+Trains, analyses, scores and fine-tunes each, and prints one table, kept as comparison.json and comparison.md in DIR.
+A killed call goes on where it was when it is made again. Any field of a recipe that follows as --field value holds for
+all.
 """
 
 import argparse
@@ -24,6 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("recipes", nargs="+", help="names in scripts/recipes, or paths")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder of the runs and the table")
     parser.add_argument("--seeds", type=int, nargs="+", default=[42], help="of training, for each recipe (42)")
+    parser.add_argument("--frozen", nargs="*", default=["stsb"], help="tasks to score frozen concepts on (stsb)")
     parser.add_argument("--tasks", nargs="*", default=["stsb"], help="benchmarks to fine-tune on (stsb)")
     parser.add_argument("--protocol", default="tuned", help=f"of the fine-tuning: {', '.join(PROTOCOLS)} (tuned)")
     arguments, overrides = parser.parse_known_args(argv)
@@ -42,6 +44,7 @@ def main(argv: list[str] | None = None) -> None:
             [path.stem for path in paths],
             arguments.seeds,
             arguments.output_dir,
+            arguments.frozen,
             arguments.tasks,
             find_protocol(arguments.protocol),
         )

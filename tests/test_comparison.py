@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from concept_encoder.eval import comparison
+from concept_encoder.eval import comparison, similarity
 from concept_encoder.scripts.compare import main
 
 ROOT = Path(__file__).resolve().parents[1]
+TASKS = ["--frozen", "microworld_similarity", "--tasks", "microworld_similarity", "--protocol", "quick"]
 TINY = ["--max_steps", "2", "--max_train_documents", "40", "--max_validation_documents", "330", "--save_steps", "1"]
 
 
@@ -26,8 +27,7 @@ def recipes(tmp_path_factory) -> tuple[str, str]:
 @pytest.fixture(scope="module")
 def compared(recipes, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("comparison")
-    tasks = ["--tasks", "microworld_similarity", "--protocol", "quick"]
-    main([*recipes, "--output_dir", str(folder), *tasks, *TINY])
+    main([*recipes, "--output_dir", str(folder), *TASKS, *TINY])
     return folder
 
 
@@ -40,12 +40,17 @@ def test_the_table_holds_the_figures_of_every_run(compared):
         run = compared / name / "seed-42"
         trained = json.loads((run / "pretrain.json").read_text())
         assert figures["NELBO, bits"]["value"] == trained["evaluation"]["nelbo_bits_per_token"]
-        assert figures["seconds"]["value"] == trained["train_seconds"]
+        assert figures["training, s"]["value"] == trained["train_seconds"]
         geometry = json.loads((run / "geometry.json").read_text())
         rank = geometry["spectrum"]["views"]["within_raw"]["rankme"]
         assert figures["RankMe"] == {"value": rank["value"], "interval": rank["interval"]}
         score = json.loads((run / "finetune" / "microworld_similarity.quick.json").read_text())
         assert figures["microworld_similarity, pearson"]["value"] == score["metrics"]["pearson"]
+        frozen = json.loads((run / "similarity" / "microworld_similarity.json").read_text())
+        assert figures["microworld_similarity probe"]["value"] == frozen["probe"]["metrics"]["pearson"]
+        twin = frozen["controls"]["random_init"]["zero_shot"]["mean_whitened"]
+        expected = {"value": twin["pearson"], "interval": twin["intervals"]["pearson"]}
+        assert figures["microworld_similarity whitened, twin"] == expected
     assert runs["plain"]["ledger, bits"]["value"] is not None and runs["plain"]["own task, bits"]["value"] is None
     assert runs["masked"]["ledger, bits"]["value"] is None and runs["masked"]["NELBO, bits"]["value"] is None
     table = (compared / "comparison.md").read_text()
@@ -54,11 +59,14 @@ def test_the_table_holds_the_figures_of_every_run(compared):
 
 @pytest.mark.slow
 def test_a_second_call_measures_nothing_again(compared, recipes, monkeypatch):
-    for step in ("pretrain", "analyze", "finetune"):
-        monkeypatch.setattr(comparison, step, lambda *args, **kwargs: pytest.fail("done already"))
+    for step in ("pretrain", "analyze", "score_frozen", "finetune"):
+        monkeypatch.setattr(
+            comparison if step != "score_frozen" else similarity,
+            step,
+            lambda *args, **kwargs: pytest.fail("done already"),
+        )
     before = (compared / "comparison.json").read_text()
-    tasks = ["--tasks", "microworld_similarity", "--protocol", "quick"]
-    main([*recipes, "--output_dir", str(compared), *tasks, *TINY])
+    main([*recipes, "--output_dir", str(compared), *TASKS, *TINY])
     assert (compared / "comparison.json").read_text() == before
 
 

@@ -31,7 +31,7 @@ def test_an_exploding_norm_is_told_from_a_spike_and_from_the_first_steps():
     guard = DivergenceGuard(ratio=100, clipped=False)
     for step in range(1, 21):
         guard.check(step, loss=5.0, norm=2.0)
-    with pytest.raises(DivergenceError, match="201 at step 21, 100 times the usual one .*, 1 such in a row"):
+    with pytest.raises(DivergenceError, match=r"201 at step 21, 100 times the usual one .*, 1 such in a row"):
         guard.check(21, loss=5.0, norm=201.0)
     assert "the weights are still those of the step before. Lower learning_rate or max_grad_norm" in message
     DivergenceGuard(ratio=0, clipped=True).check(1, loss=5.0, norm=1e30)

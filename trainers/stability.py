@@ -27,7 +27,7 @@ class DivergenceGuard:
 
     A step diverges when its loss or norm is not finite, or when its norm exceeds `ratio` times the median of the last
     100 steps, from the 20th on. The median, since single spikes and the fall of the first steps leave it alone. Where
-    gradients are clipped it takes three such steps in a row: a loss weighed by 1/t has single ones, and they do no harm.
+    gradients are clipped it takes three such steps in a row: a loss weighed by 1/t has single ones that do no harm.
 
     Args:
         ratio: at least 1; 0 judges finiteness alone.
