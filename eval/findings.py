@@ -248,7 +248,8 @@ def _missing_part(report: Mapping[str, Any], _: Sequence[GateResult]) -> list[St
     """Parts of the run were not done; one step per command."""
     texts: dict[str, list[str]] = {}
     for part in report["missing"].values():
-        texts.setdefault(part["command"], []).append(part["text"])
+        if part["command"] is not None:
+            texts.setdefault(part["command"], []).append(part["text"])
     return [(" ".join(lines), f"Run `{command}`, then this report again.") for command, lines in texts.items()]
 
 

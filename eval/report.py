@@ -1,7 +1,7 @@
 """The report of a run: measurements in, report.json out, figures, Markdown and HTML made from that JSON alone."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from .report_sections import (
 )
 from .verdict import chance_lines, gate_section, summary_rows, verdict_section
 
+NO_DECODER = "No ledger: the checkpoint holds no decoder of masked diffusion, whose bits through the concepts it counts."
 REFERENCE_FILE = Path(__file__).parent / "reference_run.json"
 SECTIONS = (
     "kind run verdict summary training geometry ledger reading comparison downstream similarity gates next_steps "
@@ -108,9 +109,7 @@ def build_report(run_dir: str | Path, other_dir: str | Path | None = None) -> di
         "downstream": [task_section(content) for content in contents["downstream"]],
         "similarity": [similarity_section(content) for content in contents["similarity"]],
         "settings": settings(training, geometry),
-        "missing": {
-            name: {"text": part.absent, "command": part.command} for name, part in PARTS.items() if not results[name]
-        },
+        "missing": _missing(results),
         "other": other,
     }
     report["comparison"] = compare(report, reference, other)
@@ -118,6 +117,16 @@ def build_report(run_dir: str | Path, other_dir: str | Path | None = None) -> di
     report["figures"] = figure_rows(report)
     report["summary"] = summary_rows(report)
     return {name: report[name] for name in SECTIONS}
+
+
+def _missing(results: Mapping[str, Sequence]) -> dict[str, dict[str, str | None]]:
+    """Part that was not done -> what the report says of it, and the command; None where nothing can be done."""
+    missing: dict[str, dict[str, str | None]] = {
+        name: {"text": part.absent, "command": part.command} for name, part in PARTS.items() if not results[name]
+    }
+    if results["geometry"] and not results["ledger"]:  # one command writes both, where both can be had
+        missing["ledger"] = {"text": NO_DECODER, "command": None}
+    return missing
 
 
 def read_reference() -> dict[str, Any]:
