@@ -607,10 +607,6 @@ class ConceptEncoderPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
 
 
-# Rows of keys and values looked up at a time on CPU: a core's cache holds them together with their scores.
-CACHED_TOKENS = 256
-
-
 class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
     """Text to concepts: C learned queries that read N tokens in every layer, at O(C * N)."""
 
@@ -656,8 +652,8 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
             position_ids: (B, N) in [0, max_position_embeddings). `None`: 0 ... N - 1, padding counted.
             inputs_embeds: (B, N, E) token embeddings in place of ids; a table of `tabulate` is not used for them.
             chunk_length: tokens that a layer reads at a time, for texts of any length N in memory that does not grow
-                with it beyond ids and mask; the result is the same up to rounding. Inference only. `None`: all N, but
-                from a table on CPU a cache-full.
+                with it beyond ids and mask; the result is the same up to rounding. Inference only. `None`: all N at
+                once, which is as fast as long as it fits.
 
         Raises:
             ValueError: ids outside the vocabulary (checked on CPU); more tokens than learned positions; with
@@ -672,8 +668,7 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
         check_length(self.embeddings.positions, length)
         tabulated = self._tabulated is not None and inputs_embeds is None
         self._check_inference(given, attention_mask, chunk_length, tabulated, kwargs)
-        if chunk_length is None:
-            chunk_length = self._cached_length(given, attention_mask, kwargs) if tabulated else length
+        chunk_length = length if chunk_length is None else chunk_length
         concepts = self.latents(batch_size)  # (B, C, D)
         if self.config.concept_position_type == "anchored":
             concepts = concepts + self._anchors()
@@ -778,17 +773,8 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
             )
         if attention_mask is not None and attention_mask.ndim != 2:
             raise ValueError(f"chunk_length needs an attention_mask (B, N), got shape {tuple(attention_mask.shape)}")
-        if self._records_attentions(kwargs):
+        if kwargs.get("output_attentions", getattr(self.config, "output_attentions", False)):
             raise ValueError("chunk_length keeps no attention weights; leave it out to get output_attentions")
-
-    def _cached_length(self, given, attention_mask, kwargs) -> int:
-        """Tokens to look up at a time: on CPU what its cache holds, unless all at once are asked for."""
-        plain = self.config._attn_implementation == "sdpa" and not self._records_attentions(kwargs)
-        plain = plain and (attention_mask is None or attention_mask.ndim == 2) and not torch.compiler.is_compiling()
-        return CACHED_TOKENS if plain and given.device.type == "cpu" else given.shape[1]
-
-    def _records_attentions(self, kwargs) -> bool:
-        return kwargs.get("output_attentions", getattr(self.config, "output_attentions", False))
 
     def _anchors(self) -> Tensor:
         """(C, D): what the token embeddings give for the centres of C equal parts of the longest text."""

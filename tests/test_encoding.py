@@ -52,12 +52,6 @@ def no_grad():
         yield
 
 
-@pytest.fixture
-def small_cache(monkeypatch):
-    """Tables read the tiny texts here in several chunks."""
-    monkeypatch.setattr(modeling_concept, "CACHED_TOKENS", 10)
-
-
 # ------------------------------------------------------------------------------------------------------- one result
 
 
@@ -78,7 +72,7 @@ def test_chunks_give_what_reading_at_once_gives(variant, attention):
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("variant", ADDITIVE)
-def test_a_table_gives_what_the_projections_give(variant, attention, small_cache):
+def test_a_table_gives_what_the_projections_give(variant, attention):
     model = encoder(**ADDITIVE[variant])
     model.set_attn_implementation(attention)
     ids, mask = long_batch()
@@ -105,7 +99,7 @@ def test_sinusoidal_positions_go_on_beyond_the_table():
 
 
 @pytest.mark.parametrize("slot", [False, True])
-def test_float32_is_within_1e_5(slot, small_cache):
+def test_float32_is_within_1e_5(slot):
     kind = {"concept_attention": "slot" if slot else "softmax", "position_embedding_type": "sinusoidal"}
     model = encoder(torch.float32, std=0.05, **kind)
     ids, mask = token_batch(3, 700)
@@ -149,7 +143,7 @@ def test_embeddings_in_place_of_ids_are_projected(tabulated):
 
 
 @pytest.mark.parametrize("way", [{"chunk_length": 8}, {}])
-def test_half_precision_is_close(way, small_cache):
+def test_half_precision_is_close(way):
     model = encoder(torch.float32, std=0.05)
     ids, mask = long_batch()
     exact = model(ids, mask).last_hidden_state
@@ -163,7 +157,7 @@ def test_half_precision_is_close(way, small_cache):
         assert (other.float() - exact).norm() / exact.norm() < 0.03
 
 
-def test_recorded_states_and_weights(small_cache):
+def test_recorded_states_and_weights():
     model = encoder()
     model.set_attn_implementation("eager")
     ids, mask = long_batch()
@@ -178,7 +172,7 @@ def test_recorded_states_and_weights(small_cache):
             torch.testing.assert_close(one, other, **EQUAL)
 
 
-def test_slot_weights_are_recorded_from_a_table(small_cache):
+def test_slot_weights_are_recorded_from_a_table():
     model = encoder(concept_attention="slot")
     ids, mask = long_batch()
     plain = model(ids, mask, output_attentions=True).cross_attentions
@@ -464,7 +458,7 @@ HEADS = (
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_heads_read_in_every_way(head, small_cache):
+def test_heads_read_in_every_way(head):
     model = randomised(head(tiny_config(decoder_context="latent")).double())
     ids, mask = long_batch()
     batch = {"input_ids": ids, "attention_mask": mask}
