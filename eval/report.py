@@ -23,7 +23,7 @@ from .report_sections import (
 )
 from .verdict import chance_lines, gate_section, summary_rows, verdict_section
 
-NO_DECODER = "No ledger: the checkpoint holds no decoder of masked diffusion, whose bits through the concepts it counts."
+NO_DECODER = "No ledger: the checkpoint holds no decoder of masked diffusion, whose bits it would count."
 REFERENCE_FILE = Path(__file__).parent / "reference_run.json"
 SECTIONS = (
     "kind run verdict summary training geometry ledger reading comparison downstream similarity gates next_steps "
