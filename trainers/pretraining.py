@@ -84,14 +84,14 @@ def pretrain(
         eval_dataset=validation,
         processing_class=tokenizer,
     )
+    resumed_at = 0
+    if checkpoint is not None:  # now, since save_total_limit may remove it
+        resumed_at = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")).global_step
     start = time.perf_counter()
     outcome = trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - start
     trainer.evaluate()
     trainer.save_model(_internal_call=True)  # without the push, which waits for the files below
-    resumed_at = 0
-    if checkpoint is not None:
-        resumed_at = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")).global_step
     result = _result(recipe, trainer, seconds, outcome.global_step - resumed_at)
     if trainer.is_world_process_zero():
         folder = Path(training.output_dir)
