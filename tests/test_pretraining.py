@@ -110,7 +110,8 @@ def test_an_unfinished_run_goes_on_when_asked(tmp_path):
     with pytest.raises(ValueError, match=r"unfinished run \(checkpoint-6\); go on with --resume_from_checkpoint last"):
         checkpoint_to_resume(str(tmp_path), None)
     assert checkpoint_to_resume(str(tmp_path), "last").endswith("checkpoint-6")
-    recipe = tiny_recipe(tmp_path, "--resume_from_checkpoint", "last", "--max_steps", "8")
+    more = ("--max_steps", "8", "--save_strategy", "steps", "--save_steps", "1", "--save_total_limit", "1")
+    recipe = tiny_recipe(tmp_path, "--resume_from_checkpoint", "last", *more)
     assert pretrain(recipe)["steps"] == 8
 
 
