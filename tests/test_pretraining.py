@@ -48,6 +48,7 @@ def test_a_run_leaves_a_checkpoint_its_recipe_and_its_figures(run):
     folder, result = run
     assert result == json.loads((folder / "pretrain.json").read_text())
     assert result["steps"] == 6 and result["tokens_seen"] > 0
+    assert 0 < result["data_wait_share"] < 1
     assert len(result["evaluation"]["by_timestep"]) == 10
     assert result["evaluation"]["by_timestep"][0]["timestep"] == 0.05
     assert result["eval_loss"][1] < result["eval_loss"][0]

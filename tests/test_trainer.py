@@ -3,6 +3,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,42 @@ def test_the_same_seed_gives_the_same_losses(tokenizer, tmp_path):
         runs[-1].train()
     assert losses(runs[0]) == losses(runs[1])
     assert torch.equal(parameters(runs[0]), parameters(runs[1]))
+
+
+def test_real_tokens_are_counted_over_micro_batches(tokenizer, tmp_path):
+    counted = {}
+    for how in ("non_padding", "all"):
+        settings = {"gradient_accumulation_steps": 4, "max_steps": 3, "include_num_input_tokens_seen": how}
+        trainer = make_trainer(tokenizer, tmp_path / how, per_device_train_batch_size=2, **settings)
+        seen = []
+        step = trainer.training_step
+        trainer.training_step = lambda model, inputs, n, step=step, seen=seen: (
+            seen.append(inputs) or step(model, inputs, n)
+        )
+        trainer.train()
+        assert len(seen) == 12
+        counted[how] = trainer.state.num_input_tokens_seen
+        per_batch = [
+            m.sum().item() if how == "non_padding" else m.numel() for m in (b["attention_mask"] for b in seen)
+        ]
+        assert counted[how] == sum(per_batch)
+    assert counted["non_padding"] < counted["all"]
+
+
+def test_time_spent_on_data_is_logged(tokenizer, tmp_path):
+    shares = []
+    for delay in (0.0, 0.05):
+        trainer = make_trainer(tokenizer, tmp_path / str(delay), rows=24, max_steps=3, logging_steps=1)
+        collate = trainer.data_collator
+        trainer.data_collator = lambda examples, delay=delay, collate=collate: time.sleep(delay) or collate(examples)
+        trainer.train()
+        rows = [row["data_wait_share"] for row in trainer.state.log_history if "data_wait_share" in row]
+        assert len(rows) == 3 and all(0 < share < 1 for share in rows)
+        shares.append(trainer.largest_data_wait_share())
+        assert min(rows) <= shares[-1] <= max(rows)
+        if delay:
+            assert trainer.data_wait.data_seconds >= 3 * delay
+    assert shares[0] < shares[1]
 
 
 def noise_by_text(trainer) -> ConceptTrainer:
@@ -349,6 +386,7 @@ noise = trainer.collator.draw({{"input_ids": torch.zeros(4, 2)}}, 0, 0, rank, pr
 before = trainer.evaluate()["eval_loss"]
 noise_by_text(trainer).train()
 result = {{"losses": losses(trainer), "eval_loss": before, "parameters": parameters(trainer).tolist()}}
+result["tokens"], result["data_wait"] = trainer.state.num_input_tokens_seen, trainer.largest_data_wait_share()
 with open({out!r} + f"/rank{{rank}}.json", "w") as file:
     json.dump({{**result, "timesteps": noise.rows[0].tolist(), "noise": noise.tokens.tolist()}}, file)
 """
@@ -368,5 +406,7 @@ def test_two_processes_train_as_one_with_the_same_global_batch(tokenizer, tmp_pa
     alone = make_trainer(tokenizer, tmp_path / "alone")
     assert ranks[0]["eval_loss"] == pytest.approx(alone.evaluate()["eval_loss"], rel=1e-5)
     noise_by_text(alone).train()
+    assert ranks[0]["tokens"] == ranks[1]["tokens"] == alone.state.num_input_tokens_seen
+    assert ranks[0]["data_wait"] == ranks[1]["data_wait"] > 0
     assert ranks[0]["losses"] == pytest.approx(losses(alone), rel=1e-4)
     torch.testing.assert_close(torch.tensor(ranks[0]["parameters"]), parameters(alone), rtol=1e-3, atol=1e-5)

@@ -133,6 +133,7 @@ def _result(recipe: Recipe, trainer: ConceptTrainer, seconds: float, steps: int)
         "train_seconds": seconds,
         "steps_per_second": steps / seconds,
         "tokens_seen": int(state.num_input_tokens_seen),
+        "data_wait_share": trainer.largest_data_wait_share(),
         "train_loss": [train[0], train[-1]],
         "eval_loss": [evaluations[0]["eval_loss"], evaluations[-1]["eval_loss"]],
         "grad_norm_peak": max(norms),

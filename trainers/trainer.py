@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,8 +23,10 @@ from transformers.utils.hub import PushInProgress
 from .averaging import TRAINING_WEIGHTS_FILE, WeightAverage
 from .collators import DataCollatorForReconstruction, visible_concept_counts
 from .corruptions import Diffusion
+from .data_wait import DataWait
 from .distillation import load_distillation
 from .objectives import ObjectiveArguments, ReconstructionObjective
+from .padding import pad_batch
 from .stability import (
     MAX_ROLLBACKS,
     DivergenceError,
@@ -175,11 +178,13 @@ class ConceptTrainer(Trainer):
         self._collapsed_in_a_row = 0
         self._loss_of_step: Tensor | float = 0.0
         self._gradient_norms: dict[str, Tensor] = {}
+        self._tokens_of_step = torch.tensor(0)
+        self.data_wait = DataWait()
         self._rollbacks = 0
         self._base_rates: list[float] | None = None
         self.guard = DivergenceGuard(training_args.divergence_ratio)
         self.average = WeightAverage(training_args.ema_decay) if training_args.ema_decay else None
-        super().__init__(*args, data_collator=self.collator.pad, **kwargs)
+        super().__init__(*args, data_collator=partial(pad_batch, tokenizer=tokenizer), **kwargs)
         self.loss_is_scaled_for_ga = True
         self.objective.learned.to(self.args.device)
         if self.average is not None:
@@ -235,11 +240,28 @@ class ConceptTrainer(Trainer):
     ) -> tuple[list, Tensor | int | None]:
         """Corrupt the micro-batches of one optimizer step and count what their losses are divided by."""
         self.objective.learned.zero_grad()  # the Trainer does it for the model alone
-        batches, _ = super().get_batch_samples(self._corrupted(epoch_iterator), num_batches, device)
-        num_items = sum((batch["num_items"].sum() for batch in batches), torch.tensor(0)).to(device)
+        with self.data_wait.getting_data():
+            batches, _ = super().get_batch_samples(self._corrupted(epoch_iterator), num_batches, device)
+        counts = torch.zeros(2, dtype=torch.long, device=device)
+        for batch in batches:
+            counts += torch.stack([batch["num_items"].sum(), self._num_tokens(batch)]).to(device)
         if self.args.world_size > 1:
-            num_items = self.accelerator.gather(num_items).sum()
+            counts = self.accelerator.gather(counts).view(-1, 2).sum(0)
+        num_items, self._tokens_of_step = counts
         return batches, num_items.clamp_min(1)
+
+    def _num_tokens(self, batch: dict[str, Tensor]) -> Tensor:
+        mask = batch["attention_mask"]
+        return mask.new_tensor(mask.numel()) if self.args.include_num_input_tokens_seen == "all" else mask.sum()
+
+    def _track_num_input_tokens(self, inputs: dict[str, Tensor]) -> None:
+        # Once per step, right after `_judge_step` has waited for the device; the Trainer would wait for each micro-step.
+        if self.args.include_num_input_tokens_seen != "no" and self.accelerator.sync_gradients:
+            self.state.num_input_tokens_seen += int(self._tokens_of_step)
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs) -> None:
+        self.data_wait.step_ends()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def _corrupted(self, batches: Iterator) -> Iterator[dict[str, Tensor]]:
         rank, world_size = self.args.process_index, self.args.world_size
@@ -296,6 +318,7 @@ class ConceptTrainer(Trainer):
                     logs[name] = total / count
             self._parts.clear()
             logs.update({f"grad_norm_{name}": norm.item() for name, norm in self._gradient_norms.items()})
+            logs["data_wait_share"] = self.data_wait.share_since_last_call()
             logs.update({name: value.item() for name, value in self.objective.weighting.figures().items()})
             if self.monitor is not None:
                 self._log_geometry(logs, *self.monitor(self._watched_concepts()))
@@ -324,6 +347,11 @@ class ConceptTrainer(Trainer):
         if self.args.stop_on_collapse and self._collapsed_in_a_row >= self.args.stop_on_collapse:
             logger.warning(f"stopped: concepts collapsed at {self._collapsed_in_a_row} logged steps in a row")
             self.control.should_training_stop = True
+
+    def largest_data_wait_share(self) -> float:
+        """Share of training spent on data, in [0, 1], of the process that spent most; all processes call it."""
+        share = torch.tensor([self.data_wait.share()], device=self.args.device)
+        return self.accelerator.gather(share).max().item()
 
     # --------------------------------------------------------------------------------------------------- checkpoints
 
