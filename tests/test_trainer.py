@@ -82,24 +82,21 @@ def test_the_same_seed_gives_the_same_losses(tokenizer, tmp_path):
     assert torch.equal(parameters(runs[0]), parameters(runs[1]))
 
 
-def test_real_tokens_are_counted_over_micro_batches(tokenizer, tmp_path):
-    counted = {}
-    for how in ("non_padding", "all"):
-        settings = {"gradient_accumulation_steps": 4, "max_steps": 3, "include_num_input_tokens_seen": how}
-        trainer = make_trainer(tokenizer, tmp_path / how, per_device_train_batch_size=2, **settings)
-        seen = []
-        step = trainer.training_step
-        trainer.training_step = lambda model, inputs, n, step=step, seen=seen: (
-            seen.append(inputs) or step(model, inputs, n)
-        )
-        trainer.train()
-        assert len(seen) == 12
-        counted[how] = trainer.state.num_input_tokens_seen
-        per_batch = [
-            m.sum().item() if how == "non_padding" else m.numel() for m in (b["attention_mask"] for b in seen)
-        ]
-        assert counted[how] == sum(per_batch)
-    assert counted["non_padding"] < counted["all"]
+@pytest.mark.parametrize("how", ["non_padding", "all"])
+def test_tokens_are_counted_over_micro_batches(tokenizer, tmp_path, how):
+    settings = {"gradient_accumulation_steps": 4, "max_steps": 3, "include_num_input_tokens_seen": how}
+    trainer = make_trainer(tokenizer, tmp_path, per_device_train_batch_size=2, **settings)
+    masks, step = [], trainer.training_step
+
+    def training_step(model, inputs, *args):
+        masks.append(inputs["attention_mask"])
+        return step(model, inputs, *args)
+
+    trainer.training_step = training_step
+    trainer.train()
+    assert len(masks) == 12 and not all(mask.all() for mask in masks)
+    expected = sum(mask.numel() if how == "all" else int(mask.sum()) for mask in masks)
+    assert trainer.state.num_input_tokens_seen == expected
 
 
 def test_time_spent_on_data_is_logged(tokenizer, tmp_path):

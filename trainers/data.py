@@ -268,9 +268,10 @@ def load_pretraining_data(
 
     In both, a text's own "[MASK]" or "[SEP]" is read as plain characters, and documents without tokens are dropped.
 
-    Not streaming: examples are memory-mapped from datasets' cache (microworld's: in memory) in corpus order; the Trainer shuffles
-    them. Under `torch.distributed` the main process builds the cache and the others then read it, so build
-    TrainingArguments, which sets the process group up, first, and give it a `ddp_timeout` longer than the work takes.
+    Not streaming: examples are memory-mapped from datasets' cache (microworld's: in memory), in corpus order; the
+    Trainer shuffles them. Under `torch.distributed` the main process builds the cache and the others then read it, so
+    build TrainingArguments, which sets the process group up, first, and give it a `ddp_timeout` longer than the work
+    takes.
     Streaming: training documents are shuffled by `corpus_seed` in a buffer of 10,000 before they are packed, in
     another order each epoch through `set_epoch`. Resuming must read the stream from its start, as the Trainer does:
     the state of the packing is not in `state_dict`.

@@ -187,6 +187,11 @@ class ConceptTrainer(Trainer):
         super().__init__(*args, data_collator=partial(pad_batch, tokenizer=tokenizer), **kwargs)
         self.loss_is_scaled_for_ga = True
         self.objective.learned.to(self.args.device)
+        if self.is_fsdp_enabled and list(self.objective.learned.parameters()):
+            raise ValueError(
+                f"term_weighting={settings.term_weighting!r} and distil_from train parameters outside the model, which "
+                "FSDP does not shard; launch with DDP, or set term_weighting='fixed' and no distil_from"
+            )
         if self.average is not None:
             if self.is_fsdp_enabled or self.is_deepspeed_enabled:
                 raise ValueError("ema_decay needs whole weights on each device; FSDP and DeepSpeed shard them")
@@ -225,6 +230,17 @@ class ConceptTrainer(Trainer):
             )
         return checkpoint
 
+    def _prepare_for_training(self, *args, **kwargs):
+        own_class = type(self.model)
+        if self.is_fsdp_enabled:
+            share_tied_embeddings(self.model)
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        if self.is_fsdp_enabled:
+            # FSDP2 gives the model a class of its own, after which saving would name and copy code.
+            sharded_class = type(self.model)
+            sharded_class.__name__, sharded_class.__module__ = own_class.__name__, own_class.__module__
+        return prepared
+
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         new = self.optimizer is None
         optimizer = super().create_optimizer(model)
@@ -255,7 +271,7 @@ class ConceptTrainer(Trainer):
         return mask.new_tensor(mask.numel()) if self.args.include_num_input_tokens_seen == "all" else mask.sum()
 
     def _track_num_input_tokens(self, inputs: dict[str, Tensor]) -> None:
-        # Once per step, right after `_judge_step` has waited for the device; the Trainer would wait for each micro-step.
+        # Once per step, where `_judge_step` has just waited for the device; the Trainer waits at each micro-step.
         if self.args.include_num_input_tokens_seen != "no" and self.accelerator.sync_gradients:
             self.state.num_input_tokens_seen += int(self._tokens_of_step)
 
@@ -330,8 +346,10 @@ class ConceptTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         training = model.training
         model.eval()
+        # Through the whole model, since FSDP gathers the weights around its forward alone; without a label it is cheap.
+        no_labels = torch.full_like(self._watched["input_ids"], -100)
         with self.accelerator.autocast():
-            concepts = model.encoder(**self._watched).last_hidden_state
+            concepts = model(**self._watched, labels=no_labels).concepts
         model.train(training)
         return concepts
 
@@ -558,6 +576,18 @@ def _check_model(model: nn.Module, settings: ObjectiveArguments) -> None:
     if type(model).__name__ != head:
         raise ValueError(f"corruption {settings.corruption!r} trains a {head}, got a {type(model).__name__}")
     settings.check(model.config)
+
+
+def share_tied_embeddings(model: nn.Module) -> None:
+    """Make the tied token tables of encoder and decoder one module; nothing else changes.
+
+    FSDP2 shards by module, and refuses a parameter that modules of two groups hold.
+    """
+    tokens = model.get_input_embeddings()
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Embedding) and child.weight is tokens.weight:
+                setattr(module, name, tokens)
 
 
 def _bound_metrics(grid: list[float], totals: Tensor) -> dict[str, float]:
