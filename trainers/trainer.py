@@ -189,8 +189,8 @@ class ConceptTrainer(Trainer):
         self.objective.learned.to(self.args.device)
         if self.is_fsdp_enabled and list(self.objective.learned.parameters()):
             raise ValueError(
-                f"term_weighting={settings.term_weighting!r} and distil_from train parameters outside the model, which "
-                "FSDP does not shard; launch with DDP, or set term_weighting='fixed' and no distil_from"
+                f"term_weighting={settings.term_weighting!r} with distil_from={settings.distil_from!r} trains "
+                "parameters outside the model, which FSDP leaves out; launch with DDP, or set 'fixed' and None"
             )
         if self.average is not None:
             if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -346,7 +346,7 @@ class ConceptTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         training = model.training
         model.eval()
-        # Through the whole model, since FSDP gathers the weights around its forward alone; without a label it is cheap.
+        # Through the whole model, around whose forward FSDP gathers the weights; cheap, as nothing has a label.
         no_labels = torch.full_like(self._watched["input_ids"], -100)
         with self.accelerator.autocast():
             concepts = model(**self._watched, labels=no_labels).concepts
