@@ -256,7 +256,7 @@ numbers at 2 bytes, attention weights written out; flash attention and gradient 
 The global batch stays as it is: each GPU gets 1/n of its texts, accumulated over micro-batches. DDP: a ring all-reduce
 moves 2 (n - 1) / n of the float32 gradients. FSDP2: bfloat16 weights gathered for forward and backward, bfloat16
 gradients scattered, 3 (n - 1) / n; an upper bound, since tied tables and last layers stay gathered. Memory: 16 bytes
-per parameter (weights, gradients, AdamW's moments; with FSDP2 1/n of that and one gathered copy) and the activations of
+per parameter (weights, gradients, AdamW's moments; FSDP2 1/n of that and one gathered copy) and the activations of
 a micro-batch. Hours: with DDP and none of its communication hidden behind computation, which most of it can be.
 
 So: both models fit one GPU and want DDP; FSDP2 is for those whose 16 bytes per parameter do not fit. Between nodes the

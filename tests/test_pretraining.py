@@ -97,6 +97,13 @@ def test_every_small_recipe_trains(tmp_path, name):
     assert yaml.safe_load((tmp_path / name / "recipe.yaml").read_text())["objective"]["corruption"] == corruption
 
 
+def test_a_recipe_in_bfloat16_with_gradient_checkpointing(run, tmp_path):
+    saving = ["--bf16", "true", "--gradient_checkpointing", "true", "--max_steps", "2"]
+    result = pretrain(tiny_recipe(tmp_path / "saving", *saving))
+    assert result["training"]["bf16"] is True and result["training"]["gradient_checkpointing"] is True
+    assert result["train_loss"][0] == pytest.approx(run[1]["train_loss"][0], rel=0.01)
+
+
 def test_a_finished_run_is_never_overwritten(run):
     folder, _ = run
     with pytest.raises(ValueError, match="already holds a finished run; choose another --output_dir"):

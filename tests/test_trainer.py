@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -253,10 +254,25 @@ def test_contrastive_needs_other_texts(tokenizer, tmp_path):
         make_trainer(tokenizer, tmp_path, objective=settings, dropout=0.1, per_device_train_batch_size=1)
 
 
-def test_bfloat16_trains(tokenizer, tmp_path):
-    trainer = make_trainer(tokenizer, tmp_path, bf16=True)
-    trainer.train()
-    assert all(math.isfinite(x) for x in losses(trainer))
+@pytest.mark.parametrize(
+    ("setting", "tolerance"),
+    [
+        ("bf16", 0.02),
+        ("gradient_checkpointing", 1e-5),
+        pytest.param("torch_compile", 1e-4, marks=pytest.mark.slow),
+    ],
+)
+def test_ways_to_save_time_or_memory_train_as_float32_does(tokenizer, tmp_path, setting, tolerance):
+    if setting == "torch_compile" and shutil.which("g++") is None:
+        pytest.skip("torch.compile on the CPU needs a C++ compiler, and there is no g++ here")
+    plain, other = (make_trainer(tokenizer, tmp_path / str(on), max_steps=4, **{setting: on}) for on in (False, True))
+    for trainer in (plain, other):
+        noise_by_text(trainer).train()
+    assert losses(other) == pytest.approx(losses(plain), rel=tolerance)
+    if setting == "bf16":
+        assert losses(other) != losses(plain)
+    if setting == "gradient_checkpointing":
+        assert other.model.is_gradient_checkpointing and not plain.model.is_gradient_checkpointing
 
 
 def test_the_monitor_sees_concepts_at_logged_steps_and_may_stop(tokenizer, tmp_path, caplog):

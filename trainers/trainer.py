@@ -5,7 +5,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -179,6 +179,7 @@ class ConceptTrainer(Trainer):
         self._loss_of_step: Tensor | float = 0.0
         self._gradient_norms: dict[str, Tensor] = {}
         self._tokens_of_step = torch.tensor(0)
+        self._shared_embeddings: list[str] = []
         self.data_wait = DataWait()
         self._rollbacks = 0
         self._base_rates: list[float] | None = None
@@ -190,7 +191,7 @@ class ConceptTrainer(Trainer):
         if self.is_fsdp_enabled and list(self.objective.learned.parameters()):
             raise ValueError(
                 f"term_weighting={settings.term_weighting!r} with distil_from={settings.distil_from!r} trains "
-                "parameters outside the model, which FSDP leaves out; launch with DDP, or set 'fixed' and None"
+                "parameters outside the model, which FSDP leaves out; launch with DDP, or set 'fixed' and ''"
             )
         if self.average is not None:
             if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -233,7 +234,7 @@ class ConceptTrainer(Trainer):
     def _prepare_for_training(self, *args, **kwargs):
         own_class = type(self.model)
         if self.is_fsdp_enabled:
-            share_tied_embeddings(self.model)
+            self._shared_embeddings = share_tied_embeddings(self.model)
         prepared = super()._prepare_for_training(*args, **kwargs)
         if self.is_fsdp_enabled:
             # FSDP2 gives the model a class of its own, after which saving would name and copy code.
@@ -408,6 +409,10 @@ class ConceptTrainer(Trainer):
             self._base_rates = None
             self.log({"rollback": self._rollbacks, "learning_rate": self._get_learning_rate()})
 
+    def _load_from_checkpoint(self, *args, **kwargs) -> None:
+        with embeddings_apart(self.model, self._shared_embeddings):
+            super()._load_from_checkpoint(*args, **kwargs)
+
     def _load_best_model(self) -> None:
         super()._load_best_model()
         if self.average is not None:
@@ -578,16 +583,38 @@ def _check_model(model: nn.Module, settings: ObjectiveArguments) -> None:
     settings.check(model.config)
 
 
-def share_tied_embeddings(model: nn.Module) -> None:
+def share_tied_embeddings(model: nn.Module) -> list[str]:
     """Make the tied token tables of encoder and decoder one module; nothing else changes.
 
     FSDP2 shards by module, and refuses a parameter that modules of two groups hold.
+
+    Returns:
+        The places that now hold the encoder's module.
     """
     tokens = model.get_input_embeddings()
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.Embedding) and child.weight is tokens.weight:
-                setattr(module, name, tokens)
+    tied = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and module is not tokens and module.weight is tokens.weight
+    ]
+    for name in tied:
+        model.set_submodule(name, tokens)
+    return tied
+
+
+@contextmanager
+def embeddings_apart(model: nn.Module, places: list[str]) -> Iterator[None]:
+    """Undo `share_tied_embeddings` for a while: torch loads a checkpoint by module, and visits each once."""
+    tokens = model.get_input_embeddings()
+    for name in places:
+        apart = nn.Embedding(1, 1, device="meta")
+        apart.weight = tokens.weight
+        model.set_submodule(name, apart)
+    try:
+        yield
+    finally:
+        for name in places:
+            model.set_submodule(name, tokens)
 
 
 def _bound_metrics(grid: list[float], totals: Tensor) -> dict[str, float]:
