@@ -95,7 +95,8 @@ def finetune(
     Returns:
         What was written: `metrics` (mean over seeds; fractions and correlations) and their `intervals` beside
         `chance`, `controls` with paired tests, `published` scores and the verdict `at_chance`; settings, sizes,
-        seconds, the keys newly initialised and dropped on loading, and the training log of the first seed.
+        seconds, the padding share of training, the keys newly initialised and dropped on loading, and the training log
+        of the first seed.
 
     Raises:
         FileExistsError: the result exists and `overwrite` is not set.
@@ -213,6 +214,7 @@ def _description(task: PreparedTask, own: dict[str, Any]) -> dict[str, Any]:
         "seed": protocol.seeds[0],
         "max_length": task.max_length,
         "steps": first["steps"],
+        "padding_share": first["padding_share"],
         "seconds": round(sum(run["seconds"] for run in own["runs"]), 3),
         "dataset": {"id": benchmark.dataset_id, "config": benchmark.config, "licence": benchmark.licence},
         **{name: first[name] for name in ("head", "newly_initialized", "dropped")},

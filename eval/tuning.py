@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from sklearn.model_selection import train_test_split
+from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import (
     DataCollatorWithPadding,
@@ -29,6 +30,7 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ..configuration_concept import ConceptEncoderConfig
 from ..trainers.files import write_json
@@ -39,6 +41,7 @@ from .protocols import Protocol
 
 SUBSET_SEED = 0  # of the share to select on and of `max_train_examples`: the same for every seed and control
 MODEL_FOLDER = "model"
+BATCHING = "length-grouped"  # part of what decides a cell: those of other batching are not its like
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +160,7 @@ def run_protocol(subject: str, folder: Path, task: PreparedTask, cells: Cells, s
     Returns:
         `selected` setting; `sweep`, a row per setting with its best epoch and score there (empty when the protocol
         selects nothing); `runs`, a cell per seed with `seed`, `metrics`, `predictions` (n,), `steps`, `seconds`,
-        `log_history` and the keys of `load_classifier`.
+        `padding_share` of the training batches, `log_history` and the keys of `load_classifier`.
 
     Raises:
         ValueError: a seed's predictions are not finite; cells of other settings; a share too small to select on.
@@ -200,6 +203,7 @@ def _settings(folder: Path, task: PreparedTask, setting: Setting, seed: int) -> 
     return {
         "task": task.benchmark.name,
         "head": task.benchmark.head,
+        "batching": BATCHING,
         "data": task.digest,
         "weights": weights_digest(folder),
         "scheduled_epochs": task.epochs,
@@ -210,7 +214,7 @@ def _settings(folder: Path, task: PreparedTask, setting: Setting, seed: int) -> 
 
 
 def _selection_split(task: PreparedTask) -> tuple[Dataset, Dataset]:
-    """The training split without and with the share to select on; classes in equal proportion in both."""
+    """The training split without and with the share to select on, by length; classes in equal proportion in both."""
     train, size, row = task.encoded["train"], task.protocol.selection_size, task.benchmark
     needed = max(2, row.num_labels)
     if min(math.ceil(size * len(train)), math.floor((1 - size) * len(train))) < needed:
@@ -221,7 +225,13 @@ def _selection_split(task: PreparedTask) -> tuple[Dataset, Dataset]:
     stratify = None if row.problem_type == "regression" else train["label"][:]
     options = {"test_size": size, "random_state": SUBSET_SEED, "stratify": stratify}
     fit_on, select_on = train_test_split(np.arange(len(train)), **options)
-    return train.select(np.sort(fit_on)), train.select(np.sort(select_on))
+    select_on = train.select(np.sort(select_on))
+    return train.select(np.sort(fit_on)), select_on.select(_by_length(select_on))
+
+
+def _by_length(data: Dataset) -> np.ndarray:
+    """(n,) row numbers from the shortest example to the longest, for batches of little padding."""
+    return np.argsort([len(ids) for ids in data["input_ids"]], kind="stable")
 
 
 def _rank(benchmark: Benchmark, metrics: Mapping[str, float | None]) -> float:
@@ -256,8 +266,7 @@ def _seed_cell(
     watch = _Watch(task, setting.epochs, bar)
     trainer, keys = _train(folder, task, setting, seed, watch, task.encoded["train"])
     validation = task.encoded["validation"]
-    # In order of length there is less padding; the predictions go back into the order of the split.
-    order = np.argsort([len(ids) for ids in validation["input_ids"]], kind="stable")
+    order = _by_length(validation)  # the predictions go back into the order of the split
     logits = np.empty((len(validation), task.benchmark.num_labels), dtype=np.float32)
     logits[order] = trainer.predict(validation.select(order)).predictions
     if not np.isfinite(logits).all():
@@ -273,6 +282,7 @@ def _seed_cell(
         "metrics": benchmark_score(task.benchmark.name, predictions, validation["label"][:]),
         "predictions": predictions.tolist(),
         "steps": trainer.state.global_step,
+        "padding_share": trainer.padding_share,
         "seconds": round(time.monotonic() - start, 3),
         "device": trainer.args.device.type,
         "head": task.benchmark.head,
@@ -284,6 +294,47 @@ def _seed_cell(
 def _predictions(benchmark: Benchmark, logits: np.ndarray) -> np.ndarray:
     """(n,) class ids, or values for regression, of (n, num_labels) logits."""
     return logits[:, 0] if benchmark.problem_type == "regression" else logits.argmax(axis=-1)
+
+
+class ShuffledLengthGroups(LengthGroupedSampler):
+    """Batches of examples of similar length, in random order.
+
+    Differs from transformers' sampler, whose batches go from the longest to the shortest, over and over.
+    """
+
+    def __iter__(self) -> Iterator[int]:
+        order = list(super().__iter__())
+        whole = len(order) - len(order) % self.batch_size
+        batches = torch.tensor(order[:whole], dtype=torch.long).view(-1, self.batch_size)
+        yield from batches[torch.randperm(len(batches))].flatten().tolist()
+        yield from order[whole:]
+
+
+class LengthGroupedTrainer(Trainer):
+    """Trains on length-grouped batches and counts their padding; whatever it predicts on stays in order.
+
+    `train_sampling_strategy="group_by_length"` would reorder that too, and put predictions beside wrong labels.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._real: Tensor | int = 0
+        self._positions = 0
+
+    @property
+    def padding_share(self) -> float:
+        """Of the positions trained on, in [0, 1)."""
+        return 1 - int(self._real) / max(self._positions, 1)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> ShuffledLengthGroups:
+        data = self.train_dataset if train_dataset is None else train_dataset
+        return ShuffledLengthGroups(self.args.train_batch_size, lengths=[len(ids) for ids in data["input_ids"]])
+
+    def training_step(self, model: nn.Module, inputs: dict, num_items_in_batch=None) -> Tensor:
+        mask = inputs["attention_mask"]
+        self._real = self._real + mask.sum()  # on the device, without waiting for it
+        self._positions += mask.numel()
+        return super().training_step(model, inputs, num_items_in_batch)
 
 
 class _Watch(TrainerCallback):
@@ -315,7 +366,7 @@ def _train(
     watch: _Watch,
     train: Dataset,
     select_on: Dataset | None = None,
-) -> tuple[Trainer, dict[str, list[str]]]:
+) -> tuple[LengthGroupedTrainer, dict[str, list[str]]]:
     """The trained Trainer and the keys of `load_classifier`; with `select_on`, scored on it after each epoch."""
     row, protocol = task.benchmark, task.protocol
     set_seed(seed)  # before the head is drawn
@@ -352,7 +403,7 @@ def _train(
                 f"Fine-tuning uses one device, and sees {max(arguments.n_gpu, arguments.world_size)}: batches would "
                 f"be larger than batch_size ({setting.batch_size}); set CUDA_VISIBLE_DEVICES to one of them"
             )
-        trainer = Trainer(
+        trainer = LengthGroupedTrainer(
             model=model,
             args=arguments,
             train_dataset=train,

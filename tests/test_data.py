@@ -9,8 +9,10 @@ import textwrap
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from datasets import Dataset, Features, IterableDataset, Value
+from datasets.table import MemoryMappedTable
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -538,6 +540,14 @@ class TestCache:
         assert [part.cache_files for part in first] == [part.cache_files for part in second]
         load_pretraining_data(dataclasses.replace(args, max_length=12), words)
         assert len(self.cache_files()) > len(before)
+
+    def test_examples_are_arrays_out_of_a_memory_map(self, tmp_path, words):
+        args = arguments(write(tmp_path / "a.parquet", SENTENCES))
+        for part in load_pretraining_data(args, words):
+            assert isinstance(part.data, MemoryMappedTable)
+            assert isinstance(part[0]["input_ids"], np.ndarray)
+        (row, *_), _ = load_pretraining_data(dataclasses.replace(args, streaming=True), words)
+        assert isinstance(row["input_ids"], np.ndarray)
 
     @pytest.mark.slow
     def test_two_processes_build_one_cache_that_a_third_reads(self, tmp_path, words, monkeypatch):

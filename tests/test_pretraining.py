@@ -48,6 +48,7 @@ def test_a_run_leaves_a_checkpoint_its_recipe_and_its_figures(run):
     folder, result = run
     assert result == json.loads((folder / "pretrain.json").read_text())
     assert result["steps"] == 6 and result["tokens_seen"] > 0
+    assert 0 < result["data_wait_share"] < 1
     assert len(result["evaluation"]["by_timestep"]) == 10
     assert result["evaluation"]["by_timestep"][0]["timestep"] == 0.05
     assert result["eval_loss"][1] < result["eval_loss"][0]
@@ -94,6 +95,13 @@ def test_every_small_recipe_trains(tmp_path, name):
     _, loading = head.from_pretrained(tmp_path / name, output_loading_info=True)
     assert not loading["missing_keys"] and not loading["unexpected_keys"]
     assert yaml.safe_load((tmp_path / name / "recipe.yaml").read_text())["objective"]["corruption"] == corruption
+
+
+def test_a_recipe_in_bfloat16_with_gradient_checkpointing(run, tmp_path):
+    saving = ["--bf16", "true", "--gradient_checkpointing", "true", "--max_steps", "2"]
+    result = pretrain(tiny_recipe(tmp_path / "saving", *saving))
+    assert result["training"]["bf16"] is True and result["training"]["gradient_checkpointing"] is True
+    assert result["train_loss"][0] == pytest.approx(run[1]["train_loss"][0], rel=0.01)
 
 
 def test_a_finished_run_is_never_overwritten(run):

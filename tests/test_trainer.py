@@ -1,8 +1,10 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,39 @@ def test_the_same_seed_gives_the_same_losses(tokenizer, tmp_path):
         runs[-1].train()
     assert losses(runs[0]) == losses(runs[1])
     assert torch.equal(parameters(runs[0]), parameters(runs[1]))
+
+
+@pytest.mark.parametrize("how", ["non_padding", "all"])
+def test_tokens_are_counted_over_micro_batches(tokenizer, tmp_path, how):
+    settings = {"gradient_accumulation_steps": 4, "max_steps": 3, "include_num_input_tokens_seen": how}
+    trainer = make_trainer(tokenizer, tmp_path, per_device_train_batch_size=2, **settings)
+    masks, step = [], trainer.training_step
+
+    def training_step(model, inputs, *args):
+        masks.append(inputs["attention_mask"])
+        return step(model, inputs, *args)
+
+    trainer.training_step = training_step
+    trainer.train()
+    assert len(masks) == 12 and not all(mask.all() for mask in masks)
+    expected = sum(mask.numel() if how == "all" else int(mask.sum()) for mask in masks)
+    assert trainer.state.num_input_tokens_seen == expected
+
+
+def test_time_spent_on_data_is_logged(tokenizer, tmp_path):
+    shares = []
+    for delay in (0.0, 0.05):
+        trainer = make_trainer(tokenizer, tmp_path / str(delay), rows=24, max_steps=3, logging_steps=1)
+        collate = trainer.data_collator
+        trainer.data_collator = lambda examples, delay=delay, collate=collate: time.sleep(delay) or collate(examples)
+        trainer.train()
+        rows = [row["data_wait_share"] for row in trainer.state.log_history if "data_wait_share" in row]
+        assert len(rows) == 3 and all(0 < share < 1 for share in rows)
+        shares.append(trainer.largest_data_wait_share())
+        assert min(rows) <= shares[-1] <= max(rows)
+        if delay:
+            assert trainer.data_wait.data_seconds >= 3 * delay
+    assert shares[0] < shares[1]
 
 
 def noise_by_text(trainer) -> ConceptTrainer:
@@ -230,10 +265,25 @@ def test_contrastive_needs_other_texts(tokenizer, tmp_path):
         make_trainer(tokenizer, tmp_path, objective=settings, dropout=0.1, per_device_train_batch_size=1)
 
 
-def test_bfloat16_trains(tokenizer, tmp_path):
-    trainer = make_trainer(tokenizer, tmp_path, bf16=True)
-    trainer.train()
-    assert all(math.isfinite(x) for x in losses(trainer))
+@pytest.mark.parametrize(
+    ("setting", "tolerance"),
+    [
+        ("bf16", 0.02),
+        ("gradient_checkpointing", 1e-5),
+        pytest.param("torch_compile", 1e-4, marks=pytest.mark.slow),
+    ],
+)
+def test_ways_to_save_time_or_memory_train_as_float32_does(tokenizer, tmp_path, setting, tolerance):
+    if setting == "torch_compile" and shutil.which("g++") is None:
+        pytest.skip("torch.compile on the CPU needs a C++ compiler, and there is no g++ here")
+    plain, other = (make_trainer(tokenizer, tmp_path / str(on), max_steps=4, **{setting: on}) for on in (False, True))
+    for trainer in (plain, other):
+        noise_by_text(trainer).train()
+    assert losses(other) == pytest.approx(losses(plain), rel=tolerance)
+    if setting == "bf16":
+        assert losses(other) != losses(plain)
+    if setting == "gradient_checkpointing":
+        assert other.model.is_gradient_checkpointing and not plain.model.is_gradient_checkpointing
 
 
 def test_the_monitor_sees_concepts_at_logged_steps_and_may_stop(tokenizer, tmp_path, caplog):
@@ -360,6 +410,7 @@ noise = trainer.collator.draw({{"input_ids": torch.zeros(4, 2)}}, 0, 0, rank, pr
 before = trainer.evaluate()["eval_loss"]
 noise_by_text(trainer).train()
 result = {{"losses": losses(trainer), "eval_loss": before, "parameters": parameters(trainer).tolist()}}
+result["tokens"], result["data_wait"] = trainer.state.num_input_tokens_seen, trainer.largest_data_wait_share()
 with open({out!r} + f"/rank{{rank}}.json", "w") as file:
     json.dump({{**result, "timesteps": noise.rows[0].tolist(), "noise": noise.tokens.tolist()}}, file)
 """
@@ -379,5 +430,7 @@ def test_two_processes_train_as_one_with_the_same_global_batch(tokenizer, tmp_pa
     alone = make_trainer(tokenizer, tmp_path / "alone")
     assert ranks[0]["eval_loss"] == pytest.approx(alone.evaluate()["eval_loss"], rel=1e-5)
     noise_by_text(alone).train()
+    assert ranks[0]["tokens"] == ranks[1]["tokens"] == alone.state.num_input_tokens_seen
+    assert ranks[0]["data_wait"] == ranks[1]["data_wait"] > 0
     assert ranks[0]["losses"] == pytest.approx(losses(alone), rel=1e-4)
     torch.testing.assert_close(torch.tensor(ranks[0]["parameters"]), parameters(alone), rtol=1e-3, atol=1e-5)

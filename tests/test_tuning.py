@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from small_tasks import files, save_pretrained, small_task
+from transformers import DataCollatorWithPadding, TrainingArguments
 
 from concept_encoder.eval import finetuning, tuning
 from concept_encoder.eval.benchmarks import load_benchmark
@@ -206,6 +208,68 @@ def test_predictions_are_in_the_order_of_the_split(pretrained, tmp_path):
         logits = model(batch["input_ids"], batch["attention_mask"]).logits[:, 0].numpy()
     assert cell["predictions"] == pytest.approx(logits, abs=1e-5)
     assert np.ptp(logits) > 1e-3
+
+
+@pytest.fixture
+def uneven():
+    """Two hundred examples in no order of length, each labelled with its length."""
+    lengths = np.random.default_rng(0).permutation(200) // 4 + 3
+    rows = [{"input_ids": [5] * n, "attention_mask": [1] * n, "label": n / 50} for n in lengths.tolist()]
+    return Dataset.from_list(rows)
+
+
+def test_training_batches_are_grouped_and_predictions_stand_beside_their_labels(pretrained, uneven, tmp_path):
+    model = ConceptEncoderForSequenceClassificationPerceiver.from_pretrained(pretrained, num_labels=1)
+    tokenizer = load_tokenizer(pretrained, model.config)
+    options = {
+        "num_train_epochs": 2,
+        "report_to": "none",
+        "save_strategy": "no",
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+    trainer = tuning.LengthGroupedTrainer(
+        model=model,
+        args=TrainingArguments(str(tmp_path), per_device_train_batch_size=8, per_device_eval_batch_size=7, **options),
+        train_dataset=uneven,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        processing_class=tokenizer,
+    )
+    batches, step = [], trainer.training_step
+
+    def training_step(model, inputs, *args):
+        batches.append(inputs["attention_mask"].sum(-1))
+        return step(model, inputs, *args)
+
+    trainer.training_step = training_step
+    trainer.train()
+    lengths = sorted(len(ids) for ids in uneven["input_ids"])
+    for epoch in (batches[:25], batches[25:]):
+        assert sorted(torch.cat(epoch).tolist()) == lengths  # each example once
+        widths = [batch.max().item() for batch in epoch]
+        assert widths != sorted(widths, reverse=True)
+    positions = sum(len(batch) * batch.max().item() for batch in batches)
+    assert trainer.padding_share == pytest.approx(1 - 2 * sum(lengths) / positions)
+    assert trainer.padding_share < 0.25  # of random batches about 0.43
+
+    prediction = trainer.predict(uneven)
+    assert prediction.label_ids == pytest.approx(np.array(uneven["label"][:]))
+    model.eval()
+    for row in (0, 17, 199):
+        with torch.no_grad():
+            alone = model(torch.tensor([uneven[row]["input_ids"]])).logits[0]
+        assert prediction.predictions[row] == pytest.approx(alone.numpy(), abs=1e-5)
+
+
+def test_cells_of_another_batching_are_refused(pretrained, tmp_path, monkeypatch):
+    task = prepared(pretrained, small_task("rte", tmp_path), PROTOCOLS["quick"].override(epochs=1))
+    cells = tuning.Cells(tmp_path / "cells", tuning.tqdm(disable=True))
+    monkeypatch.setattr(tuning, "BATCHING", "random")
+    cell = tuning.run_protocol("run", pretrained, task, cells)["runs"][0]
+    assert 0 <= cell["padding_share"] < 1
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"other settings \(batching 'random', now 'length-grouped'\); give --overwr"):
+        tuning.run_protocol("run", pretrained, task, cells)
 
 
 def test_capped_training_examples(pretrained, tmp_path):

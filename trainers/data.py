@@ -275,7 +275,7 @@ def load_corpus(args: DataArguments, split: Split) -> Dataset | IterableDataset:
 def load_pretraining_data(
     args: DataArguments, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset]:
-    """Tokenised training and validation examples `{"input_ids": list[int]}`, each at most `max_length` long.
+    """Tokenised training and validation examples `{"input_ids": (n,) int64}`, arrays of at most `max_length` ids.
 
     packed: all documents of a part are tokenised without special tokens and joined as `doc [SEP] doc [SEP] ...`; that
     stream is cut every `max_length - 1` tokens and each piece gets [CLS] in front. So every example is exactly
@@ -289,9 +289,10 @@ def load_pretraining_data(
 
     In both, a text's own "[MASK]" or "[SEP]" is read as plain characters, and documents without tokens are dropped.
 
-    Not streaming: examples lie in datasets' cache (microworld's: in memory) in corpus order; the Trainer shuffles
-    them. Under `torch.distributed` the main process builds the cache and the others then read it, so build
-    TrainingArguments, which sets the process group up, first, and give it a `ddp_timeout` longer than the work takes.
+    Not streaming: examples are memory-mapped from datasets' cache (microworld's: in memory), in corpus order; the
+    Trainer shuffles them. Under `torch.distributed` the main process builds the cache and the others then read it, so
+    build TrainingArguments, which sets the process group up, first, and give it a `ddp_timeout` longer than the work
+    takes.
     Streaming: training documents are shuffled by `corpus_seed` in a buffer of 10,000 before they are packed, in
     another order each epoch through `set_epoch`. Resuming must read the stream from its start, as the Trainer does:
     the state of the packing is not in `state_dict`.
@@ -324,7 +325,8 @@ def load_pretraining_data(
         if isinstance(corpora["train"], IterableDataset):
             shuffled = corpora["train"].shuffle(seed=args.corpus_seed, buffer_size=STREAM_SHUFFLE_BUFFER)
             examples["train"] = _encode(shuffled, args, tokenizer)
-    return examples["train"], examples["validation"]
+    # Arrays straight from the memory map: lists of numbers cost more than all else that is done to a batch.
+    return examples["train"].with_format("numpy"), examples["validation"].with_format("numpy")
 
 
 def _open_dataset(args: DataArguments) -> dict[str, Any]:

@@ -113,7 +113,8 @@ def _result(recipe: Recipe, trainer: ConceptTrainer, seconds: float, steps: int)
     norms = [row["grad_norm"] for row in history if row.get("grad_norm") is not None]
     args = trainer.args
     names = "learning_rate lr_scheduler_type warmup_steps per_device_train_batch_size gradient_accumulation_steps "
-    names += "world_size num_train_epochs max_steps weight_decay max_grad_norm seed bf16 optim"
+    names += "world_size num_train_epochs max_steps weight_decay max_grad_norm seed bf16 "
+    names += "gradient_checkpointing torch_compile optim"
     training = {name: getattr(args, name) for name in names.split()}
     training = {name: getattr(value, "value", value) for name, value in training.items()}
     return {
@@ -133,6 +134,7 @@ def _result(recipe: Recipe, trainer: ConceptTrainer, seconds: float, steps: int)
         "train_seconds": seconds,
         "steps_per_second": steps / seconds,
         "tokens_seen": int(state.num_input_tokens_seen),
+        "data_wait_share": trainer.largest_data_wait_share(),
         "train_loss": [train[0], train[-1]],
         "eval_loss": [evaluations[0]["eval_loss"], evaluations[-1]["eval_loss"]],
         "grad_norm_peak": max(norms),

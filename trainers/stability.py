@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .files import write_json
@@ -95,7 +96,9 @@ def gradient_norms(model: nn.Module) -> dict[str, Tensor]:
     for (name, _), norm in zip(with_gradient, norms, strict=True):
         path = name.split(".")[:-1] or [name]
         groups.setdefault(".".join(path[: 3 if path[2:] and path[2].isdigit() else 2]), []).append(norm)
-    return {name: torch.stack(group).norm() for name, group in groups.items()}
+    whole = {name: torch.stack(group).norm() for name, group in groups.items()}
+    # Of gradients that FSDP2 shards, every process knows its part only.
+    return {name: norm.full_tensor() if isinstance(norm, DTensor) else norm for name, norm in whole.items()}
 
 
 def last_checkpoint_before(output_dir: str, step: int) -> str | None:

@@ -5,8 +5,9 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,8 +23,10 @@ from transformers.utils.hub import PushInProgress
 from .averaging import TRAINING_WEIGHTS_FILE, WeightAverage
 from .collators import PARTNER, DataCollatorForReconstruction, visible_concept_counts
 from .corruptions import Diffusion
+from .data_wait import DataWait
 from .distillation import load_distillation
 from .objectives import ObjectiveArguments, ReconstructionObjective
+from .padding import pad_batch
 from .stability import (
     MAX_ROLLBACKS,
     DivergenceError,
@@ -176,13 +179,21 @@ class ConceptTrainer(Trainer):
         self._collapsed_in_a_row = 0
         self._loss_of_step: Tensor | float = 0.0
         self._gradient_norms: dict[str, Tensor] = {}
+        self._tokens_of_step = torch.tensor(0)
+        self._shared_embeddings: list[str] = []
+        self.data_wait = DataWait()
         self._rollbacks = 0
         self._base_rates: list[float] | None = None
         self.guard = DivergenceGuard(training_args.divergence_ratio, clipped=training_args.max_grad_norm > 0)
         self.average = WeightAverage(training_args.ema_decay) if training_args.ema_decay else None
-        super().__init__(*args, data_collator=self.collator.pad, **kwargs)
+        super().__init__(*args, data_collator=partial(pad_batch, tokenizer=tokenizer), **kwargs)
         self.loss_is_scaled_for_ga = True
         self.objective.learned.to(self.args.device)
+        if self.is_fsdp_enabled and list(self.objective.learned.parameters()):
+            raise ValueError(
+                f"term_weighting={settings.term_weighting!r} with distil_from={settings.distil_from!r} trains "
+                "parameters outside the model, which FSDP leaves out; launch with DDP, or set 'fixed' and ''"
+            )
         if self.average is not None:
             if self.is_fsdp_enabled or self.is_deepspeed_enabled:
                 raise ValueError("ema_decay needs whole weights on each device; FSDP and DeepSpeed shard them")
@@ -221,6 +232,17 @@ class ConceptTrainer(Trainer):
             )
         return checkpoint
 
+    def _prepare_for_training(self, *args, **kwargs):
+        own_class = type(self.model)
+        if self.is_fsdp_enabled:
+            self._shared_embeddings = share_tied_embeddings(self.model)
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        if self.is_fsdp_enabled:
+            # FSDP2 gives the model a class of its own, after which saving would name and copy code.
+            sharded_class = type(self.model)
+            sharded_class.__name__, sharded_class.__module__ = own_class.__name__, own_class.__module__
+        return prepared
+
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         new = self.optimizer is None
         optimizer = super().create_optimizer(model)
@@ -236,11 +258,28 @@ class ConceptTrainer(Trainer):
     ) -> tuple[list, Tensor | int | None]:
         """Corrupt the micro-batches of one optimizer step and count what their losses are divided by."""
         self.objective.learned.zero_grad()  # the Trainer does it for the model alone
-        batches, _ = super().get_batch_samples(self._corrupted(epoch_iterator), num_batches, device)
-        num_items = sum((batch["num_items"].sum() for batch in batches), torch.tensor(0)).to(device)
+        with self.data_wait.getting_data():
+            batches, _ = super().get_batch_samples(self._corrupted(epoch_iterator), num_batches, device)
+        counts = torch.zeros(2, dtype=torch.long, device=device)
+        for batch in batches:
+            counts += torch.stack([batch["num_items"].sum(), self._num_tokens(batch)]).to(device)
         if self.args.world_size > 1:
-            num_items = self.accelerator.gather(num_items).sum()
+            counts = self.accelerator.gather(counts).view(-1, 2).sum(0)
+        num_items, self._tokens_of_step = counts
         return batches, num_items.clamp_min(1)
+
+    def _num_tokens(self, batch: dict[str, Tensor]) -> Tensor:
+        mask = batch["attention_mask"]
+        return mask.new_tensor(mask.numel()) if self.args.include_num_input_tokens_seen == "all" else mask.sum()
+
+    def _track_num_input_tokens(self, inputs: dict[str, Tensor]) -> None:
+        # Once per step, where `_judge_step` has just waited for the device; the Trainer waits at each micro-step.
+        if self.args.include_num_input_tokens_seen != "no" and self.accelerator.sync_gradients:
+            self.state.num_input_tokens_seen += int(self._tokens_of_step)
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs) -> None:
+        self.data_wait.step_ends()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def _corrupted(self, batches: Iterator) -> Iterator[dict[str, Tensor]]:
         rank, world_size = self.args.process_index, self.args.world_size
@@ -298,6 +337,7 @@ class ConceptTrainer(Trainer):
                     logs[name] = total / count
             self._parts.clear()
             logs.update({f"grad_norm_{name}": norm.item() for name, norm in self._gradient_norms.items()})
+            logs["data_wait_share"] = self.data_wait.share_since_last_call()
             logs.update({name: value.item() for name, value in self.objective.weighting.figures().items()})
             if self.monitor is not None:
                 self._log_geometry(logs, *self.monitor(self._watched_concepts()))
@@ -309,8 +349,10 @@ class ConceptTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         training = model.training
         model.eval()
+        # Through the whole model, around whose forward FSDP gathers the weights; cheap, as nothing has a label.
+        no_labels = torch.full_like(self._watched["input_ids"], -100)
         with self.accelerator.autocast():
-            concepts = model.encoder(**self._watched).last_hidden_state
+            concepts = model(**self._watched, labels=no_labels).concepts
         model.train(training)
         return concepts
 
@@ -326,6 +368,11 @@ class ConceptTrainer(Trainer):
         if self.args.stop_on_collapse and self._collapsed_in_a_row >= self.args.stop_on_collapse:
             logger.warning(f"stopped: concepts collapsed at {self._collapsed_in_a_row} logged steps in a row")
             self.control.should_training_stop = True
+
+    def largest_data_wait_share(self) -> float:
+        """Share of training spent on data, in [0, 1], of the process that spent most; all processes call it."""
+        share = torch.tensor([self.data_wait.share()], device=self.args.device)
+        return self.accelerator.gather(share).max().item()
 
     # --------------------------------------------------------------------------------------------------- checkpoints
 
@@ -363,6 +410,10 @@ class ConceptTrainer(Trainer):
             set_base_rates(self.optimizer, self.lr_scheduler, self._base_rates)
             self._base_rates = None
             self.log({"rollback": self._rollbacks, "learning_rate": self._get_learning_rate()})
+
+    def _load_from_checkpoint(self, *args, **kwargs) -> None:
+        with embeddings_apart(self.model, self._shared_embeddings):
+            super()._load_from_checkpoint(*args, **kwargs)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
@@ -532,6 +583,40 @@ def _check_model(model: nn.Module, settings: ObjectiveArguments, paired: bool) -
     if type(model).__name__ != head:
         raise ValueError(f"corruption {settings.corruption!r} trains a {head}, got a {type(model).__name__}")
     settings.check(model.config, paired)
+
+
+def share_tied_embeddings(model: nn.Module) -> list[str]:
+    """Make the tied token tables of encoder and decoder one module; nothing else changes.
+
+    FSDP2 shards by module, and refuses a parameter that modules of two groups hold.
+
+    Returns:
+        The places that now hold the encoder's module.
+    """
+    tokens = model.get_input_embeddings()
+    tied = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and module is not tokens and module.weight is tokens.weight
+    ]
+    for name in tied:
+        model.set_submodule(name, tokens)
+    return tied
+
+
+@contextmanager
+def embeddings_apart(model: nn.Module, places: list[str]) -> Iterator[None]:
+    """Undo `share_tied_embeddings` for a while: torch loads a checkpoint by module, and visits each once."""
+    tokens = model.get_input_embeddings()
+    for name in places:
+        apart = nn.Embedding(1, 1, device="meta")
+        apart.weight = tokens.weight
+        model.set_submodule(name, apart)
+    try:
+        yield
+    finally:
+        for name in places:
+            model.set_submodule(name, tokens)
 
 
 def _bound_metrics(grid: list[float], totals: Tensor) -> dict[str, float]:
