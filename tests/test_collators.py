@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from helpers import random_examples
@@ -177,3 +178,31 @@ def test_counts_are_uniform_over_all_prefixes():
     # A float32 product may round up to num_concepts itself.
     assert visible_concept_counts(torch.tensor([0.0, 1 - 2**-24]), 3).tolist() == [1, 3]
     assert visible_concept_counts(torch.tensor([1 - 2**-24]), 10**6).tolist() == [10**6]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padding_is_the_tokenizer_s(tokenizer, side, monkeypatch):
+    monkeypatch.setattr(tokenizer, "padding_side", side)
+    examples = random_examples(tokenizer, rows=5)
+    assert len({len(example["input_ids"]) for example in examples}) > 1
+    expected = tokenizer.pad(examples, return_tensors="pt")
+    arrays = [{"input_ids": np.array(example["input_ids"], dtype=np.int32), "other": 1} for example in examples]
+    for rows in (examples, arrays):
+        batch = DataCollatorForReconstruction(tokenizer).pad(rows)
+        assert batch.keys() == {"input_ids", "attention_mask"}
+        for name, values in batch.items():
+            assert values.dtype == torch.long and torch.equal(values, expected[name])
+
+
+def test_a_pair_is_padded_together(tokenizer):
+    pairs = [{"input_ids": [2, 9, 3], "partner_ids": [2, 8, 8, 8, 3]}, {"input_ids": [2, 3], "partner_ids": [2, 7, 3]}]
+    batch = DataCollatorForReconstruction(tokenizer).pad(pairs)
+    pad = tokenizer.pad_token_id
+    assert batch["input_ids"].tolist() == [[2, 9, 3, pad, pad], [2, 3, pad, pad, pad]]
+    assert batch["partner_input_ids"].tolist() == [[2, 8, 8, 8, 3], [2, 7, 3, pad, pad]]
+    assert batch["partner_attention_mask"].tolist() == [[1] * 5, [1, 1, 1, 0, 0]]
+
+
+def test_no_examples(tokenizer):
+    with pytest.raises(ValueError, match="cannot collate an empty list of examples"):
+        DataCollatorForReconstruction(tokenizer).pad([])

@@ -120,9 +120,10 @@ def test_special_tokens_stay_and_are_named(tokenizer, batches) -> None:
 def test_padding_and_batches_do_not_matter(tokenizer) -> None:
     model = make_model(tokenizer)
     examples = random_examples(tokenizer, rows=5, longest=20)
-    collator = DataCollatorForReconstruction(tokenizer, pad_to_multiple_of=32)
-    alone = [DataCollatorForReconstruction(tokenizer).pad([example]) for example in examples]
-    padded = concept_reading(model.encoder, model.decoder, tokenizer, [collator.pad(examples)])
+    collator = DataCollatorForReconstruction(tokenizer)
+    alone = [collator.pad([example]) for example in examples]
+    wider = {name: torch.nn.functional.pad(values, (0, 9)) for name, values in collator.pad(examples).items()}
+    padded = concept_reading(model.encoder, model.decoder, tokenizer, [wider])
     single = concept_reading(model.encoder, model.decoder, tokenizer, alone)
     for left, right in zip(padded["concepts"], single["concepts"], strict=True):
         left_top, right_top = left.pop("top_tokens"), right.pop("top_tokens")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from .corruptions import Corruption, Diffusion, Noise, Text
@@ -45,7 +46,6 @@ class DataCollatorForReconstruction:
         position_share: share of the positions to rebuild, in (0, 1], drawn to carry the loss, each weighing
             1 / share: the expected gradient is that of all of them, at that share of the product with the vocabulary.
         seed: of all noise.
-        pad_to_multiple_of: round the padded length up.
 
     Raises:
         ValueError: tokenizer without [MASK] or [PAD]; position_share outside (0, 1]; no examples.
@@ -55,7 +55,6 @@ class DataCollatorForReconstruction:
     corruption: Corruption = field(default_factory=Diffusion)
     position_share: float = 1.0
     seed: int = 0
-    pad_to_multiple_of: int | None = None
 
     def __post_init__(self) -> None:
         for token in ("mask_token", "pad_token"):
@@ -73,18 +72,25 @@ class DataCollatorForReconstruction:
         return self.corrupt(batch, self.fixed_noise(batch))
 
     def pad(self, examples: list[dict]) -> dict[str, Tensor]:
-        """Clean batch: `input_ids` and `attention_mask`, both (B, N) long; of pairs also those of the `PARTNER`."""
+        """Clean batch: `input_ids` and `attention_mask`, both (B, N) long; of pairs also those of the `PARTNER`.
+
+        What the tokenizer's own `pad` gives, without its way through Python lists: data come as arrays.
+        """
         if not examples:
             raise ValueError("cannot collate an empty list of examples")
-        paired = "partner_ids" in examples[0]
-        texts = [{"input_ids": example["input_ids"]} for example in examples]
-        partners = [{"input_ids": example["partner_ids"]} for example in examples] if paired else []
+        columns = [column for column in ("input_ids", "partner_ids") if column in examples[0]]
         # Together, so that a text and its partner are equally long.
-        padded = self.tokenizer.pad(texts + partners, pad_to_multiple_of=self.pad_to_multiple_of, return_tensors="pt")
-        batch = {name: padded[name][: len(texts)] for name in ("input_ids", "attention_mask")}
-        if paired:
-            batch |= {key: padded[name][len(texts) :] for name, key in PARTNER.items()}
-        return batch
+        rows = [
+            torch.from_numpy(np.asarray(example[column], dtype=np.int64)) for column in columns for example in examples
+        ]
+        side = {"batch_first": True, "padding_side": self.tokenizer.padding_side}
+        ids = pad_sequence(rows, padding_value=self.tokenizer.pad_token_id, **side)
+        mask = pad_sequence([torch.ones_like(row) for row in rows], **side)
+        keys = ("input_ids", "attention_mask", *PARTNER.values())
+        parts = [
+            part for pair in zip(ids.split(len(examples)), mask.split(len(examples)), strict=True) for part in pair
+        ]
+        return dict(zip(keys, parts, strict=False))
 
     def draw(
         self, batch: dict[str, Tensor], step: int, micro_step: int = 0, rank: int = 0, world_size: int = 1

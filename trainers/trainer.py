@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +25,6 @@ from .corruptions import Diffusion
 from .data_wait import DataWait
 from .distillation import load_distillation
 from .objectives import ObjectiveArguments, ReconstructionObjective
-from .padding import pad_batch
 from .stability import (
     MAX_ROLLBACKS,
     DivergenceError,
@@ -186,7 +184,7 @@ class ConceptTrainer(Trainer):
         self._base_rates: list[float] | None = None
         self.guard = DivergenceGuard(training_args.divergence_ratio, clipped=training_args.max_grad_norm > 0)
         self.average = WeightAverage(training_args.ema_decay) if training_args.ema_decay else None
-        super().__init__(*args, data_collator=partial(pad_batch, tokenizer=tokenizer), **kwargs)
+        super().__init__(*args, data_collator=self.collator.pad, **kwargs)
         self.loss_is_scaled_for_ga = True
         self.objective.learned.to(self.args.device)
         if self.is_fsdp_enabled and list(self.objective.learned.parameters()):
