@@ -206,10 +206,10 @@ class ConceptAttention(nn.Module):
         return self.o_proj(output.flatten(2)), weights
 
     def keys_and_values(self, tokens: "Tensor | ConceptTokens") -> tuple[Tensor, Tensor]:
-        """Each (B, K, D): projected from states (B, K, D), or looked up where there are ids and a table for them."""
+        """Each (B, K, D): looked up where there is a table that holds the tokens, else projected from their states."""
         if isinstance(tokens, ConceptTokens):
-            if self.table is not None and tokens.input_ids is not None:
-                return self.table(tokens, self)
+            if self.table is not None and self.table.holds(tokens):
+                return self.table(tokens)
             tokens = tokens.states()
         return self.k_proj(tokens), self.v_proj(tokens)
 
@@ -225,7 +225,7 @@ class ConceptKeyValueTable(nn.Module):
     """What every token id and the first P positions add to keys and values of one attention to tokens.
 
     Buffers tokens (2, V, D) and positions (2, P, D), keys first, so that they follow `.to()`; no checkpoint has them.
-    A position beyond the P (sinusoidal ones have no end) is projected when it occurs.
+    The biases come with the token.
     """
 
     def __init__(self, attention: ConceptAttention, embeddings: "ConceptTokenEmbeddings", num_positions: int):
@@ -235,29 +235,22 @@ class ConceptKeyValueTable(nn.Module):
         for part in range(0, len(weight), 4096):  # bounds what is held besides the table
             rows = embeddings.projection(weight[part : part + 4096])
             tokens[:, part : part + 4096] = torch.stack(attention.keys_and_values(rows))
-        positions = torch.arange(num_positions, device=weight.device)
+        biases = torch.stack(attention.keys_and_values(embeddings.projection(torch.zeros_like(weight[:1]))))
+        places = embeddings.places(torch.arange(num_positions, device=weight.device))
+        positions = torch.stack(attention.keys_and_values(places)) - biases
         self.register_buffer("tokens", tokens, persistent=False)
-        self.register_buffer("positions", self._project(attention, embeddings, positions), persistent=False)
+        self.register_buffer("positions", positions, persistent=False)
 
-    def forward(self, tokens: "ConceptTokens", attention: ConceptAttention) -> tuple[Tensor, Tensor]:
-        """Keys and values, each (B, N, D), of `tokens`."""
-        tokens.embeddings.check_ids(tokens.input_ids)
+    def holds(self, tokens: "ConceptTokens") -> bool:
         where = tokens.positions
         last = where.stop - 1 if isinstance(where, slice) else int(where.max())
-        if last < self.positions.shape[1]:
-            places = self.positions[:, where]  # (2, N, D) or (2, B, N, D)
-        else:
-            places = self._project(attention, tokens.embeddings, tokens.position_ids())
-        key, value = (nn.functional.embedding(tokens.input_ids, table) for table in self.tokens)
-        return key.add_(places[0]), value.add_(places[1])
+        return tokens.input_ids is not None and last < self.positions.shape[1]
 
-    @staticmethod
-    def _project(attention, embeddings, position_ids: Tensor) -> Tensor:
-        """(2, ..., D), what positions (...) add: their own share, without the biases, which come with the token."""
-        nothing = embeddings.tokens.weight.new_zeros(1, embeddings.tokens.embedding_dim)
-        biases = attention.keys_and_values(embeddings.projection(nothing))
-        placed = attention.keys_and_values(embeddings.places(position_ids))
-        return torch.stack([x - bias for x, bias in zip(placed, biases, strict=True)])
+    def forward(self, tokens: "ConceptTokens") -> tuple[Tensor, Tensor]:
+        """Keys and values, each (B, N, D), of `tokens`."""
+        tokens.embeddings.check_ids(tokens.input_ids)
+        key, value = (nn.functional.embedding(tokens.input_ids, table) for table in self.tokens)
+        return key.add_(self.positions[0, tokens.positions]), value.add_(self.positions[1, tokens.positions])
 
 
 # -------------------------------------------------------------------------------------- feed-forward and embeddings
@@ -698,9 +691,9 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
         `torch.compile` has compiled, cannot be seen.
 
         Args:
-            num_positions: P, default `max_position_embeddings`. Positions beyond it (sinusoidal ones have no end, and
-                a table of a million would outweigh the model twenty times) are projected as they occur, which saves
-                nothing for one text and nearly everything for a batch that shares its positions.
+            num_positions: P, default `max_position_embeddings`. What goes on beyond it is projected as without a
+                table: the whole text, or with `chunk_length` the chunks from there on. Sinusoidal positions have no
+                end, and a table of a million of them would outweigh the model many times, so their P is a choice.
 
         Raises:
             ValueError: the model is in training mode; keys and values are not a sum of what a token and a position
