@@ -206,10 +206,10 @@ class ConceptAttention(nn.Module):
         return self.o_proj(output.flatten(2)), weights
 
     def keys_and_values(self, tokens: "Tensor | ConceptTokens") -> tuple[Tensor, Tensor]:
-        """Each (B, K, D): projected from states (B, K, D), or looked up where there are ids and a table for them."""
+        """Each (B, K, D): looked up where there is a table that holds the tokens, else projected from their states."""
         if isinstance(tokens, ConceptTokens):
-            if self.table is not None and tokens.input_ids is not None:
-                return self.table(tokens, self)
+            if self.table is not None and self.table.holds(tokens):
+                return self.table(tokens)
             tokens = tokens.states()
         return self.k_proj(tokens), self.v_proj(tokens)
 
@@ -225,7 +225,7 @@ class ConceptKeyValueTable(nn.Module):
     """What every token id and the first P positions add to keys and values of one attention to tokens.
 
     Buffers tokens (2, V, D) and positions (2, P, D), keys first, so that they follow `.to()`; no checkpoint has them.
-    A position beyond the P (sinusoidal ones have no end) is projected when it occurs.
+    The biases come with the token.
     """
 
     def __init__(self, attention: ConceptAttention, embeddings: "ConceptTokenEmbeddings", num_positions: int):
@@ -235,29 +235,22 @@ class ConceptKeyValueTable(nn.Module):
         for part in range(0, len(weight), 4096):  # bounds what is held besides the table
             rows = embeddings.projection(weight[part : part + 4096])
             tokens[:, part : part + 4096] = torch.stack(attention.keys_and_values(rows))
-        positions = torch.arange(num_positions, device=weight.device)
+        biases = torch.stack(attention.keys_and_values(embeddings.projection(torch.zeros_like(weight[:1]))))
+        places = embeddings.places(torch.arange(num_positions, device=weight.device))
+        positions = torch.stack(attention.keys_and_values(places)) - biases
         self.register_buffer("tokens", tokens, persistent=False)
-        self.register_buffer("positions", self._project(attention, embeddings, positions), persistent=False)
+        self.register_buffer("positions", positions, persistent=False)
 
-    def forward(self, tokens: "ConceptTokens", attention: ConceptAttention) -> tuple[Tensor, Tensor]:
+    def holds(self, tokens: "ConceptTokens") -> bool:
+        where = tokens.positions
+        last = where.stop - 1 if isinstance(where, slice) else int(where.max())
+        return tokens.input_ids is not None and last < self.positions.shape[1]
+
+    def forward(self, tokens: "ConceptTokens") -> tuple[Tensor, Tensor]:
         """Keys and values, each (B, N, D), of `tokens`."""
         tokens.embeddings.check_ids(tokens.input_ids)
-        places = tokens.places
-        last = places.stop - 1 if isinstance(places, slice) else int(places.max())
-        if last < self.positions.shape[1]:
-            positions = self.positions[:, places]  # (2, N, D) or (2, B, N, D)
-        else:
-            positions = self._project(attention, tokens.embeddings, tokens.position_ids())
         key, value = (nn.functional.embedding(tokens.input_ids, table) for table in self.tokens)
-        return key.add_(positions[0]), value.add_(positions[1])
-
-    @staticmethod
-    def _project(attention, embeddings, position_ids: Tensor) -> Tensor:
-        """(2, ..., D), what positions (...) add: their own share, without the biases, which come with the token."""
-        nothing = embeddings.tokens.weight.new_zeros(1, embeddings.tokens.embedding_dim)
-        biases = attention.keys_and_values(embeddings.projection(nothing))
-        placed = attention.keys_and_values(embeddings.places(position_ids))
-        return torch.stack([x - bias for x, bias in zip(placed, biases, strict=True)])
+        return key.add_(self.positions[0, tokens.positions]), value.add_(self.positions[1, tokens.positions])
 
 
 # -------------------------------------------------------------------------------------- feed-forward and embeddings
@@ -364,14 +357,14 @@ class ConceptTokens:
 
     Attributes:
         input_ids, inputs_embeds: (B, N) or (B, N, E), one of them.
-        places: positions (B, N), or a slice of them that all texts share.
+        positions: positions (B, N), or a slice of them that all texts share.
         length, chunk_length: tokens in all, and that a layer reads at a time.
     """
 
     embeddings: ConceptTokenEmbeddings
     input_ids: Tensor | None
     inputs_embeds: Tensor | None
-    places: Tensor | slice
+    positions: Tensor | slice
     length: int
     chunk_length: int
 
@@ -384,17 +377,17 @@ class ConceptTokens:
         for start in range(0, self.length, self.chunk_length):
             part = slice(start, min(start + self.chunk_length, self.length))
             ids, embeds = (None if x is None else x[:, part] for x in (self.input_ids, self.inputs_embeds))
-            places = part if isinstance(self.places, slice) else self.places[:, part]
-            tokens = ConceptTokens(self.embeddings, ids, embeds, places, part.stop - part.start, self.chunk_length)
+            positions = part if isinstance(self.positions, slice) else self.positions[..., part]
+            tokens = ConceptTokens(self.embeddings, ids, embeds, positions, part.stop - part.start, self.chunk_length)
             yield tokens, None if mask is None else mask[..., part]
 
     def states(self) -> Tensor:
         return self.embeddings(self.input_ids, self.inputs_embeds, self.position_ids())  # (B, N, D)
 
     def position_ids(self) -> Tensor:  # (B, N) or (N,)
-        if isinstance(self.places, Tensor):
-            return self.places
-        return torch.arange(self.places.start, self.places.stop, device=self.embeddings.tokens.weight.device)
+        if isinstance(self.positions, Tensor):
+            return self.positions
+        return torch.arange(self.positions.start, self.positions.stop, device=self.embeddings.tokens.weight.device)
 
 
 class ConceptLatentQueries(nn.Module):
@@ -679,8 +672,8 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
 
         Raises:
             ValueError: ids outside the vocabulary (checked on CPU); more tokens than learned positions; with
-                `chunk_length` or a table: gradients needed; with `chunk_length`: training mode, BiXT,
-                `output_attentions`, a mask that is not (B, N); weights that have changed since `tabulate`.
+                `chunk_length` or a table: gradients needed; with a table: weights changed since; with `chunk_length`:
+                training mode, BiXT, `output_attentions`, a mask that is not (B, N).
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -700,8 +693,8 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
             like_tokens = concepts[:, :1].expand(-1, length, -1)  # sizes and dtype for the mask, no tokens needed
             mask = create_bidirectional_mask(self.config, concepts, attention_mask, like_tokens)
         if tabulated or chunk_length < length:
-            places = slice(0, length) if position_ids is None else position_ids
-            tokens = ConceptTokens(self.embeddings, input_ids, inputs_embeds, places, length, chunk_length)
+            positions = slice(0, length) if position_ids is None else position_ids
+            tokens = ConceptTokens(self.embeddings, input_ids, inputs_embeds, positions, length, chunk_length)
         else:
             tokens = self.embeddings(input_ids, inputs_embeds, position_ids)  # (B, N, D), once for all layers
         for layer in self.layers:
@@ -717,12 +710,13 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
         For inference: equal up to rounding, without the projections that are most of an encoding's work. Takes
         `table_bytes` of memory: 2 L (V + P) D numbers for L layers, V ids and P positions, 0.4 GB in float32 for the
         default configuration. The table follows `.to()`, is in no checkpoint, and goes with `train()`. It is refused
-        once weights behind it have changed in place or been replaced; a change through `.data` cannot be seen.
+        once weights behind it have changed in place or been replaced; a change through `.data`, or of a model that
+        `torch.compile` has compiled, cannot be seen.
 
         Args:
-            num_positions: P, default `max_position_embeddings`. Positions beyond it (sinusoidal ones have no end, and
-                a table of a million would outweigh the model twenty times) are projected as they occur, which saves
-                nothing for one text and nearly everything for a batch that shares its positions.
+            num_positions: P, default `max_position_embeddings`. What goes on beyond it is projected as without a
+                table: the whole text, or with `chunk_length` the chunks from there on. Sinusoidal positions have no
+                end, and a table of a million of them would outweigh the model many times, so their P is a choice.
 
         Raises:
             ValueError: the model is in training mode; keys and values are not a sum of what a token and a position
