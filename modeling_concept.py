@@ -13,7 +13,6 @@ adaLN-Zero (Peebles & Xie 2022, arXiv:2212.09748), masked diffusion (Sahoo et al
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -67,9 +66,10 @@ class ConceptMaskedLMOutput(ModelOutput):
 
     Attributes:
         loss: scalar, weighted cross-entropy in nats; only with `labels`.
-        logits: with `labels` (M, V), the labelled positions in row-major order; without, (B, N, V).
+        logits: without `labels` (B, N, V). With `labels` (M, V), the labelled positions in row-major order, but `None`
+            while training, when they are never held all at once.
         token_losses: (B, N) at least float32, unweighted cross-entropy in nats, 0 where there is no label; only with
-            `labels`.
+            `labels`. Detached while training.
         concepts: (B, C, D), the last hidden state of the encoder.
         hidden_states, attentions, cross_attentions: of the encoder, as in `ConceptEncoderOutput`.
         decoder_hidden_states, decoder_cross_attentions: of the decoder, as in `ConceptDecoderOutput`; with `labels`
@@ -689,6 +689,68 @@ class ConceptPerceiverDecoder(ConceptEncoderPreTrainedModel):
 
 # --------------------------------------------------------------------------------------------- heads that rebuild text
 
+VOCABULARY_ROWS = 256  # labelled positions whose logits are held at once while training
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """Cross-entropy of the logits `states @ weight.T`, `VOCABULARY_ROWS` rows at a time.
+
+    Takes states (M, D), weight (V, D), labels (M,), row_weights (M,) and a label smoothing; gives the weighted sum of
+    the cross-entropies in nats, and these themselves (M,), detached, both at least float32. The gradients are taken
+    on the way, while the logits of a chunk are at hand, so that neither these nor their gradients are ever kept.
+
+    Source: the scheme of Liger Kernel (Hsu et al. 2024, arXiv:2410.10989, section 3.2). Differs: weighted rows.
+    """
+
+    @staticmethod
+    def forward(ctx, states, weight, labels, row_weights, label_smoothing):
+        wide = at_least_float32(states.dtype)
+        row_weights = row_weights.to(wide)
+        losses = states.new_empty(len(states), dtype=wide)
+        wanted = any(ctx.needs_input_grad[:2])
+        if wanted:
+            state_grads = torch.empty_like(states)
+            weight_grad = torch.zeros_like(weight, dtype=wide)
+        for start in range(0, len(states), VOCABULARY_ROWS):
+            rows = slice(start, start + VOCABULARY_ROWS)
+            own, scale = labels[rows, None], row_weights[rows, None]  # (m, 1)
+            logits = (states[rows] @ weight.mT).to(wide)  # (m, V)
+            largest = logits.amax(-1, keepdim=True)
+            target = (1 - label_smoothing) * logits.gather(-1, own)
+            if label_smoothing:
+                target = target + label_smoothing * logits.mean(-1, keepdim=True)
+            total = logits.sub_(largest).exp_().sum(-1, keepdim=True)
+            losses[rows] = (total.log() + largest - target).squeeze(-1)
+            if wanted:
+                grads = logits.mul_(scale / total)
+                if label_smoothing:
+                    grads.sub_(scale * (label_smoothing / weight.shape[0]))
+                grads = grads.scatter_add_(-1, own, (label_smoothing - 1) * scale).to(states.dtype)
+                state_grads[rows] = grads @ weight
+                if weight_grad.dtype == grads.dtype:
+                    weight_grad.addmm_(grads.mT, states[rows])
+                else:
+                    weight_grad += grads.mT @ states[rows]
+        if wanted:
+            ctx.save_for_backward(state_grads, weight_grad)
+        ctx.mark_non_differentiable(losses)
+        return (losses * row_weights).sum(), losses
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad, _):
+        state_grads, weight_grad = ctx.saved_tensors
+        return state_grads * grad.to(state_grads.dtype), (weight_grad * grad).to(state_grads.dtype), None, None, None
+
+
+def linear_cross_entropy(states, weight, labels, row_weights, label_smoothing) -> tuple[Tensor, Tensor]:
+    """`LinearCrossEntropy`, its products in the precision of autocast where that is on."""
+    device = states.device.type
+    if torch.is_autocast_enabled(device):
+        states, weight = (each.to(torch.get_autocast_dtype(device)) for each in (states, weight))
+    with torch.autocast(device, enabled=False):
+        return LinearCrossEntropy.apply(states, weight, labels, row_weights, label_smoothing)
+
 
 class ConceptMaskedLMModel(ConceptEncoderPreTrainedModel):
     """What the heads that rebuild text share: `lm_head` on the rows that carry a label, and their cross-entropy."""
@@ -697,7 +759,7 @@ class ConceptMaskedLMModel(ConceptEncoderPreTrainedModel):
 
     def _score(self, encoded, decode, labels, loss_weights, label_smoothing, num_items_in_batch):
         """`ConceptMaskedLMOutput`, given `decode`: positions -> decoded states; the rest as in the heads' forward."""
-        loss = token_losses = None
+        loss = logits = token_losses = None
         if labels is None:
             decoded = decode(None)
             logits = self.lm_head(decoded.last_hidden_state)  # (B, N, V)
@@ -705,17 +767,22 @@ class ConceptMaskedLMModel(ConceptEncoderPreTrainedModel):
             labelled = labels != -100
             positions, real = labelled_positions(labels)  # (B, K)
             decoded = decode(positions)
-            logits = self.lm_head(decoded.last_hidden_state[real])  # (M, V)
-            cross_entropy = nn.functional.cross_entropy(
-                logits.to(at_least_float32(logits.dtype)),
-                labels[labelled],
-                reduction="none",
-                label_smoothing=label_smoothing,
-            )
-            token_losses = cross_entropy.new_zeros(labels.shape).masked_scatter(labelled, cross_entropy)  # (B, N)
-            weighted = token_losses if loss_weights is None else token_losses * loss_weights
+            states = decoded.last_hidden_state[real]  # (M, D)
+            row_weights = torch.ones_like(states[:, 0]) if loss_weights is None else loss_weights[labelled]
+            if self.training:
+                total, losses = linear_cross_entropy(
+                    states, self.lm_head.weight, labels[labelled], row_weights, label_smoothing
+                )
+            else:
+                logits = self.lm_head(states)  # (M, V)
+                wide = logits.to(at_least_float32(logits.dtype))
+                losses = nn.functional.cross_entropy(
+                    wide, labels[labelled], reduction="none", label_smoothing=label_smoothing
+                )
+                total = (losses * row_weights).sum()
             # No label at all gives loss 0, not 0 / 0.
-            loss = weighted.sum() / (labelled.sum().clamp_min(1) if num_items_in_batch is None else num_items_in_batch)
+            loss = total / (labelled.sum().clamp_min(1) if num_items_in_batch is None else num_items_in_batch)
+            token_losses = losses.new_zeros(labels.shape).masked_scatter(labelled, losses)  # (B, N)
         return ConceptMaskedLMOutput(
             loss=loss,
             logits=logits,
@@ -840,16 +907,11 @@ class ConceptEncoderForDiffusionMLM(ConceptMaskedLMModel):
         mask = attention_mask if decoder_attention_mask is None else decoder_attention_mask
         if timesteps is None:
             timesteps = self._masked_share(noised, mask)  # (B,)
-        decode = partial(
-            self.decoder,
-            noised,
-            encoded.last_hidden_state,
-            timesteps,
-            mask,
-            None,
-            num_visible_concepts,
-            **kwargs,
-        )
+
+        def decode(positions: Tensor | None) -> ConceptDecoderOutput:
+            states = encoded.last_hidden_state
+            return self.decoder(noised, states, timesteps, mask, None, num_visible_concepts, positions, **kwargs)
+
         output = self._score(encoded, decode, labels, loss_weights, label_smoothing, num_items_in_batch)
         if labels is None:
             mask_id = torch.full_like(output.logits[..., :1], self.config.mask_token_id, dtype=torch.long)
@@ -1001,7 +1063,11 @@ class ConceptEncoderForMaskedLMPerceiver(ConceptMaskedLMModel):
             tokens = self.encoder.embeddings.tokens(decoder_input_ids)  # (B, N', E)
         else:
             tokens = self.encoder.embeddings.tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        decode = partial(self.decoder, tokens, encoded.last_hidden_state, None, num_visible_concepts, **kwargs)
+
+        def decode(positions: Tensor | None) -> ConceptDecoderOutput:
+            states = encoded.last_hidden_state
+            return self.decoder(tokens, states, None, num_visible_concepts, positions, **kwargs)
+
         return self._score(encoded, decode, labels, loss_weights, label_smoothing, num_items_in_batch)
 
 

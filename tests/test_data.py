@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import textwrap
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -307,6 +308,43 @@ class TestBadCorpora:
         args = arguments(write(tmp_path / name, rows), streaming=streaming)
         with pytest.raises(ValueError, match=message):
             load_corpus(args, "train")
+
+    @pytest.mark.parametrize("streaming", [False, True])
+    def test_pairs(self, tmp_path, words, streaming):
+        rows = [{"a": a, "b": b, "same": i % 3} for i, (a, b) in enumerate(pairwise(SENTENCES))]
+        rows[1] |= {"b": " ", "same": 1}  # half a pair is none
+        settings = {"text_column": "a", "partner_column": "b", "packing": "truncated", "streaming": streaming}
+        args = arguments(write(tmp_path / "a.jsonl", rows), keep_rows="same=1", **settings)
+        examples = [row for part in load_pretraining_data(args, words) for row in part]
+        wanted = {(row["a"], row["b"]) for row in rows if row["same"] == 1 and row["b"] != " "}
+        assert {tuple(words.decode(row[name][1:-1]) for name in ("input_ids", "partner_ids")) for row in examples} == {
+            tuple(words.decode(words.encode(text, add_special_tokens=False)) for text in pair) for pair in wanted
+        }
+        assert all(row[name][0] == words.cls_token_id for row in examples for name in row)
+
+    def test_rows_above_a_number(self, tmp_path):
+        rows = [{"text": text, "score": i / 10 if i else None} for i, text in enumerate(SENTENCES)]
+        args = arguments(write(tmp_path / "a.jsonl", rows), keep_rows="score>=4.5")
+        assert {text for split in ("train", "validation") for text in texts(load_corpus(args, split))} == set(
+            SENTENCES[45:]
+        )
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"keep_rows": "label"}, "keep_rows must be column=value or column>=number, such as .* got 'label'"),
+            ({"keep_rows": "label>=high"}, "keep_rows must be column=value or column>=number"),
+            ({"keep_rows": "kind=1"}, "keep_rows='kind=1': no column 'kind' in the split .* Columns: text"),
+            ({"keep_rows": "text=nothing"}, "keep_rows='text=nothing' keeps no row of the split 'train'"),
+            ({"partner_column": "other"}, "partner_column='other' needs packing='truncated', one pair per example"),
+            ({"partner_column": "text", "packing": "truncated"}, "partner_column and text_column are both 'text'"),
+            ({"partner_column": "other", "packing": "truncated"}, "partner_column 'other' is not in .* Columns: text"),
+        ],
+    )
+    def test_bad_pairs_and_rules(self, tmp_path, settings, message):
+        path = write(tmp_path / "a.jsonl", SENTENCES)
+        with pytest.raises(ValueError, match=message):
+            load_corpus(arguments(path, **settings), "train")
 
     @pytest.mark.parametrize("streaming", [False, True])
     def test_splits(self, tmp_path, streaming):

@@ -6,7 +6,7 @@ from helpers import random_examples, randomised, tiny_config
 from torch import nn
 
 from concept_encoder import ConceptEncoderForDiffusionMLM
-from concept_encoder.trainers.collators import DataCollatorForReconstruction
+from concept_encoder.trainers.collators import PARTNER, DataCollatorForReconstruction
 from concept_encoder.trainers.corruptions import CORRUPTIONS, Diffusion
 from concept_encoder.trainers.objectives import ObjectiveArguments, ReconstructionObjective, info_nce
 from concept_encoder.trainers.regularizers import REGULARIZERS
@@ -136,6 +136,37 @@ def test_dropout_makes_the_two_views_differ(tokenizer):
     assert len(first) == 16 and (first - second).flatten(1).norm(dim=1).min() > 1e-3
 
 
+@pytest.mark.parametrize("corruption", ["diffusion", "prefix", "tsdae"])
+def test_the_second_view_of_a_pair_is_the_partner_read_in_full(tokenizer, corruption):
+    query = {"decoder_query": "position"} if corruption == "tsdae" else {}
+    config = tiny_config(vocab_size=len(tokenizer), mask_token_id=4, **query)
+    model = randomised(CORRUPTIONS[corruption].head(config))
+    collator = DataCollatorForReconstruction(tokenizer, CORRUPTIONS[corruption]())
+    texts, partners = (random_examples(tokenizer, rows=6, seed=seed, longest=20 + seed) for seed in (1, 2))
+    pairs = [{**text, "partner_ids": other["input_ids"]} for text, other in zip(texts, partners, strict=True)]
+    clean = collator.pad(pairs)
+    batch = collator.corrupt(clean, collator.draw(clean, step=0))
+    seen = []
+    model.register_forward_hook(lambda module, args, kwargs, output: seen.append((kwargs, output)), with_kwargs=True)
+    both = batch | {name: clean[name] for name in PARTNER.values()}
+    result = ReconstructionObjective(contrastive=0.5)(model, both, batch["num_items"].sum())
+    (inputs, output), alone = seen[0], [row["input_ids"] for row in partners]
+    real = inputs["attention_mask"][6:].bool()
+    assert [ids[mask].tolist() for ids, mask in zip(inputs["input_ids"][6:], real, strict=True)] == alone
+    read = [model.encoder(torch.tensor([ids])).last_hidden_state[0] for ids in alone]
+    torch.testing.assert_close(output.concepts[6:], torch.stack(read), rtol=1e-4, atol=1e-5)
+    plain = ReconstructionObjective()(model, batch, batch["num_items"].sum())
+    expected = info_nce(output.concepts[:6].mean(1), output.concepts[6:].mean(1))
+    assert result.loss.item() == pytest.approx((plain.loss + 0.5 * expected).item(), rel=1e-5)
+
+
+def test_pairs_and_contrastive_need_each_other():
+    config = tiny_config(mask_token_id=4)
+    ObjectiveArguments(contrastive=0.1).check(config, paired=True)  # partners differ without dropout
+    with pytest.raises(ValueError, match=r"a corpus of pairs trains nothing but contrastive, which is 0"):
+        ObjectiveArguments().check(config, paired=True)
+
+
 def test_nested_concepts_refuse_what_they_cannot_hide():
     config = tiny_config(mask_token_id=4, concept_attention="slot", decoder_context="latent")
     with pytest.raises(ValueError, match="nested_concepts with decoder_context='latent' needs concept_attention='sof"):
@@ -165,7 +196,10 @@ def test_corruption_and_its_settings_read_from_a_recipe():
 def test_contrastive_without_dropout_is_refused():
     settings = ObjectiveArguments(contrastive=0.1)
     settings.check(tiny_config(attention_probs_dropout_prob=0.1))
-    with pytest.raises(ValueError, match=r"contrastive needs dropout.*attention_probs_dropout_prob are both 0"):
+    with pytest.raises(
+        ValueError,
+        match=r"contrastive without a partner_column needs dropout.*attention_probs_dropout_prob are both 0",
+    ):
         settings.check(tiny_config())
 
 

@@ -99,6 +99,9 @@ def test_bad_extensions_are_named(tmp_path, text, message):
 DIFFERENCES = {
     "bixt": {"token_update"},
     "coding_rate": {"regularizers"},
+    "contrastive_pairs": {
+        *("contrastive", "dataset_name", "text_column", "partner_column", "keep_rows", "packing"),
+    },
     "diffusion_contrastive": {"contrastive", "hidden_dropout_prob", "attention_probs_dropout_prob"},
     "diffusion_l6": {"num_hidden_layers"},
     "latent": {"decoder_context"},

@@ -18,7 +18,7 @@ from concept_encoder.trainers.trainer import ConceptTrainer, ConceptTrainingArgu
 
 
 def make_trainer(
-    tokenizer, output_dir, rows=64, objective=None, monitor=None, dropout=0.0, **training
+    tokenizer, output_dir, rows=64, objective=None, monitor=None, dropout=0.0, data=None, **training
 ) -> ConceptTrainer:
     torch.manual_seed(0)
     objective = objective or ObjectiveArguments()
@@ -30,7 +30,7 @@ def make_trainer(
         attention_probs_dropout_prob=dropout,
         **corruption.needs,
     )
-    data = Dataset.from_list(random_examples(tokenizer, rows=rows, longest=20))
+    data = data or Dataset.from_list(random_examples(tokenizer, rows=rows, longest=20))
     settings = {
         "output_dir": str(output_dir),
         "max_steps": 6,
@@ -211,6 +211,17 @@ def test_a_head_of_another_corruption_is_refused(tokenizer, tmp_path):
             objective_args=ObjectiveArguments(corruption="mlm"),
             processing_class=tokenizer,
         )
+
+
+def test_pairs_train(tokenizer, tmp_path):
+    texts = random_examples(tokenizer, rows=32, longest=20)
+    pairs = Dataset.from_list([{**text, "partner_ids": text["input_ids"][::-1]} for text in texts])
+    objective = ObjectiveArguments(contrastive=1.0)
+    trainer = make_trainer(tokenizer, tmp_path, objective=objective, data=pairs, max_steps=30, logging_steps=10)
+    trainer.train()
+    logged = [row["contrastive"] for row in trainer.state.log_history if "contrastive" in row]
+    assert logged[-1] < logged[0]
+    assert trainer.evaluate()["eval_nelbo_bits_per_token"] > 0
 
 
 def test_contrastive_needs_other_texts(tokenizer, tmp_path):

@@ -10,6 +10,9 @@ from transformers import PreTrainedTokenizerBase
 
 from .corruptions import Corruption, Diffusion, Noise, Text
 
+# Where a batch of pairs has what the encoder reads of the other text: input of the encoder -> key in the batch.
+PARTNER = {"input_ids": "partner_input_ids", "attention_mask": "partner_attention_mask"}
+
 
 def noise_generator(*key: int) -> torch.Generator:
     """CPU generator seeded by a tuple of non-negative integers; different tuples give independent streams."""
@@ -70,12 +73,18 @@ class DataCollatorForReconstruction:
         return self.corrupt(batch, self.fixed_noise(batch))
 
     def pad(self, examples: list[dict]) -> dict[str, Tensor]:
-        """Clean batch: `input_ids` and `attention_mask`, both (B, N) long."""
+        """Clean batch: `input_ids` and `attention_mask`, both (B, N) long; of pairs also those of the `PARTNER`."""
         if not examples:
             raise ValueError("cannot collate an empty list of examples")
-        ids = [{"input_ids": example["input_ids"]} for example in examples]
-        batch = self.tokenizer.pad(ids, pad_to_multiple_of=self.pad_to_multiple_of, return_tensors="pt")
-        return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+        paired = "partner_ids" in examples[0]
+        texts = [{"input_ids": example["input_ids"]} for example in examples]
+        partners = [{"input_ids": example["partner_ids"]} for example in examples] if paired else []
+        # Together, so that a text and its partner are equally long.
+        padded = self.tokenizer.pad(texts + partners, pad_to_multiple_of=self.pad_to_multiple_of, return_tensors="pt")
+        batch = {name: padded[name][: len(texts)] for name in ("input_ids", "attention_mask")}
+        if paired:
+            batch |= {key: padded[name][len(texts) :] for name, key in PARTNER.items()}
+        return batch
 
     def draw(
         self, batch: dict[str, Tensor], step: int, micro_step: int = 0, rank: int = 0, world_size: int = 1

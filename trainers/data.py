@@ -10,6 +10,7 @@ import hashlib
 import logging
 import re
 from dataclasses import dataclass, field
+from itertools import compress
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -32,6 +33,8 @@ Packing = Literal["packed", "truncated"]
 Split = Literal["train", "validation"]
 
 _IDS = Features({"input_ids": List(Value("int32"))})
+_ID_COLUMNS = {"text": "input_ids", "partner": "partner_ids"}
+_PAIR_IDS = Features({**_IDS, "partner_ids": List(Value("int32"))})
 # datasets fingerprints an imported function by its name only: raise this when the same texts give other examples.
 _FORMAT_VERSION = 1
 
@@ -66,6 +69,14 @@ class DataArguments:
         metadata={"help": "Share of the training split, in (0, 1), held out where there is no validation split."},
     )
     text_column: str = field(default="text", metadata={"help": "Name of the column that holds the texts."})
+    partner_column: str | None = field(
+        default=None,
+        metadata={"help": "Column of a text that means the same, for contrastive; None: single texts."},
+    )
+    keep_rows: str | None = field(
+        default=None,
+        metadata={"help": "Rows to use, as column=value or column>=number, such as label=0 or label>=4; None: all."},
+    )
     streaming: bool = field(
         default=False, metadata={"help": "Read and tokenise while training instead of building a cache first."}
     )
@@ -115,6 +126,15 @@ class DataArguments:
                 f"train_split ({self.train_split!r}) and validation_split ({self.validation_split!r}) must differ; "
                 "to hold out a share of the training split set validation_size instead"
             )
+        if self.partner_column is not None and self.packing != "truncated":
+            raise ValueError(
+                f"partner_column={self.partner_column!r} needs packing='truncated', one pair per example, got "
+                f"{self.packing!r}"
+            )
+        if self.partner_column == self.text_column:
+            raise ValueError(f"partner_column and text_column are both {self.text_column!r}: a pair needs two columns")
+        if self.keep_rows is not None:
+            _row_rule(self.keep_rows)
         if self.streaming and self.preprocessing_num_workers is not None:
             raise ValueError(
                 f"preprocessing_num_workers={self.preprocessing_num_workers} has no use with streaming=True, which "
@@ -128,7 +148,8 @@ class DataArguments:
         source = ("dataset_config_name", "dataset_revision", "train_split", "validation_split")
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
-            if f.name in (*source, "validation_size", "text_column", "streaming") and value != f.default:
+            columns = ("text_column", "partner_column", "keep_rows")
+            if f.name in (*source, "validation_size", *columns, "streaming") and value != f.default:
                 raise ValueError(
                     f"{f.name}={value!r} has no meaning with dataset_name={MICROWORLD!r}, which is generated; "
                     f"leave {f.name} out or name another dataset"
@@ -235,7 +256,7 @@ def load_corpus(args: DataArguments, split: Split) -> Dataset | IterableDataset:
         raise ValueError(
             f"dataset {args.dataset_name!r} has no split {name!r}. Splits: {', '.join(sorted(splits))}; {way_out}"
         )
-    corpus = _drop_blank_texts(_text_column(splits[name], args, name), args, name)
+    corpus = _drop_blank_texts(_text_columns(_kept_rows(splits[name], args, name), args, name), args, name)
     if held_out:
         rule = {"share": args.validation_size, "seed": args.corpus_seed, "held_out": split == "validation"}
         corpus = _filter(corpus, _is_held_out, args, fn_kwargs=rule)
@@ -335,33 +356,79 @@ def _open_dataset(args: DataArguments) -> dict[str, Any]:
         raise ValueError(f"dataset {name!r} cannot be read or is empty: {reason}") from error
 
 
-def _text_column(dataset: Dataset | IterableDataset, args: DataArguments, split: str) -> Dataset | IterableDataset:
-    """The one column asked for, as `text`."""
+def _kept_rows(dataset: Dataset | IterableDataset, args: DataArguments, split: str) -> Dataset | IterableDataset:
+    """The rows that `keep_rows` names."""
+    if args.keep_rows is None:
+        return dataset
+    column, relation, value = _row_rule(args.keep_rows)
+    columns = dataset.column_names or list(next(iter(dataset), {}))
+    where = f"the split {split!r} of {args.dataset_name!r}"
+    if column not in columns:
+        raise ValueError(
+            f"keep_rows={args.keep_rows!r}: no column {column!r} in {where}. Columns: {', '.join(columns)}"
+        )
+    kept = _filter(dataset, _meets, args, fn_kwargs={"column": column, "relation": relation, "value": value})
+    if _is_empty(kept):
+        raise ValueError(f"keep_rows={args.keep_rows!r} keeps no row of {where}")
+    return kept
+
+
+def _row_rule(rule: str) -> tuple[str, str, str]:
+    """Column, relation and value of a rule such as label>=4."""
+    parts = re.fullmatch(r"(\w+)(>?=)(.+)", rule)
+    if parts is None or (parts[2] == ">=" and not _is_number(parts[3])):
+        raise ValueError(
+            f"keep_rows must be column=value or column>=number, such as label=0 or label>=4, got {rule!r}"
+        )
+    return parts[1], parts[2], parts[3]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _meets(batch: dict[str, list], column: str, relation: str, value: str) -> list[bool]:
+    if relation == ">=":
+        return [each is not None and each >= float(value) for each in batch[column]]
+    return [str(each) == value for each in batch[column]]
+
+
+def _text_columns(dataset: Dataset | IterableDataset, args: DataArguments, split: str) -> Dataset | IterableDataset:
+    """The columns asked for, as `text` and, of pairs, `partner`."""
     # A stream without a schema tells its columns by its first row.
     columns = dataset.column_names or list(next(iter(dataset), {}))
     where = f"the split {split!r} of {args.dataset_name!r}"
     if not columns:
         raise ValueError(f"{where} is empty")
-    if args.text_column not in columns:
-        raise ValueError(f"text_column {args.text_column!r} is not in {where}. Columns: {', '.join(columns)}")
-    kind = (dataset.features or {}).get(args.text_column, Value("string"))
-    if getattr(kind, "dtype", None) not in ("string", "large_string", "null"):
-        raise ValueError(f"text_column {args.text_column!r} of {where} must hold strings, it holds {kind}")
-    dataset = dataset.select_columns([args.text_column])
-    return dataset if args.text_column == "text" else dataset.rename_column(args.text_column, "text")
+    renamed = {args.text_column: "text"}
+    if args.partner_column is not None:
+        renamed[args.partner_column] = "partner"
+    for column, role in renamed.items():
+        if column not in columns:
+            raise ValueError(f"{role}_column {column!r} is not in {where}. Columns: {', '.join(columns)}")
+        kind = (dataset.features or {}).get(column, Value("string"))
+        if getattr(kind, "dtype", None) not in ("string", "large_string", "null"):
+            raise ValueError(f"{role}_column {column!r} of {where} must hold strings, it holds {kind}")
+    dataset = dataset.select_columns(list(renamed))
+    return dataset.rename_columns({old: new for old, new in renamed.items() if old != new})
 
 
 def _drop_blank_texts(corpus: Dataset | IterableDataset, args: DataArguments, split: str) -> Dataset | IterableDataset:
     kept = _filter(corpus, _has_text, args)
+    columns = " or ".join(repr(name) for name in (args.text_column, args.partner_column) if name is not None)
     where = f"the split {split!r} of {args.dataset_name!r}"
     if _is_empty(corpus):
         raise ValueError(f"{where} is empty")
     if _is_empty(kept):
-        raise ValueError(f"no row of {where} holds text in column {args.text_column!r}: all are null or blank")
+        raise ValueError(f"no row of {where} holds text in column {columns}: all are null or blank")
     if isinstance(corpus, Dataset) and len(kept) < len(corpus):
         logger.warning(
-            "dropped %d of %d rows of %s: null or blank in column %r",
-            len(corpus) - len(kept), len(corpus), where, args.text_column,
+            "dropped %d of %d rows of %s: null or blank in column %s",
+            len(corpus) - len(kept), len(corpus), where, columns,
         )  # fmt: skip
     return kept
 
@@ -376,7 +443,8 @@ def _is_empty(dataset: Dataset | IterableDataset) -> bool:
 
 
 def _has_text(batch: dict[str, list]) -> list[bool]:
-    return [text is not None and not text.isspace() and text != "" for text in batch["text"]]
+    rows = zip(*batch.values(), strict=True)
+    return [all(text is not None and not text.isspace() and text != "" for text in row) for row in rows]
 
 
 def _is_held_out(batch: dict[str, list[str]], share: float, seed: int, held_out: bool) -> list[bool]:
@@ -402,7 +470,15 @@ def _encode(corpus: Dataset | IterableDataset, args: DataArguments, tokenizer: P
         "max_length": args.max_length if args.packing == "truncated" else None,
         "format_version": _FORMAT_VERSION,
     }
-    encoded = corpus.map(_tokenize, batched=True, fn_kwargs=options, remove_columns=["text"], features=_IDS, **workers)
+    paired = args.partner_column is not None
+    encoded = corpus.map(
+        _tokenize,
+        batched=True,
+        fn_kwargs=options,
+        remove_columns=["text", "partner"] if paired else ["text"],
+        features=_PAIR_IDS if paired else _IDS,
+        **workers,
+    )
     if args.packing == "truncated":
         return encoded
     packer = _Packer(args.max_length, _first_token_id(tokenizer))
@@ -414,23 +490,26 @@ def _encode(corpus: Dataset | IterableDataset, args: DataArguments, tokenizer: P
 def _tokenize(
     batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, max_length: int | None, format_version: int
 ) -> dict[str, list[list[int]]]:
-    """`[CLS] text [SEP]` cut to `max_length`; with None: all of `text [SEP]`."""
+    """`[CLS] text [SEP]` cut to `max_length`; with None: all of `text [SEP]`. A row without any token is dropped."""
     truncated = max_length is not None
-    rows = tokenizer(
-        batch["text"],
-        add_special_tokens=truncated,
-        truncation=truncated,
-        max_length=max_length,
-        split_special_tokens=True,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,  # longer than the model on purpose: the blocks are cut afterwards
-    )["input_ids"]
-    if truncated:
-        specials = tokenizer.num_special_tokens_to_add()
-        return {"input_ids": [row for row in rows if len(row) > specials]}
+    encoded = {
+        _ID_COLUMNS[column]: tokenizer(
+            texts,
+            add_special_tokens=truncated,
+            truncation=truncated,
+            max_length=max_length,
+            split_special_tokens=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,  # longer than the model on purpose: the blocks are cut afterwards
+        )["input_ids"]
+        for column, texts in batch.items()
+    }
+    specials = tokenizer.num_special_tokens_to_add() if truncated else 0
     separator = _separator_token_id(tokenizer)
-    return {"input_ids": [[*row, separator] for row in rows if row]}
+    ending = [] if truncated or separator is None else [separator]
+    kept = [all(len(row) > specials for row in rows) for rows in zip(*encoded.values(), strict=True)]
+    return {column: [[*row, *ending] for row in compress(rows, kept)] for column, rows in encoded.items()}
 
 
 class _Packer:

@@ -12,6 +12,7 @@ from torch.distributed.nn.functional import all_gather
 
 from ..configuration_concept import ConceptEncoderConfig
 from ..modeling_concept import at_least_float32
+from .collators import PARTNER
 from .conflicts import forked_concepts
 from .corruptions import CORRUPTIONS, Corruption, corruption_settings
 from .distillation import Distillation
@@ -82,7 +83,8 @@ class ObjectiveArguments:
         metadata={"help": "Take from the regularizers' gradient at the concepts what opposes the task's."},
     )
     contrastive: float = field(
-        default=0.0, metadata={"help": "Weight of InfoNCE between two dropout views of each text; 0 = off."}
+        default=0.0,
+        metadata={"help": "Weight of InfoNCE between a text and its partner, or two dropout views of it; 0 = off."},
     )
     contrastive_temperature: float = field(
         default=0.05, metadata={"help": "Divides the cosines of pooled concepts in InfoNCE; positive."}
@@ -147,18 +149,20 @@ class ObjectiveArguments:
         settings |= _named_numbers(f"setting of corruption {self.corruption}", self.corruption_settings, own)
         return CORRUPTIONS[self.corruption](**settings)
 
-    def check(self, config: ConceptEncoderConfig) -> None:
-        """ValueError if a model of this configuration cannot be trained with the objective."""
+    def check(self, config: ConceptEncoderConfig, paired: bool = False) -> None:
+        """ValueError if a model of this configuration cannot be trained so, on single texts or on pairs."""
         self.build_corruption().check(config)
         if self.nested_concepts and config.concept_attention == "slot" and config.decoder_context == "latent":
             raise ValueError(
                 "nested_concepts with decoder_context='latent' needs concept_attention='softmax', got 'slot': hidden "
                 "concepts would still take their share of the tokens"
             )
-        if self.contrastive and not (config.hidden_dropout_prob or config.attention_probs_dropout_prob):
+        if paired and not self.contrastive:
+            raise ValueError("a corpus of pairs trains nothing but contrastive, which is 0; leave partner_column out")
+        if self.contrastive and not paired and not (config.hidden_dropout_prob or config.attention_probs_dropout_prob):
             raise ValueError(
-                "contrastive needs dropout, which makes the two views of a text differ; hidden_dropout_prob and "
-                "attention_probs_dropout_prob are both 0"
+                "contrastive without a partner_column needs dropout, which makes the two views of a text differ; "
+                "hidden_dropout_prob and attention_probs_dropout_prob are both 0"
             )
 
 
@@ -201,9 +205,10 @@ class ReconstructionObjective:
     With the corruption "diffusion", weighting "elbo", timesteps over (0, 1] and no smoothing the first is an unbiased
     estimate of the conditional NELBO in nats per token (conditional: the encoder saw the text). Otherwise it is a
     weighted cross-entropy. Regularizers come on top, each under its own name and unweighted among the parts, and so
-    does `contrastive`: InfoNCE between two dropout views of the mean concept of each text, with the texts of the
-    micro-batch, on all processes, as negatives. For that the texts go through the model twice in one call, the second
-    time without any label, which is all that distributed and mixed-precision wrappers need to see.
+    does `contrastive`: InfoNCE between the mean concepts of two views of each text, with those of the micro-batch, on
+    all processes, as negatives. The second view is the text's partner where the batch has one, and otherwise the text
+    again, under other dropout. Both go through the model in one call, the second without any label, which is all that
+    distributed and mixed-precision wrappers need to see.
 
     `term_weighting` makes one number of them, see `build_weighting`; with `conflict_safe` the gradient of the
     regularizers cannot undo that of all else at the concepts, see `without_conflict`; `distillation` pulls the mean
@@ -238,10 +243,11 @@ class ReconstructionObjective:
     def __call__(self, model: nn.Module, batch: dict[str, Tensor], num_items: Tensor | float) -> ObjectiveOutput:
         """Loss of a corrupted micro-batch; `num_items` is the denominator over the accumulated global batch."""
         share = batch["num_items"].sum() / num_items  # of this micro-batch in the global batch
-        inputs = {name: tensor for name, tensor in batch.items() if name != "num_items"}
+        inputs = {name: tensor for name, tensor in batch.items() if name not in ("num_items", *PARTNER.values())}
         rows = len(batch["labels"])
         if self.contrastive:
-            inputs = _with_second_view(inputs)
+            partner = {name: batch[key] for name, key in PARTNER.items() if key in batch}
+            inputs = _with_second_view(inputs, partner)
         with forked_concepts(model) if self.conflict_safe else nullcontext() as forked:
             output = model(**inputs, label_smoothing=self.label_smoothing, num_items_in_batch=num_items)
         labelled = batch["labels"] != -100  # (B, N')
@@ -259,10 +265,17 @@ class ReconstructionObjective:
         return ObjectiveOutput(loss, parts, labelled.sum())
 
 
-def _with_second_view(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Every row twice, (2B, ...), the second time without labels."""
-    unlabelled = {"labels": torch.full_like(inputs["labels"], -100)}
-    return {name: torch.cat([tensor, unlabelled.get(name, tensor)]) for name, tensor in inputs.items()}
+def _with_second_view(inputs: dict[str, Tensor], partner: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Every row twice, (2B, ...), the second time without labels, and with what the encoder reads of its partner."""
+    second = {**inputs, **partner, "labels": torch.full_like(inputs["labels"], -100)}
+    views = {}
+    for name, tensor in inputs.items():
+        pair = [tensor, second[name]]
+        if name in partner:  # a corruption may have shortened the text
+            width = max(each.shape[1] for each in pair)
+            pair = [nn.functional.pad(each, (0, width - each.shape[1])) for each in pair]
+        views[name] = torch.cat(pair)
+    return views
 
 
 def _by_timestep(batch: dict[str, Tensor], token_losses: Tensor, labelled: Tensor) -> dict[str, tuple[Tensor, Tensor]]:

@@ -79,7 +79,7 @@ class Recipe:
             bos_token_id=tokenizer.cls_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id,
             eos_token_id=tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id,
         )
-        self.objective.check(config)
+        self.objective.check(config, self.data.partner_column is not None)
         return config
 
     def as_dict(self) -> dict[str, Any]:

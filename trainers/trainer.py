@@ -20,7 +20,7 @@ from transformers.trainer_utils import EvalLoopOutput, HubStrategy, SaveStrategy
 from transformers.utils.hub import PushInProgress
 
 from .averaging import TRAINING_WEIGHTS_FILE, WeightAverage
-from .collators import DataCollatorForReconstruction, visible_concept_counts
+from .collators import PARTNER, DataCollatorForReconstruction, visible_concept_counts
 from .corruptions import Diffusion
 from .distillation import load_distillation
 from .objectives import ObjectiveArguments, ReconstructionObjective
@@ -135,7 +135,8 @@ class ConceptTrainer(Trainer):
             raise ValueError("push_to_hub=True needs assemble, for instance concept_encoder.eval.publishing.assemble")
         corruption = settings.build_corruption()
         model = kwargs["model"] if "model" in kwargs else args[0]
-        _check_model(model, settings)
+        paired = "partner_ids" in (getattr(kwargs.get("train_dataset"), "column_names", None) or ())
+        _check_model(model, settings, paired)
         if settings.contrastive and training_args.per_device_train_batch_size * training_args.world_size < 2:
             raise ValueError(
                 "contrastive needs other texts as negatives: raise per_device_train_batch_size to 2 or more"
@@ -247,6 +248,7 @@ class ConceptTrainer(Trainer):
             noise = self.collator.draw(batch, self.state.global_step, micro_step, rank, world_size)
             device = batch["input_ids"].device
             corrupted = self.collator.corrupt(batch, noise.to(device))
+            corrupted |= {key: batch[key] for key in PARTNER.values() if key in batch}
             if self.nested_concepts:
                 uniform = self.collator.draw_rows(batch, self.state.global_step, micro_step, rank)
                 counts = visible_concept_counts(uniform, self.model.config.num_concepts)
@@ -524,12 +526,12 @@ class ConceptTrainer(Trainer):
         self.push_in_progress = None
 
 
-def _check_model(model: nn.Module, settings: ObjectiveArguments) -> None:
+def _check_model(model: nn.Module, settings: ObjectiveArguments, paired: bool) -> None:
     head = settings.build_corruption().head.__name__
     # By name: a class loaded with a checkpoint's own code is another object.
     if type(model).__name__ != head:
         raise ValueError(f"corruption {settings.corruption!r} trains a {head}, got a {type(model).__name__}")
-    settings.check(model.config)
+    settings.check(model.config, paired)
 
 
 def _bound_metrics(grid: list[float], totals: Tensor) -> dict[str, float]:
