@@ -1,7 +1,7 @@
 """The benchmark: how fast training and encoding are, against peers and against the machine's own matrix products.
 
-Everything in one process and one run, in turns, so that whatever else the machine does meets all alike; a figure is the
-median over the repeats with the least and the greatest, a ratio is taken within a turn. FLOPs are counted, not
+Everything in one process and one run, in turns, so that whatever else the machine does meets all alike; a figure is
+the median over the repeats with the least and the greatest, a ratio is taken within a turn. FLOPs are counted, not
 estimated. The roofline is the rate of the fastest square matrix product, measured in the same turns.
 """
 
@@ -24,6 +24,7 @@ from .speed_cases import (
     Plan,
     TrainingCase,
     growth,
+    own_forms,
     training_inputs,
 )
 from .speed_tools import (
@@ -194,7 +195,10 @@ def _training(bench: Bench) -> Result:
 def _loss(bench: Bench, labels: int) -> Result:
     cases = {form: LossCase(bench.plan, form, bench.device) for form in LOSS_FORMS}
     timed = bench.timed(cases, "loss")
-    rows = {form: {**timed.row(form, labels), "peak_memory": peak_memory(case)} for form, case in cases.items()}
+    rows = {
+        form: {**timed.row(form, labels), **timed.bound(form, bench.device), "peak_memory": peak_memory(case)}
+        for form, case in cases.items()
+    }
     size = 4 * bench.plan.vocab_size
     return {
         "labels": labels,
@@ -213,8 +217,7 @@ def _encoding(bench: Bench) -> Result:
     plan, rows, skipped = bench.plan, [], []
     seconds: dict[str, dict[int, list[float]]] = {}
     for length in plan.lengths:
-        forms = ["ours", "tabulated", *(["chunked"] if length > plan.chunk else [])]
-        if not hasattr(__import__("concept_encoder").ConceptEncoderModel, "tabulate"): forms = ["ours"]  # TEMP
+        forms = own_forms(plan, length)
         for name, power in PEERS.items():
             reason = _too_long(seconds.get(name, {}), power, length, plan)
             if reason:
@@ -226,6 +229,8 @@ def _encoding(bench: Bench) -> Result:
         for form in forms:
             row = {"form": form, "length": length, "texts": plan.texts(length)}
             row |= timed.row(form, length * plan.texts(length))
+            if form == "tabulated":
+                row["table_bytes"] = cases[form].table_bytes()
             if form in ("ours", "tabulated") and length in plan.lengths[:3]:
                 row |= timed.bound(form, bench.device)
             row["against"] = {own: timed.ratio(form, own) for own in ("ours", "tabulated") if own in forms}
@@ -332,5 +337,3 @@ GROUPS: dict[str, Callable[[Bench], Result]] = {
 def default_groups(device: str) -> list[str]:
     """Every group; `scaling` on a card alone."""
     return [name for name in GROUPS if name != "scaling" or device != "cpu"]
-
-

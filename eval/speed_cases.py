@@ -92,9 +92,9 @@ QUICK = Plan(
     vocab_size=400,
     batch=2,
     length=16,
-    lengths=(16, 32, 64, 128),
-    longest=512,
-    chunk=64,
+    lengths=(16, 32, 64),
+    longest=256,
+    chunk=32,
     square_sizes=(64, 128),
     square_seconds=0.002,
     variants=("full", "bfloat16", "checkpointing"),  # compiling takes a minute whatever the sizes
@@ -161,7 +161,7 @@ def model_loss(model: ConceptEncoderForDiffusionMLM, inputs: Mapping[str, Tensor
 
 
 def plain_loss(model: ConceptEncoderForDiffusionMLM, inputs: Mapping[str, Tensor]) -> Tensor:
-    """The same loss in the plain way: every position decoded, `lm_head` and cross-entropy on all that carry a label."""
+    """The same loss in the plain way: every position decoded, and all logits of those with a label at once."""
     mask = inputs["attention_mask"]
     concepts = model.encoder(inputs["input_ids"], mask).last_hidden_state  # (B, C, D)
     decoded = model.decoder(inputs["decoder_input_ids"], concepts, inputs["timesteps"], mask)
@@ -264,6 +264,10 @@ class EncodingCase:
 
         return run
 
+    def table_bytes(self) -> int:
+        """Of the tabulated form, which are not among the memory of a call."""
+        return _encoder(self.plan, self.length, "cpu").table_bytes()
+
     def warm_up(self) -> "EncodingCase":
         return replace(self, length=min(self.length, 2 * self.plan.chunk))
 
@@ -362,6 +366,13 @@ PEERS = {  # name -> power of N that its cost grows with
     "modernbert": 2,
     "perceiver": 1,
 }
+
+
+def own_forms(plan: Plan, length: int) -> list[str]:
+    """Forms of this model to encode `length` tokens with."""
+    if not hasattr(ConceptEncoderModel, "tabulate"):
+        return ["ours"]
+    return ["ours", "tabulated", *(["chunked"] if length > plan.chunk else [])]
 
 
 def growth(lengths: list[int], seconds: list[float]) -> float:

@@ -24,6 +24,7 @@ FORM_NAMES = {
     "checkpointing": "gradient checkpointing",
     "model": "by chunks, as the model takes it",
 }
+SECTIONS = ("training", "encoding", "million", "variants", "scaling")  # of the page, for the groups that were run
 HELPS = 1.05  # a ratio further from 1 than this is called a help or a loss
 
 
@@ -39,7 +40,7 @@ def render_page(result: Mapping[str, Any], result_name: str, figures: str = "fig
     environment.filters.update(seconds=_seconds, times=_times, percent=_percent, memory=_memory, rate=_rate)
     encoding = result.get("encoding", {"rows": []})
     return environment.get_template("speed.md.j2").render(
-        result=result,
+        result={**dict.fromkeys(SECTIONS), **result},
         targets=targets(result),
         names=FORM_NAMES,
         by_length=_by_length(encoding["rows"]),

@@ -41,7 +41,10 @@ def plot_growth(curves: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, t
                 shown = [point for point in points if point[key]]
                 panel.plot([p["length"] for p in shown], [scale * p[key] for p in shown], **style, label=name)
         lengths = sorted({point["length"] for points in curves.values() for point in points})
-        for panel, title, unit in ((panels[0], "Time of one text", "seconds"), (panels[1], "Memory of one text", "MB")):
+        for panel, title, unit in (
+            (panels[0], "Time of one text", "seconds"),
+            (panels[1], "Memory of one text", "MB"),
+        ):
             panel.set_xscale("log", base=2)
             panel.set_yscale("log")
             panel.set_title(title, loc="left")

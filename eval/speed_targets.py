@@ -27,7 +27,15 @@ def targets(result: Result) -> list[Target]:
     return [target for judge in JUDGES for target in judge(result)]
 
 
-def _judged(group, claim, wanted: float, at_least: bool, figure: Mapping[str, float] | None, unit="", bound="") -> Target:
+def _judged(
+    group: str,
+    claim: str,
+    wanted: float,
+    at_least: bool,
+    figure: Mapping[str, float] | None,
+    unit: str = "",
+    bound: str = "",
+) -> Target:
     """A target on a figure with median, min and max; the median decides."""
     words = f"{'at least' if at_least else 'at most'} {_amount(wanted, unit)}"
     if figure is None:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
@@ -40,7 +40,8 @@ CARDS = {  # dense bf16 peak in FLOP/s, by a part of the card's name, from the m
 class Case(Protocol):
     """What can be measured: `build` makes the inputs and weights, and returns the call to time."""
 
-    device: str
+    @property
+    def device(self) -> str: ...
 
     def build(self) -> Run: ...
 
@@ -57,10 +58,11 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Seconds of each run, in turns A B C A B C ...: name -> `repeats` values.
 
-    A turn that is thrown away comes first, unless every run is `warm`: has been called before.
+    A turn that is thrown away comes first, unless every run is `warm`: has been called before. With a `title` there
+    is a progress bar.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    with tqdm(total=len(runs) * (repeats + 1 - warm), desc=title, leave=False) as progress:
+    with tqdm(total=len(runs) * (repeats + 1 - warm), desc=title, leave=False, disable=not title) as progress:
         for turn in range(warm, repeats + 1):
             for name, run in runs.items():
                 progress.set_postfix_str(name, refresh=False)
@@ -283,7 +285,7 @@ def environment(device: str) -> dict[str, Any]:
     """The machine, the versions and the day, as far as a figure depends on them."""
     on_card = device.startswith("cuda")
     return {
-        "date": datetime.now(timezone.utc).date().isoformat(),
+        "date": datetime.now(UTC).date().isoformat(),
         "device": torch.cuda.get_device_name() if on_card else "cpu",
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),

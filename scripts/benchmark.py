@@ -1,6 +1,6 @@
 """Measure speed and write the result, the page and its figures: python scripts/benchmark.py
 
-Takes about a quarter of an hour on two quiet cores. What else runs on the machine disturbs it: see the load in the page.
+Takes about a quarter of an hour on two quiet cores. What else runs on the machine disturbs it: the page has the load.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=5, help="turns, beside one that is thrown away (5)")
     parser.add_argument("--threads", type=int, help="of torch (one per core)")
     parser.add_argument("--device", default=default_device, help="cpu or cuda (cuda where there is a card)")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it works; needs --output, --page")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, as a trial; needs --output and --page")
     parser.add_argument("--render", action="store_true", help="measure nothing, render the page of --output anew")
     arguments = parser.parse_args(argv)
     ours = {parser.get_default("output"), parser.get_default("page")}

@@ -41,7 +41,9 @@ def step_flops(config, labels: torch.Tensor) -> int:
     decoded, width = texts * int(labelled.sum(-1).max()), config.hidden_size
     concepts = texts * config.num_concepts
     timestep = 2 * texts * width * 2 * width
-    attention = 2 * 2 * decoded * width**2 + 2 * concepts * width * 2 * width + 4 * decoded * config.num_concepts * width
+    attention = (
+        2 * 2 * decoded * width**2 + 2 * concepts * width * 2 * width + 4 * decoded * config.num_concepts * width
+    )
     layer = 2 * texts * width * 6 * width + attention + 6 * decoded * width * config.intermediate_size
     logits = 2 * int(labelled.sum()) * width * config.vocab_size
     forward = encoding_flops(config, texts, length)
