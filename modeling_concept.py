@@ -11,7 +11,7 @@ adaLN-Zero (Peebles & Xie 2022, arXiv:2212.09748), masked diffusion (Sahoo et al
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -129,8 +129,48 @@ def slot_attention_forward(module, query, key, value, attention_mask, scaling, d
     return torch.matmul(weights, value).transpose(1, 2), weights
 
 
+def chunked_attention_forward(query: Tensor, chunks: Iterable[tuple], scaling: float, slot: bool) -> Tensor:
+    """Softmax or slot attention to keys and values that come in chunks, with equal result and nothing kept of a chunk.
+
+    Args:
+        query: (B, H, Q, D / H).
+        chunks: key and value, each (B, H, n, D / H), and a bool mask that broadcasts to (B, H, Q, n), True = visible,
+            or None. n may change from chunk to chunk.
+        scaling: factor on the scores.
+        slot: normalise over the queries, all of which every chunk meets, and only then over tokens.
+
+    Returns:
+        (B, Q, H, D / H), zeros for a query that may see nothing.
+
+    Source: online softmax (Milakov & Gimelshein 2018, arXiv:1805.02867): sums are kept relative to the highest score
+    so far, and shrink when a higher one arrives.
+    """
+    wide = at_least_float32(query.dtype)
+    query = query * scaling
+    highest = torch.full_like(query[..., :1], torch.finfo(wide).min, dtype=wide)  # (B, H, Q, 1)
+    total = torch.zeros_like(highest)
+    output = torch.zeros_like(query, dtype=wide)
+    for key, value, mask in chunks:
+        scores = torch.matmul(query, key.transpose(2, 3)).to(wide)  # (B, H, Q, n)
+        if slot:
+            weights = scores.softmax(-2)
+            weights = weights if mask is None else weights.masked_fill_(~mask, 0)
+        else:
+            scores = scores if mask is None else scores.masked_fill_(~mask, -torch.inf)
+            previous, highest = highest, torch.maximum(highest, scores.amax(-1, keepdim=True))
+            weights = scores.sub_(highest).exp_()
+            shrink = (previous - highest).exp_()
+            total, output = total.mul_(shrink), output.mul_(shrink)
+        total += weights.sum(-1, keepdim=True)
+        output += torch.matmul(weights.to(value.dtype), value)
+    return (output / total.clamp_min(torch.finfo(wide).tiny)).to(query.dtype).transpose(1, 2)
+
+
 class ConceptAttention(nn.Module):
-    """Multi-head attention of `hidden_states` (B, Q, D) to `key_value_states` (B, K, D); returns output, weights."""
+    """Multi-head attention of `hidden_states` (B, Q, D) to states (B, K, D) or to `ConceptTokens`.
+
+    Returns the output (B, Q, D), and the weights where the attention implementation keeps them.
+    """
 
     def __init__(self, config: ConceptEncoderConfig, slot: bool = False):
         super().__init__()
@@ -143,19 +183,20 @@ class ConceptAttention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.table: ConceptKeyValueTable | None = None
 
     def forward(self, hidden_states, key_value_states, attention_mask=None, **kwargs) -> tuple[Tensor, Tensor | None]:
-        def split(x: Tensor) -> Tensor:  # (B, L, D) -> (B, H, L, D / H)
-            return x.view(*x.shape[:-1], -1, self.head_dim).transpose(1, 2)
-
+        query = self._split(self.q_proj(hidden_states))
+        if isinstance(key_value_states, ConceptTokens) and key_value_states.chunked:
+            chunks = ((*self._read(tokens), mask) for tokens, mask in key_value_states.chunks(attention_mask))
+            return self.o_proj(chunked_attention_forward(query, chunks, self.scaling, self.slot).flatten(2)), None
         attend: Callable = slot_attention_forward
         if not self.slot:
             attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         output, weights = attend(
             self,
-            split(self.q_proj(hidden_states)),
-            split(self.k_proj(key_value_states)),
-            split(self.v_proj(key_value_states)),
+            query,
+            *self._read(key_value_states),
             attention_mask,
             scaling=self.scaling,
             dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
@@ -163,6 +204,60 @@ class ConceptAttention(nn.Module):
             **kwargs,
         )
         return self.o_proj(output.flatten(2)), weights
+
+    def keys_and_values(self, tokens: "Tensor | ConceptTokens") -> tuple[Tensor, Tensor]:
+        """Each (B, K, D): projected from states (B, K, D), or looked up where there are ids and a table for them."""
+        if isinstance(tokens, ConceptTokens):
+            if self.table is not None and tokens.input_ids is not None:
+                return self.table(tokens, self)
+            tokens = tokens.states()
+        return self.k_proj(tokens), self.v_proj(tokens)
+
+    def _read(self, tokens: "Tensor | ConceptTokens") -> tuple[Tensor, Tensor]:
+        key, value = self.keys_and_values(tokens)
+        return self._split(key), self._split(value)
+
+    def _split(self, x: Tensor) -> Tensor:  # (B, L, D) -> (B, H, L, D / H)
+        return x.view(*x.shape[:-1], -1, self.head_dim).transpose(1, 2)
+
+
+class ConceptKeyValueTable(nn.Module):
+    """What every token id and the first P positions add to keys and values of one attention to tokens.
+
+    Buffers tokens (2, V, D) and positions (2, P, D), keys first, so that they follow `.to()`; no checkpoint has them.
+    A position beyond the P (sinusoidal ones have no end) is projected when it occurs.
+    """
+
+    def __init__(self, attention: ConceptAttention, embeddings: "ConceptTokenEmbeddings", num_positions: int):
+        super().__init__()
+        weight = embeddings.tokens.weight
+        tokens = attention.k_proj.weight.new_empty(2, len(weight), attention.k_proj.out_features)
+        for part in range(0, len(weight), 4096):  # bounds what is held besides the table
+            rows = embeddings.projection(weight[part : part + 4096])
+            tokens[:, part : part + 4096] = torch.stack(attention.keys_and_values(rows))
+        positions = torch.arange(num_positions, device=weight.device)
+        self.register_buffer("tokens", tokens, persistent=False)
+        self.register_buffer("positions", self._project(attention, embeddings, positions), persistent=False)
+
+    def forward(self, tokens: "ConceptTokens", attention: ConceptAttention) -> tuple[Tensor, Tensor]:
+        """Keys and values, each (B, N, D), of `tokens`."""
+        tokens.embeddings.check_ids(tokens.input_ids)
+        places = tokens.places
+        last = places.stop - 1 if isinstance(places, slice) else int(places.max())
+        if last < self.positions.shape[1]:
+            positions = self.positions[:, places]  # (2, N, D) or (2, B, N, D)
+        else:
+            positions = self._project(attention, tokens.embeddings, tokens.position_ids())
+        key, value = (nn.functional.embedding(tokens.input_ids, table) for table in self.tokens)
+        return key.add_(positions[0]), value.add_(positions[1])
+
+    @staticmethod
+    def _project(attention, embeddings, position_ids: Tensor) -> Tensor:
+        """(2, ..., D), what positions (...) add: their own share, without the biases, which come with the token."""
+        nothing = embeddings.tokens.weight.new_zeros(1, embeddings.tokens.embedding_dim)
+        biases = attention.keys_and_values(embeddings.projection(nothing))
+        placed = attention.keys_and_values(embeddings.places(position_ids))
+        return torch.stack([x - bias for x, bias in zip(placed, biases, strict=True)])
 
 
 # -------------------------------------------------------------------------------------- feed-forward and embeddings
@@ -203,15 +298,20 @@ def sinusoidal_embedding(positions: Tensor, dim: int, dtype: torch.dtype) -> Ten
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2).to(dtype)
 
 
+def check_length(table: nn.Embedding | None, length: int) -> None:
+    """ValueError for a text of more tokens than a table of learned positions has rows."""
+    if table is not None and length > table.num_embeddings:
+        raise ValueError(
+            f"sequence of {length} tokens is longer than max_position_embeddings ({table.num_embeddings}); truncate "
+            "it, or use position_embedding_type='sinusoidal'"
+        )
+
+
 def position_embedding(table: nn.Embedding | None, position_ids: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
     """(..., N, dim) embeddings of position_ids (..., N): rows of a learned table, or sinusoids where there is none."""
     if table is None:
         return sinusoidal_embedding(position_ids, dim, dtype)
-    if position_ids.shape[-1] > table.num_embeddings:
-        raise ValueError(
-            f"sequence of {position_ids.shape[-1]} tokens is longer than max_position_embeddings "
-            f"({table.num_embeddings}); truncate it, or use position_embedding_type='sinusoidal'"
-        )
+    check_length(table, position_ids.shape[-1])
     return table(position_ids)
 
 
@@ -233,23 +333,20 @@ class ConceptTokenEmbeddings(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if normed else nn.Identity()
 
     def forward(self, input_ids=None, inputs_embeds=None, position_ids=None) -> Tensor:
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
-            self._check_ids(input_ids)
+            self.check_ids(input_ids)
             inputs_embeds = self.tokens(input_ids)  # (B, N, E)
         if position_ids is None:
             position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None]
         positions = position_embedding(self.positions, position_ids, inputs_embeds.shape[-1], inputs_embeds.dtype)
         return self.norm(self.projection(self.dropout(inputs_embeds + positions)))  # (B, N, D)
 
-    def places(self, count: int, length: int) -> Tensor:
-        """(1, count, D): what a position gives without a token, at the centres of `count` equal parts of `length`."""
+    def places(self, position_ids: Tensor) -> Tensor:
+        """(..., D): what positions (...) give without a token."""
         weight = self.tokens.weight
-        centres = (torch.arange(count, device=weight.device) + 0.5) * length / count
-        return self(inputs_embeds=weight.new_zeros(1, count, weight.shape[1]), position_ids=centres.long()[None])
+        return self(inputs_embeds=weight.new_zeros(*position_ids.shape, weight.shape[1]), position_ids=position_ids)
 
-    def _check_ids(self, input_ids: Tensor) -> None:
+    def check_ids(self, input_ids: Tensor) -> None:
         # Only where reading the values costs no synchronisation; a GPU raises its own device-side assertion.
         if input_ids.device.type != "cpu" or torch.compiler.is_compiling() or not input_ids.numel():
             return
@@ -259,6 +356,49 @@ class ConceptTokenEmbeddings(nn.Module):
                 f"token ids must lie in [0, {self.tokens.num_embeddings}), got {low.item()} to {high.item()}; "
                 "the tokenizer does not belong to this model, or its added tokens need resize_token_embeddings"
             )
+
+
+@dataclass
+class ConceptTokens:
+    """Tokens of a batch that become keys and values as a layer reads them, in place of states (B, N, D) for them all.
+
+    Attributes:
+        input_ids, inputs_embeds: (B, N) or (B, N, E), one of them.
+        places: positions (B, N), or a slice of them that all texts share.
+        chunk_length: tokens that a layer reads at a time.
+    """
+
+    embeddings: ConceptTokenEmbeddings
+    input_ids: Tensor | None
+    inputs_embeds: Tensor | None
+    places: Tensor | slice
+    chunk_length: int
+
+    @property
+    def chunked(self) -> bool:
+        return self.chunk_length < self._length
+
+    @property
+    def _length(self) -> int:
+        given = self.input_ids if self.inputs_embeds is None else self.inputs_embeds
+        return given.shape[1]
+
+    def chunks(self, mask: Tensor | None) -> Iterator[tuple["ConceptTokens", Tensor | None]]:
+        """Tokens and mask (..., N), chunk after chunk."""
+        for start in range(0, self._length, self.chunk_length):
+            part = slice(start, min(start + self.chunk_length, self._length))
+            ids, embeds = (None if x is None else x[:, part] for x in (self.input_ids, self.inputs_embeds))
+            places = part if isinstance(self.places, slice) else self.places[:, part]
+            tokens = ConceptTokens(self.embeddings, ids, embeds, places, self.chunk_length)
+            yield tokens, None if mask is None else mask[..., part]
+
+    def states(self) -> Tensor:
+        return self.embeddings(self.input_ids, self.inputs_embeds, self.position_ids())  # (B, N, D)
+
+    def position_ids(self) -> Tensor:  # (B, N) or (N,)
+        if isinstance(self.places, Tensor):
+            return self.places
+        return torch.arange(self.places.start, self.places.stop, device=self.embeddings.tokens.weight.device)
 
 
 class ConceptLatentQueries(nn.Module):
@@ -471,6 +611,10 @@ class ConceptEncoderPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
 
 
+# Rows of keys and values looked up at a time on CPU: a core's cache holds them together with their scores.
+CACHED_TOKENS = 256
+
+
 class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
     """Text to concepts: C learned queries that read N tokens in every layer, at O(C * N)."""
 
@@ -494,6 +638,7 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
             for i in range(config.num_hidden_layers)
         )
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.final_layer_norm_eps)
+        self._tabulated: dict[nn.Parameter, int] | None = None
         self.post_init()
 
     @merge_with_config_defaults
@@ -504,6 +649,7 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        chunk_length: int | None = None,
         **kwargs,
     ) -> ConceptEncoderOutput:
         """Encode a batch of texts.
@@ -512,25 +658,146 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
             input_ids: (B, N) token ids in [0, V); or give `inputs_embeds`.
             attention_mask: (B, N), 1 = real token, 0 = padding, anywhere in a row. `None`: every token is real.
             position_ids: (B, N) in [0, max_position_embeddings). `None`: 0 ... N - 1, padding counted.
-            inputs_embeds: (B, N, E) token embeddings in place of ids.
+            inputs_embeds: (B, N, E) token embeddings in place of ids; a table of `tabulate` is not used for them.
+            chunk_length: tokens that a layer reads at a time, for texts of any length N in memory that does not grow
+                with it beyond ids and mask; the result is the same up to rounding. Inference only. `None`: all N, but
+                from a table on CPU a cache-full.
 
         Raises:
-            ValueError: ids outside the vocabulary (checked on CPU); more tokens than learned positions.
+            ValueError: ids outside the vocabulary (checked on CPU); more tokens than learned positions; with
+                `chunk_length` or a table: gradients needed; with `chunk_length`: training mode, BiXT,
+                `output_attentions`, a mask that is not (B, N); weights that have changed since `tabulate`.
         """
-        tokens = self.embeddings(input_ids, inputs_embeds, position_ids)  # (B, N, D)
-        concepts = self.latents(tokens.shape[0])  # (B, C, D)
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        batch_size, length = given.shape[:2]
+        check_length(self.embeddings.positions, length)
+        tabulated = self._tabulated is not None and inputs_embeds is None
+        self._check_inference(given, attention_mask, chunk_length, tabulated, kwargs)
+        if chunk_length is None:
+            chunk_length = self._cached_length(given, attention_mask, kwargs) if tabulated else length
+        concepts = self.latents(batch_size)  # (B, C, D)
         if self.config.concept_position_type == "anchored":
-            concepts = concepts + self.embeddings.places(concepts.shape[1], self.config.max_position_embeddings)
-        mask = create_bidirectional_mask(
-            config=self.config,
-            inputs_embeds=concepts,
-            attention_mask=attention_mask,
-            encoder_hidden_states=tokens,
-        )
+            concepts = concepts + self._anchors()
+        if chunk_length < length:
+            mask = None if attention_mask is None else attention_mask[:, None, None].bool()  # (B, 1, 1, N)
+        else:
+            like_tokens = concepts[:, :1].expand(-1, length, -1)  # sizes and dtype for the mask, no tokens needed
+            mask = create_bidirectional_mask(self.config, concepts, attention_mask, like_tokens)
+        if tabulated or chunk_length < length:
+            places = slice(0, length) if position_ids is None else position_ids
+            tokens = ConceptTokens(self.embeddings, input_ids, inputs_embeds, places, chunk_length)
+        else:
+            tokens = self.embeddings(input_ids, inputs_embeds, position_ids)  # (B, N, D), once for all layers
         for layer in self.layers:
             concepts, tokens = layer(concepts, tokens, mask, **kwargs)
         concepts = self.norm(concepts)
         return ConceptEncoderOutput(last_hidden_state=concepts, pooler_output=concepts.mean(dim=1))
+
+    @torch.no_grad()
+    def tabulate(self, num_positions: int | None = None) -> None:
+        """Keys and values of every token id and position once, so that reading a token is a lookup and an addition.
+
+        For inference: equal up to rounding, without the projections that are most of an encoding's work. Takes
+        `table_bytes` of memory: 2 L (V + P) D numbers for L layers, V ids and P positions, 0.4 GB in float32 for the
+        default configuration. The table follows `.to()`, is in no checkpoint, and goes with `train()`. It is refused
+        once weights behind it have changed in place or been replaced; a change through `.data` cannot be seen.
+
+        Args:
+            num_positions: P, default `max_position_embeddings`. Positions beyond it (sinusoidal ones have no end, and
+                a table of a million would outweigh the model twenty times) are projected as they occur, which saves
+                nothing for one text and nearly everything for a batch that shares its positions.
+
+        Raises:
+            ValueError: the model is in training mode; keys and values are not a sum of what a token and a position
+                give (`token_update="bixt"`, `embedding_layer_norm=True`); P outside of the learned positions.
+        """
+        if self.training:
+            raise ValueError("a table is for inference, and training changes the weights behind it; call eval() first")
+        self._check_additive(num_positions)
+        for layer in self.layers:
+            layer.cross_attn.table = ConceptKeyValueTable(
+                layer.cross_attn, self.embeddings, num_positions or self.config.max_position_embeddings
+            )
+        self._tabulated = self._table_sources()
+
+    def table_bytes(self, num_positions: int | None = None) -> int:
+        """Bytes that `tabulate(num_positions)` would take; raises where it would, but for training mode."""
+        self._check_additive(num_positions)
+        rows = self.embeddings.tokens.num_embeddings + (num_positions or self.config.max_position_embeddings)
+        weights = [layer.cross_attn.k_proj.weight for layer in self.layers]
+        return sum(2 * rows * weight.shape[0] * weight.element_size() for weight in weights)
+
+    def train(self, mode: bool = True):
+        """As in torch; training mode drops the table of `tabulate`."""
+        if mode:
+            self._tabulated = None
+            for layer in self.layers:
+                layer.cross_attn.table = None
+        return super().train(mode)
+
+    def _check_additive(self, num_positions: int | None) -> None:
+        if self.config.token_update == "bixt":
+            raise ValueError(
+                "token_update='bixt' lets tokens change from layer to layer, so no table holds their keys and values; "
+                "tabulate needs token_update='none'"
+            )
+        if self.config.embedding_layer_norm:
+            raise ValueError(
+                "embedding_layer_norm=True normalises the sum of token and position, so their keys and values are no "
+                "sum of the two; tabulate needs embedding_layer_norm=False"
+            )
+        most = self.config.max_position_embeddings if self.embeddings.positions is not None else math.inf
+        if num_positions is not None and not 1 <= num_positions <= most:
+            raise ValueError(f"num_positions must lie in [1, {most}], the positions there are, got {num_positions}")
+
+    def _table_sources(self) -> dict[nn.Parameter, int]:
+        """The parameters behind keys and values of tokens, and how often each has changed in place."""
+        attentions = [layer.cross_attn for layer in self.layers]
+        modules = [self.embeddings, *(module for x in attentions for module in (x.k_proj, x.v_proj))]
+        weights = [weight for module in modules for weight in module.parameters()]
+        return {weight: 0 if weight.is_inference() else weight._version for weight in weights}
+
+    def _check_inference(self, given, attention_mask, chunk_length, tabulated, kwargs) -> None:
+        """ValueError for what reading in chunks, or from the table, cannot do."""
+        if tabulated and not torch.compiler.is_compiling() and self._tabulated != self._table_sources():
+            raise ValueError("weights have changed since tabulate(): call it again, or drop the table with train()")
+        what = "chunk_length" if chunk_length is not None else "the table of tabulate()"
+        if tabulated or chunk_length is not None:
+            learns = given.requires_grad or any(weight.requires_grad for weight in self.parameters())
+            if learns and torch.is_grad_enabled():
+                raise ValueError(f"{what} keeps nothing for gradients; call the model under torch.no_grad()")
+        if chunk_length is None:
+            return
+        if self.training:
+            raise ValueError("chunk_length draws no dropout on attention weights; call eval() first, or leave it out")
+        if chunk_length < 1:
+            raise ValueError(f"chunk_length must be at least 1 token, got {chunk_length}")
+        if self.config.token_update == "bixt":
+            raise ValueError(
+                "token_update='bixt' changes every token in every layer, so they cannot be read in chunks; leave "
+                "chunk_length out"
+            )
+        if attention_mask is not None and attention_mask.ndim != 2:
+            raise ValueError(f"chunk_length needs an attention_mask (B, N), got shape {tuple(attention_mask.shape)}")
+        if self._records_attentions(kwargs):
+            raise ValueError("chunk_length keeps no attention weights; leave it out to get output_attentions")
+
+    def _cached_length(self, given, attention_mask, kwargs) -> int:
+        """Tokens to look up at a time: on CPU what its cache holds, unless all at once are asked for."""
+        plain = self.config._attn_implementation == "sdpa" and not self._records_attentions(kwargs)
+        plain = plain and (attention_mask is None or attention_mask.ndim == 2) and not torch.compiler.is_compiling()
+        return CACHED_TOKENS if plain and given.device.type == "cpu" else given.shape[1]
+
+    def _records_attentions(self, kwargs) -> bool:
+        return kwargs.get("output_attentions", getattr(self.config, "output_attentions", False))
+
+    def _anchors(self) -> Tensor:
+        """(C, D): what the token embeddings give for the centres of C equal parts of the longest text."""
+        count, length = self.config.num_concepts, self.config.max_position_embeddings
+        centres = (torch.arange(count, device=self.latents.weight.device) + 0.5) * length / count
+        return self.embeddings.places(centres.long())
 
 
 def visible_concept_mask(config, queries: Tensor, concepts: Tensor, num_visible: Tensor | int | None):
