@@ -233,7 +233,7 @@ def _encoding(bench: Bench) -> Result:
                 row["table_bytes"] = cases[form].table_bytes()
             if form in ("ours", "tabulated") and length in plan.lengths[:3]:
                 row |= timed.bound(form, bench.device)
-            row["against"] = {own: timed.ratio(form, own) for own in ("ours", "tabulated") if own in forms}
+            row["against"] = {own: timed.ratio(form, own) for own in ("ours", "tabulated")}
             rows.append(row | {"peak_memory": peak_memory(cases[form])})
             seconds.setdefault(form, {})[length] = timed.seconds[form]
         del timed, cases

@@ -15,13 +15,7 @@ from transformers import BertConfig, BertModel, ModernBertConfig, ModernBertMode
 from transformers.models.perceiver.modeling_perceiver import PerceiverTextPreprocessor
 
 from ..configuration_concept import ConceptEncoderConfig
-from ..modeling_concept import (
-    ConceptDecoderOutput,
-    ConceptEncoderForDiffusionMLM,
-    ConceptEncoderModel,
-    ConceptEncoderOutput,
-    at_positions,
-)
+from ..modeling_concept import ConceptEncoderForDiffusionMLM, ConceptEncoderModel, linear_cross_entropy
 from ..trainers.collators import DataCollatorForReconstruction
 from ..trainers.corruptions import Diffusion
 from ..trainers.microworld import microworld_tokenizer
@@ -226,12 +220,10 @@ class LossCase:
 
 def model_cross_entropy(model: ConceptEncoderForDiffusionMLM, states: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
     """The same cross-entropy as the model takes it."""
-
-    def decode(positions: Tensor | None) -> ConceptDecoderOutput:
-        return ConceptDecoderOutput(last_hidden_state=at_positions(states, positions))
-
-    given = (inputs[name] for name in ("labels", "loss_weights"))
-    return model._score(ConceptEncoderOutput(), decode, *given, 0.0, inputs["num_items_in_batch"]).loss
+    labelled = inputs["labels"] != -100
+    rows = inputs["labels"][labelled], inputs["loss_weights"][labelled]
+    total, _ = linear_cross_entropy(states[labelled], model.lm_head.weight, *rows, label_smoothing=0.0)
+    return total / inputs["num_items_in_batch"]
 
 
 LOSS_FORMS = {"plain": plain_cross_entropy, "model": model_cross_entropy}
@@ -370,8 +362,6 @@ PEERS = {  # name -> power of N that its cost grows with
 
 def own_forms(plan: Plan, length: int) -> list[str]:
     """Forms of this model to encode `length` tokens with."""
-    if not hasattr(ConceptEncoderModel, "tabulate"):
-        return ["ours"]
     return ["ours", "tabulated", *(["chunked"] if length > plan.chunk else [])]
 
 

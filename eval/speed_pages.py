@@ -1,6 +1,6 @@
 """The page and the figures of the benchmark, from its JSON alone."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,10 @@ def render_page(result: Mapping[str, Any], result_name: str, figures: str = "fig
 
 def draw_figures(result: Mapping[str, Any], folder: Path) -> None:
     """Draw every figure that the result has data for, for light and dark pages."""
-    draw = {"speed_growth": plot_growth, "speed_roofline": plot_roofline_shares}
+    draw: dict[str, Callable[[Any, Path, str], None]] = {
+        "speed_growth": plot_growth,
+        "speed_roofline": plot_roofline_shares,
+    }
     for name, data in _figure_data(result).items():
         for theme in plots.THEMES if data else ():
             draw[name](data, folder / f"{name}{'' if theme == 'light' else '_dark'}.png", theme)

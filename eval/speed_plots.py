@@ -79,7 +79,7 @@ def plot_roofline_shares(rows: Sequence[Mapping[str, Any]], path: Path, theme: s
             ends = [100 * row["reached"]["min"], 100 * row["reached"]["max"]]
             axes.plot(ends, [place, place], color=colours["text"], lw=1.2)
         alone = [(place, 100 * row["products_alone"]) for place, row in enumerate(rows) if row["products_alone"]]
-        mark = {"color": colours["second"], "marker": "|", "ls": "none", "ms": 11, "mew": 2}
+        mark: dict[str, Any] = {"color": colours["second"], "marker": "|", "ls": "none", "ms": 11, "mew": 2}
         axes.plot([share for _, share in alone], [place for place, _ in alone], **mark, label="its products alone")
         axes.set_yticks(places, [row["label"] for row in rows], fontsize=8.5)
         axes.invert_yaxis()

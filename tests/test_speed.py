@@ -89,10 +89,19 @@ def test_encoding_costs_no_more_than_its_arithmetic(texts, length):
 ENCODING_CALLS = 12  # per layer: two attentions of four projections and the attention itself, two of the feed-forward
 
 
-def test_flops_grow_linearly_with_the_length():
+def test_a_tabulated_encoding_projects_no_token():
+    model = encoder()
+    model.tabulate()
+    with torch.no_grad():
+        products = count_products(lambda: model(ids_of(2, 64)))
+    assert products.flops <= encoding_flops(model.config, 2, 64, tabulated=True)
+
+
+@pytest.mark.parametrize("options", [{}, {"chunk_length": 64}])
+def test_flops_grow_linearly_with_the_length(options):
     model = encoder()
     with torch.no_grad():
-        flops = [count_products(lambda n=n: model(ids_of(1, n))).flops for n in (64, 128, 256, 512)]
+        flops = [count_products(lambda n=n: model(ids_of(1, n), **options)).flops for n in (64, 128, 256, 512)]
     assert flops[3] - flops[2] == 2 * (flops[2] - flops[1]) == 4 * (flops[1] - flops[0]) > 0
 
 
@@ -139,15 +148,15 @@ def test_the_guard_sees_keys_and_values_projected_twice(monkeypatch):
 
 
 def test_products_are_counted_as_torch_counts_them():
-    """With eager attention, which torch's own counter knows; a hand count of the rest is in the guard."""
-    model = ConceptEncoderForDiffusionMLM(tiny_config(attn_implementation="eager")).train()
-    inputs = step_inputs(0.5)
+    """With eager attention, which torch's own counter knows."""
+    model = encoder(attn_implementation="eager")
+
+    def run() -> None:
+        model(ids_of(2, 64)).last_hidden_state.sum().backward()
+
     with FlopCounterMode(display=False) as counter:
-        speed_cases.model_loss(model, inputs).backward()
-    uncounted = [signature for signature in counted(model, inputs).signatures if "addmm_." in str(signature[0])]
-    assert counter.get_total_flops() > 0
-    if not uncounted:
-        assert counted(model, inputs).flops == counter.get_total_flops()
+        run()
+    assert count_products(run).flops == counter.get_total_flops() > 0
 
 
 def test_attention_and_products_in_place_are_counted():
@@ -248,17 +257,17 @@ def test_labels_are_drawn_as_training_draws_them():
     assert (quarter["loss_weights"][quarter["labels"] != -100] >= 4).all()
 
 
-@pytest.mark.parametrize("form", ["ours", "bert", "modernbert", "perceiver"])
+@pytest.mark.parametrize("form", ["ours", "chunked", "bert", "modernbert", "perceiver"])
 def test_peers_have_equal_sizes(form):
     plan, length = QUICK, 64
     run = EncodingCase(plan, form, length).build()
     states = run()
-    positions = plan.num_concepts if form in ("ours", "perceiver") else length
+    positions = plan.num_concepts if form in ("ours", "chunked", "perceiver") else length
     assert states.shape == (1, positions, plan.hidden_size)
     width, inner, concepts = plan.hidden_size, plan.intermediate_size, plan.num_concepts
     dense = {"bert": 4 * width + 2 * inner, "modernbert": 4 * width + 3 * inner}
     expected = {name: plan.num_layers * 2 * length * width * (each + 2 * length) for name, each in dense.items()}
-    expected["ours"] = encoding_flops(plan.config(length), 1, length)
+    expected["ours"] = expected["chunked"] = encoding_flops(plan.config(length), 1, length)
     block = 2 * concepts * width * (4 * width + 2 * inner)
     read = 2 * concepts * width * (2 * width + 2 * inner) + 2 * length * width * 2 * width
     expected["perceiver"] = read + 4 * concepts * length * width
@@ -303,7 +312,8 @@ def test_the_script_measures_everything(written):
     cases = result["training"]["cases"]
     assert cases["share"]["flops"] < cases["full"]["flops"] < cases["plain"]["flops"]
     lengths = {(row["form"], row["length"]) for row in result["encoding"]["rows"]}
-    assert {("ours", n) for n in QUICK.lengths} | {("bert", n) for n in QUICK.lengths} <= lengths
+    forms = ("ours", "tabulated", "bert", "modernbert", "perceiver")
+    assert lengths == {(form, n) for form in forms for n in QUICK.lengths} | {("chunked", QUICK.lengths[-1])}
     assert [row["length"] for row in result["million"]["rows"]] == [QUICK.lengths[-1], QUICK.longest]
     assert result["variants"]["skipped"] == [{"form": "compile", "reason": "not in this plan"}]
 
