@@ -310,18 +310,30 @@ def _variants(bench: Bench) -> Result:
 
 def _scaling(bench: Bench) -> Result:
     """Training steps in bfloat16 at growing batches, for a card: tokens per second, memory, share of its peak."""
-    plan, rows = bench.plan, []
+    plan, rows, skipped = bench.plan, [], []
     peak = card_peak(environment(bench.device)["device"])
     for batch in plan.batches:
-        case = TrainingCase(plan, "bfloat16", bench.device, batch)
-        timed = bench.timed({"step": case}, f"scaling, batch {batch}")
-        row = {"batch": batch, **timed.row("step", batch * plan.length), "peak_memory": peak_memory(case)}
-        flops = row["flops"]
-        del row["roofline_share"]  # of float32; this is bfloat16
-        row["peak_share"] = None if peak is None else spread([flops / each / peak for each in timed.seconds["step"]])
-        rows.append(row)
+        try:
+            rows.append(_scaled(bench, batch, peak))
+        except torch.OutOfMemoryError:
+            skipped.append({"batch": batch, "reason": "the card has not the memory for it"})
+            break
     best = max(row["tokens_per_second"]["median"] for row in rows)
-    return {"peak_flops_per_second": peak, "rows": rows, "reference_hours": REFERENCE_TOKENS / best / 3600}
+    hours = REFERENCE_TOKENS / best / 3600
+    return {"peak_flops_per_second": peak, "rows": rows, "skipped": skipped, "reference_hours": hours}
+
+
+def _scaled(bench: Bench, batch: int, peak: float | None) -> Result:
+    case = TrainingCase(bench.plan, "bfloat16", bench.device, batch)
+    timed = bench.timed({"step": case}, f"scaling, batch {batch}")
+    row = {"batch": batch, **timed.row("step", batch * bench.plan.length), "peak_memory": peak_memory(case)}
+    del row["roofline_share"]  # of float32; this is bfloat16
+    row["peak_share"] = (
+        None if peak is None else spread([row["flops"] / each / peak for each in timed.seconds["step"]])
+    )
+    operators = {str(func.overloadpacket) for func, *_ in timed.products["step"].signatures}
+    row["attention"] = sorted(name for name in operators if "attention" in name and "backward" not in name)
+    return row
 
 
 REFERENCE_TOKENS = 39_000 * 512 * 512  # steps, texts of the global batch and tokens of the reference run

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from concept_encoder import ConceptEncoderForDiffusionMLM, ConceptEncoderModel
-from concept_encoder.eval import speed_cases, speed_tools
+from concept_encoder.eval import speed, speed_cases, speed_tools
 from concept_encoder.eval.speed import GROUPS, default_groups, measure
 from concept_encoder.eval.speed_cases import QUICK, EncodingCase, LossCase, TrainingCase
 from concept_encoder.eval.speed_pages import render_page
@@ -211,7 +211,7 @@ def test_memory_of_all_logits_is_seen():
     assert 1.5 * logits < peak < 5 * logits
 
 
-def test_a_process_that_dies_is_no_figure(monkeypatch):
+def test_a_process_that_dies_is_no_figure():
     with pytest.raises(RuntimeError, match="died, code 1"):
         peak_memory(LossCase(QUICK, "no such form"))
 
@@ -361,15 +361,44 @@ def test_the_median_decides_a_target(written):
     assert row.verdict == "NOT MEASURED"
 
 
-def test_a_peer_that_would_take_too_long_is_left_out(monkeypatch):
-    monkeypatch.setattr("concept_encoder.eval.speed.LONGEST_CALL", 0.0)
+@pytest.fixture
+def no_memory(monkeypatch):
+    """Without the processes that measure memory, which take most of the time of a small group."""
     monkeypatch.setattr("concept_encoder.eval.speed.peak_memory", lambda case: None)
+
+
+def test_a_peer_that_would_take_too_long_is_left_out(no_memory, monkeypatch):
+    monkeypatch.setattr(speed, "LONGEST_CALL", 0.0)
     plan = dataclasses.replace(QUICK, lengths=(16, 32))
     encoding = measure(plan, ["encoding"], repeats=2)["encoding"]
     assert {(row["form"], row["length"]) for row in encoding["skipped"]} == {
         (peer, 32) for peer in ("bert", "modernbert", "perceiver")
     }
     assert all("a call, from" in row["reason"] for row in encoding["skipped"])
+
+
+def test_a_batch_beyond_the_card_ends_the_growth(no_memory, monkeypatch):
+    scaled = speed._scaled
+
+    def limited(bench, batch, peak):
+        if batch > 1:
+            raise torch.OutOfMemoryError
+        return scaled(bench, batch, peak)
+
+    monkeypatch.setattr(speed, "_scaled", limited)
+    result = measure(QUICK, ["scaling"], repeats=2)
+    assert [row["batch"] for row in result["scaling"]["rows"]] == [1]
+    assert result["scaling"]["skipped"] == [{"batch": 2, "reason": "the card has not the memory for it"}]
+    page = render_page(result, "speed.json")
+    assert "Batch 2 and beyond was not measured" in page
+    assert " – |" in page  # memory, where no system tells it
+
+
+def test_without_a_compiler_nothing_is_compiled(no_memory, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    result = measure(dataclasses.replace(QUICK, variants=("full", "compile")), ["variants"], repeats=2)
+    assert {row["form"] for row in result["variants"]["rows"]} == {"full"}
+    assert "torch.compile was not measured: there is no C++ compiler" in render_page(result, "speed.json")
 
 
 def test_scaling_is_for_cards():
