@@ -365,31 +365,27 @@ class ConceptTokens:
     Attributes:
         input_ids, inputs_embeds: (B, N) or (B, N, E), one of them.
         places: positions (B, N), or a slice of them that all texts share.
-        chunk_length: tokens that a layer reads at a time.
+        length, chunk_length: tokens in all, and that a layer reads at a time.
     """
 
     embeddings: ConceptTokenEmbeddings
     input_ids: Tensor | None
     inputs_embeds: Tensor | None
     places: Tensor | slice
+    length: int
     chunk_length: int
 
     @property
     def chunked(self) -> bool:
-        return self.chunk_length < self._length
-
-    @property
-    def _length(self) -> int:
-        given = self.input_ids if self.inputs_embeds is None else self.inputs_embeds
-        return given.shape[1]
+        return self.chunk_length < self.length
 
     def chunks(self, mask: Tensor | None) -> Iterator[tuple["ConceptTokens", Tensor | None]]:
         """Tokens and mask (..., N), chunk after chunk."""
-        for start in range(0, self._length, self.chunk_length):
-            part = slice(start, min(start + self.chunk_length, self._length))
+        for start in range(0, self.length, self.chunk_length):
+            part = slice(start, min(start + self.chunk_length, self.length))
             ids, embeds = (None if x is None else x[:, part] for x in (self.input_ids, self.inputs_embeds))
             places = part if isinstance(self.places, slice) else self.places[:, part]
-            tokens = ConceptTokens(self.embeddings, ids, embeds, places, self.chunk_length)
+            tokens = ConceptTokens(self.embeddings, ids, embeds, places, part.stop - part.start, self.chunk_length)
             yield tokens, None if mask is None else mask[..., part]
 
     def states(self) -> Tensor:
@@ -611,10 +607,6 @@ class ConceptEncoderPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
 
 
-# Rows of keys and values looked up at a time on CPU: a core's cache holds them together with their scores.
-CACHED_TOKENS = 256
-
-
 class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
     """Text to concepts: C learned queries that read N tokens in every layer, at O(C * N)."""
 
@@ -638,7 +630,7 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
             for i in range(config.num_hidden_layers)
         )
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.final_layer_norm_eps)
-        self._tabulated: dict[nn.Parameter, int] | None = None
+        self._tabulated: dict[nn.Parameter, tuple] | None = None
         self.post_init()
 
     @merge_with_config_defaults
@@ -660,8 +652,8 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
             position_ids: (B, N) in [0, max_position_embeddings). `None`: 0 ... N - 1, padding counted.
             inputs_embeds: (B, N, E) token embeddings in place of ids; a table of `tabulate` is not used for them.
             chunk_length: tokens that a layer reads at a time, for texts of any length N in memory that does not grow
-                with it beyond ids and mask; the result is the same up to rounding. Inference only. `None`: all N, but
-                from a table on CPU a cache-full.
+                with it beyond ids and mask; the result is the same up to rounding. Inference only. `None`: all N at
+                once, which is as fast as long as it fits.
 
         Raises:
             ValueError: ids outside the vocabulary (checked on CPU); more tokens than learned positions; with
@@ -671,12 +663,12 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         given = input_ids if inputs_embeds is None else inputs_embeds
+        assert given is not None
         batch_size, length = given.shape[:2]
         check_length(self.embeddings.positions, length)
         tabulated = self._tabulated is not None and inputs_embeds is None
         self._check_inference(given, attention_mask, chunk_length, tabulated, kwargs)
-        if chunk_length is None:
-            chunk_length = self._cached_length(given, attention_mask, kwargs) if tabulated else length
+        chunk_length = length if chunk_length is None else chunk_length
         concepts = self.latents(batch_size)  # (B, C, D)
         if self.config.concept_position_type == "anchored":
             concepts = concepts + self._anchors()
@@ -687,7 +679,7 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
             mask = create_bidirectional_mask(self.config, concepts, attention_mask, like_tokens)
         if tabulated or chunk_length < length:
             places = slice(0, length) if position_ids is None else position_ids
-            tokens = ConceptTokens(self.embeddings, input_ids, inputs_embeds, places, chunk_length)
+            tokens = ConceptTokens(self.embeddings, input_ids, inputs_embeds, places, length, chunk_length)
         else:
             tokens = self.embeddings(input_ids, inputs_embeds, position_ids)  # (B, N, D), once for all layers
         for layer in self.layers:
@@ -752,12 +744,12 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
         if num_positions is not None and not 1 <= num_positions <= most:
             raise ValueError(f"num_positions must lie in [1, {most}], the positions there are, got {num_positions}")
 
-    def _table_sources(self) -> dict[nn.Parameter, int]:
-        """The parameters behind keys and values of tokens, and how often each has changed in place."""
+    def _table_sources(self) -> dict[nn.Parameter, tuple]:
+        """The parameters behind keys and values of tokens, each with its shape and how often it changed in place."""
         attentions = [layer.cross_attn for layer in self.layers]
         modules = [self.embeddings, *(module for x in attentions for module in (x.k_proj, x.v_proj))]
         weights = [weight for module in modules for weight in module.parameters()]
-        return {weight: 0 if weight.is_inference() else weight._version for weight in weights}
+        return {weight: (weight.shape, 0 if weight.is_inference() else weight._version) for weight in weights}
 
     def _check_inference(self, given, attention_mask, chunk_length, tabulated, kwargs) -> None:
         """ValueError for what reading in chunks, or from the table, cannot do."""
@@ -781,17 +773,8 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
             )
         if attention_mask is not None and attention_mask.ndim != 2:
             raise ValueError(f"chunk_length needs an attention_mask (B, N), got shape {tuple(attention_mask.shape)}")
-        if self._records_attentions(kwargs):
+        if kwargs.get("output_attentions", getattr(self.config, "output_attentions", False)):
             raise ValueError("chunk_length keeps no attention weights; leave it out to get output_attentions")
-
-    def _cached_length(self, given, attention_mask, kwargs) -> int:
-        """Tokens to look up at a time: on CPU what its cache holds, unless all at once are asked for."""
-        plain = self.config._attn_implementation == "sdpa" and not self._records_attentions(kwargs)
-        plain = plain and (attention_mask is None or attention_mask.ndim == 2) and not torch.compiler.is_compiling()
-        return CACHED_TOKENS if plain and given.device.type == "cpu" else given.shape[1]
-
-    def _records_attentions(self, kwargs) -> bool:
-        return kwargs.get("output_attentions", getattr(self.config, "output_attentions", False))
 
     def _anchors(self) -> Tensor:
         """(C, D): what the token embeddings give for the centres of C equal parts of the longest text."""
