@@ -50,12 +50,13 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Bench:
-    """What every group needs: the plan, how often, where, and the side of the fastest square product."""
+    """What every group needs: the plan, how often, where, and the fastest square product: side, FLOP/s."""
 
     plan: Plan
     repeats: int
     device: str
     square: int
+    best_rate: float
 
     def timed(self, cases: Mapping[str, Case], title: str, counted: bool = True) -> "Timed":
         """Build, count and time cases in turns, with the roofline among them."""
@@ -89,10 +90,10 @@ class Timed:
         """Spread of the time of one run over that of another."""
         return ratio(self.seconds[above], self.seconds[below])
 
-    def bound(self, name: str, device: str) -> Result:
-        """What the shapes of a run's products allow, and where its time goes."""
-        alone = products_alone(self.products[name], device)
-        limit = self.products[name].flops / alone / median(self.roofline)
+    def bound(self, name: str, bench: Bench) -> Result:
+        """What the shapes of a run's products allow, best against best, and where its time goes."""
+        alone = products_alone(self.products[name], bench.device)
+        limit = self.products[name].flops / alone / max(bench.best_rate, *self.roofline)
         return {
             "products_alone_seconds": alone,
             "products_alone_share": limit,
@@ -136,7 +137,9 @@ def measure(
     with threads(num_threads):
         result: Result = {"kind": "speed", "environment": environment(device), "plan": asdict(plan)}
         result |= {"repeats": repeats, "roofline": _roofline(plan, repeats, device)}
-        bench = Bench(plan, repeats, device, result["roofline"]["size"])
+        roofline = result["roofline"]
+        best_rate = roofline["rates"]["float32"][str(roofline["size"])]["max"]
+        bench = Bench(plan, repeats, device, roofline["size"], best_rate)
         save(result)
         for name in groups:
             result[name] = GROUPS[name](bench)
@@ -181,7 +184,7 @@ def _training(bench: Bench) -> Result:
         "cases": {
             name: {
                 **timed.row(name, tokens),
-                **timed.bound(name, bench.device),
+                **timed.bound(name, bench),
                 "labels": int((labels[name] != -100).sum()),
                 "peak_memory": peak_memory(cases[name]),
             }
@@ -196,7 +199,7 @@ def _loss(bench: Bench, labels: int) -> Result:
     cases = {form: LossCase(bench.plan, form, bench.device) for form in LOSS_FORMS}
     timed = bench.timed(cases, "loss")
     rows = {
-        form: {**timed.row(form, labels), **timed.bound(form, bench.device), "peak_memory": peak_memory(case)}
+        form: {**timed.row(form, labels), **timed.bound(form, bench), "peak_memory": peak_memory(case)}
         for form, case in cases.items()
     }
     size = 4 * bench.plan.vocab_size
@@ -232,7 +235,7 @@ def _encoding(bench: Bench) -> Result:
             if form == "tabulated":
                 row["table_bytes"] = cases[form].table_bytes()
             if form in ("ours", "tabulated") and length in plan.lengths[:3]:
-                row |= timed.bound(form, bench.device)
+                row |= timed.bound(form, bench)
             row["against"] = {own: timed.ratio(form, own) for own in ("ours", "tabulated")}
             rows.append(row | {"peak_memory": peak_memory(cases[form])})
             seconds.setdefault(form, {})[length] = timed.seconds[form]

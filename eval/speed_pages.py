@@ -25,6 +25,7 @@ FORM_NAMES = {
     "model": "by chunks, as the model takes it",
 }
 SECTIONS = ("training", "encoding", "million", "variants", "scaling")  # of the page, for the groups that were run
+ENCODER_FORMS = ("ours", "tabulated", "chunked", "bert", "modernbert", "perceiver")  # in the order of the lines
 HELPS = 1.05  # a ratio further from 1 than this is called a help or a loss
 
 
@@ -72,17 +73,18 @@ def _figure_data(result: Mapping[str, Any]) -> dict[str, Any]:
         point = {"length": row["length"], "seconds": row["seconds"]["median"] / row["texts"]}
         memory = row["peak_memory"]
         point["memory"] = None if memory is None else memory / row["texts"]
-        growth.setdefault(FORM_NAMES[row["form"]], []).append(point)
+        growth.setdefault(row["form"], []).append(point)
     for row in result.get("million", {"rows": []})["rows"][-1:]:
         point = {"length": row["length"], "seconds": row["seconds"]["median"], "memory": row["peak_memory"]}
-        growth.setdefault(FORM_NAMES["chunked"], []).append(point)
+        growth.setdefault("chunked", []).append(point)
+    curves = {FORM_NAMES[form]: growth.get(form, []) for form in ENCODER_FORMS} if growth else {}
     shares = []
     for form, row in result.get("training", {"cases": {}})["cases"].items():
         shares.append({"label": f"step, {FORM_NAMES[form].partition(':')[0]}", **_shares(row)})
     for row in rows:
         if row["length"] in result["plan"]["lengths"][:3] and row["form"] != "chunked":
             shares.append({"label": f"{FORM_NAMES[row['form']]}, N={row['length']:,}", **_shares(row)})
-    return {"speed_growth": growth, "speed_roofline": shares}
+    return {"speed_growth": curves, "speed_roofline": shares}
 
 
 def _shares(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,7 +136,7 @@ def _memory(value: int | None) -> str:
 
 
 def _rate(value: float) -> str:
-    return f"{value / 1e9:,.0f}"
+    return f"{value / 1e9:,.0f}" if value >= 1e10 else f"{value / 1e9:.1f}"
 
 
 def _digits(value: float) -> str:

@@ -9,34 +9,36 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from .plots import WIDTH, save_figure, themed
 
-LINES: tuple[tuple[str, str], ...] = (  # marker, line; one more of each than there are forms in a colour
-    ("o", "-"),
-    ("s", "-"),
-    ("^", "-"),
-    ("D", "--"),
-    ("v", "--"),
-    ("P", "--"),
+LINES: tuple[dict[str, str], ...] = (  # marker, line and colour; our own forms are solid, peers dashed
+    {"marker": "o", "ls": "-", "color": "main"},
+    {"marker": "s", "ls": "-", "color": "good"},
+    {"marker": "P", "ls": "-", "color": "text"},
+    {"marker": "D", "ls": "--", "color": "second"},
+    {"marker": "v", "ls": "--", "color": "muted"},
+    {"marker": "^", "ls": "--", "color": "chance"},
 )
-COLOURS = ("main", "good", "chance", "second", "muted", "text")
 
 
 def plot_growth(curves: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, theme: str = "light") -> None:
     """Time and memory of one text against its length, both on log axes, one line per form.
 
     Args:
-        curves: form -> [{"length": N, "seconds", "memory": bytes or None}].
+        curves: form, at most six, -> [{"length": N, "seconds", "memory": bytes or None}]; an empty one keeps its
+            place in the colours, and is not drawn.
         path, theme: as in `plots`.
 
     Raises:
         ValueError: no curve.
     """
-    if not curves:
+    if not any(curves.values()):
         raise ValueError("nothing to draw: need a curve")
     with themed(theme) as colours:
         figure = Figure(figsize=(WIDTH, 6.2), layout="constrained")
         panels = figure.subplots(2, 1, sharex=True)
-        for (marker, line), colour, (name, points) in zip(LINES, COLOURS, curves.items(), strict=False):
-            style = {"color": colours[colour], "marker": marker, "ls": line, "ms": 5}
+        for line, (name, points) in zip(LINES, curves.items(), strict=False):
+            style: dict[str, Any] = {**line, "color": colours[line["color"]], "ms": 5}
+            if not points:
+                continue
             for panel, key, scale in ((panels[0], "seconds", 1), (panels[1], "memory", 1e-6)):
                 shown = [point for point in points if point[key]]
                 panel.plot([p["length"] for p in shown], [scale * p[key] for p in shown], **style, label=name)
@@ -82,7 +84,7 @@ def plot_roofline_shares(rows: Sequence[Mapping[str, Any]], path: Path, theme: s
         mark: dict[str, Any] = {"color": colours["second"], "marker": "|", "ls": "none", "ms": 11, "mew": 2}
         axes.plot([share for _, share in alone], [place for place, _ in alone], **mark, label="its products alone")
         axes.set_yticks(places, [row["label"] for row in rows], fontsize=8.5)
-        axes.invert_yaxis()
+        axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_xlim(0, 100)
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)

@@ -80,8 +80,8 @@ def _step_bound(training: Result, form: str) -> str:
     fewer = plain["flops"] / own["flops"]
     whole = plain["seconds"]["median"] / own["products_alone_seconds"]
     return (
-        f"{fewer:.2f}× fewer FLOPs ({_giga(plain)} to {_giga(own)} GFLOP); with its matrix products alone, one by one "
-        f"{number(own['products_alone_seconds'], 3)} s, the step would be {whole:.2f}× as fast as the plain one"
+        f"{fewer:.2f}× fewer FLOPs ({_giga(plain)} to {_giga(own)} GFLOP); its matrix products alone take "
+        f"{number(own['products_alone_seconds'], 3)} s, and would be {whole:.2f}× as fast as the plain step"
     )
 
 

@@ -174,16 +174,16 @@ def count_products(run: Run) -> Products:
 
 
 def products_alone(products: Products, device: str, repeats: int = 3) -> float:
-    """Seconds that the same matrix products take one by one on numbers of the same shapes, and nothing else.
+    """Seconds that the same matrix products take at best, one by one on numbers of the same shapes.
 
     What a call cannot be faster than with these shapes and this library, whatever is done about the rest of it.
     """
     total = 0.0
     for (func, args, kwargs), count in products.signatures.items():
-        # One argument tuple is enough: a product of these sizes does not fit the caches together with its neighbours.
+        # The same numbers each time, so with warm caches, as befits a bound.
         made, named = _made(args, device), {name: _made(value, device) for name, value in kwargs}
         seconds = interleave({"product": lambda f=func, a=made, k=named: f(*a, **k)}, repeats, device)  # type: ignore[misc]
-        total += count * median(seconds["product"])
+        total += count * min(seconds["product"])
     return total
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from concept_encoder import ConceptEncoderForDiffusionMLM, ConceptEncoderModel
-from concept_encoder.eval import speed, speed_cases, speed_tools
+from concept_encoder.eval import speed, speed_cases, speed_plots, speed_tools
 from concept_encoder.eval.speed import GROUPS, default_groups, measure
 from concept_encoder.eval.speed_cases import QUICK, EncodingCase, LossCase, TrainingCase
 from concept_encoder.eval.speed_pages import render_page
@@ -337,6 +337,12 @@ def test_the_page_can_be_rendered_anew(written, capsys):
     main(["--render", "--output", str(written / "results" / "speed.json"), "--page", str(page)])
     assert page.read_text(encoding="utf-8") == before
     assert str(page) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("draw", [speed_plots.plot_growth, speed_plots.plot_roofline_shares])
+def test_nothing_to_draw_is_an_error(draw, tmp_path):
+    with pytest.raises(ValueError, match="nothing to draw"):
+        draw({}, tmp_path / "figure.png")
 
 
 def test_a_result_of_one_group_renders(written):
