@@ -306,6 +306,7 @@ def result_in(folder):
     return json.loads((folder / "results" / "speed.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_the_script_measures_everything(written):
     result = result_in(written)
     assert {"kind", "environment", "plan", "repeats", "roofline", *GROUPS} == set(result)
