@@ -242,14 +242,14 @@ class ConceptKeyValueTable(nn.Module):
     def forward(self, tokens: "ConceptTokens", attention: ConceptAttention) -> tuple[Tensor, Tensor]:
         """Keys and values, each (B, N, D), of `tokens`."""
         tokens.embeddings.check_ids(tokens.input_ids)
-        places = tokens.places
-        last = places.stop - 1 if isinstance(places, slice) else int(places.max())
+        where = tokens.positions
+        last = where.stop - 1 if isinstance(where, slice) else int(where.max())
         if last < self.positions.shape[1]:
-            positions = self.positions[:, places]  # (2, N, D) or (2, B, N, D)
+            places = self.positions[:, where]  # (2, N, D) or (2, B, N, D)
         else:
-            positions = self._project(attention, tokens.embeddings, tokens.position_ids())
+            places = self._project(attention, tokens.embeddings, tokens.position_ids())
         key, value = (nn.functional.embedding(tokens.input_ids, table) for table in self.tokens)
-        return key.add_(positions[0]), value.add_(positions[1])
+        return key.add_(places[0]), value.add_(places[1])
 
     @staticmethod
     def _project(attention, embeddings, position_ids: Tensor) -> Tensor:
@@ -364,14 +364,14 @@ class ConceptTokens:
 
     Attributes:
         input_ids, inputs_embeds: (B, N) or (B, N, E), one of them.
-        places: positions (B, N), or a slice of them that all texts share.
+        positions: positions (B, N), or a slice of them that all texts share.
         length, chunk_length: tokens in all, and that a layer reads at a time.
     """
 
     embeddings: ConceptTokenEmbeddings
     input_ids: Tensor | None
     inputs_embeds: Tensor | None
-    places: Tensor | slice
+    positions: Tensor | slice
     length: int
     chunk_length: int
 
@@ -384,17 +384,17 @@ class ConceptTokens:
         for start in range(0, self.length, self.chunk_length):
             part = slice(start, min(start + self.chunk_length, self.length))
             ids, embeds = (None if x is None else x[:, part] for x in (self.input_ids, self.inputs_embeds))
-            places = part if isinstance(self.places, slice) else self.places[:, part]
-            tokens = ConceptTokens(self.embeddings, ids, embeds, places, part.stop - part.start, self.chunk_length)
+            positions = part if isinstance(self.positions, slice) else self.positions[..., part]
+            tokens = ConceptTokens(self.embeddings, ids, embeds, positions, part.stop - part.start, self.chunk_length)
             yield tokens, None if mask is None else mask[..., part]
 
     def states(self) -> Tensor:
         return self.embeddings(self.input_ids, self.inputs_embeds, self.position_ids())  # (B, N, D)
 
     def position_ids(self) -> Tensor:  # (B, N) or (N,)
-        if isinstance(self.places, Tensor):
-            return self.places
-        return torch.arange(self.places.start, self.places.stop, device=self.embeddings.tokens.weight.device)
+        if isinstance(self.positions, Tensor):
+            return self.positions
+        return torch.arange(self.positions.start, self.positions.stop, device=self.embeddings.tokens.weight.device)
 
 
 class ConceptLatentQueries(nn.Module):
@@ -657,8 +657,8 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
 
         Raises:
             ValueError: ids outside the vocabulary (checked on CPU); more tokens than learned positions; with
-                `chunk_length` or a table: gradients needed; with `chunk_length`: training mode, BiXT,
-                `output_attentions`, a mask that is not (B, N); weights that have changed since `tabulate`.
+                `chunk_length` or a table: gradients needed; with a table: weights changed since; with `chunk_length`:
+                training mode, BiXT, `output_attentions`, a mask that is not (B, N).
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -678,8 +678,8 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
             like_tokens = concepts[:, :1].expand(-1, length, -1)  # sizes and dtype for the mask, no tokens needed
             mask = create_bidirectional_mask(self.config, concepts, attention_mask, like_tokens)
         if tabulated or chunk_length < length:
-            places = slice(0, length) if position_ids is None else position_ids
-            tokens = ConceptTokens(self.embeddings, input_ids, inputs_embeds, places, length, chunk_length)
+            positions = slice(0, length) if position_ids is None else position_ids
+            tokens = ConceptTokens(self.embeddings, input_ids, inputs_embeds, positions, length, chunk_length)
         else:
             tokens = self.embeddings(input_ids, inputs_embeds, position_ids)  # (B, N, D), once for all layers
         for layer in self.layers:
@@ -694,7 +694,8 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
         For inference: equal up to rounding, without the projections that are most of an encoding's work. Takes
         `table_bytes` of memory: 2 L (V + P) D numbers for L layers, V ids and P positions, 0.4 GB in float32 for the
         default configuration. The table follows `.to()`, is in no checkpoint, and goes with `train()`. It is refused
-        once weights behind it have changed in place or been replaced; a change through `.data` cannot be seen.
+        once weights behind it have changed in place or been replaced; a change through `.data`, or of a model that
+        `torch.compile` has compiled, cannot be seen.
 
         Args:
             num_positions: P, default `max_position_embeddings`. Positions beyond it (sinusoidal ones have no end, and
