@@ -18,7 +18,7 @@ FEW_CONCEPTS = 16  # rows of the reading table before the fold
 
 def render_markdown(report: dict[str, Any]) -> str:
     """The report as Markdown; figures by their names relative to the run folder."""
-    return _environment().get_template("report.md.j2").render(**_context(report))
+    return page_environment().get_template("report.md.j2").render(**_context(report))
 
 
 def render_html(report: dict[str, Any], run_dir: str | Path) -> str:
@@ -33,7 +33,7 @@ def render_html(report: dict[str, Any], run_dir: str | Path) -> str:
         for figure in report["figures"]
         for theme in plots.THEMES
     }
-    return _environment().get_template("report.html.j2").render(images=images, **_context(report))
+    return page_environment().get_template("report.html.j2").render(images=images, **_context(report))
 
 
 def number(value: Any, digits: int = 4) -> str:
@@ -107,7 +107,7 @@ def _shortened(node: Any) -> Any:
     return node
 
 
-def _environment() -> jinja2.Environment:
+def page_environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=jinja2.select_autoescape(enabled_extensions=("html.j2",), default=False),

@@ -1,0 +1,65 @@
+"""Measure speed and write the result, the page and its figures: python scripts/benchmark.py
+
+Takes about a quarter of an hour on two quiet cores. What else runs on the machine disturbs it: the page has the load.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import torch
+
+from concept_encoder.eval.speed import GROUPS, default_groups, measure
+from concept_encoder.eval.speed_cases import QUICK, Plan
+from concept_encoder.eval.speed_pages import draw_figures, render_page
+from concept_encoder.trainers.files import write_atomically, write_json
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="benchmark.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    default_device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--only", nargs="+", metavar="GROUP", help=f"of {', '.join(GROUPS)} (all that fit the device)")
+    parser.add_argument("--output", type=Path, default=DOCS / "results" / "speed.json", help="docs/results/speed.json")
+    parser.add_argument("--page", type=Path, default=DOCS / "SPEED.md", help="figures go beside it (docs/SPEED.md)")
+    parser.add_argument("--repeats", type=int, default=5, help="turns, beside one that is thrown away (5)")
+    parser.add_argument("--threads", type=int, help="of torch (one per core)")
+    parser.add_argument("--device", default=default_device, help="cpu or cuda (cuda where there is a card)")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, as a trial; needs --output and --page")
+    parser.add_argument("--render", action="store_true", help="measure nothing, render the page of --output anew")
+    arguments = parser.parse_args(argv)
+    ours = {parser.get_default("output"), parser.get_default("page")}
+    if arguments.quick and ours & {arguments.output, arguments.page}:
+        parser.error("--quick would overwrite the measured page with toy figures; give --output and --page")
+    try:
+        if not arguments.render:
+            _measure(arguments)
+        result = json.loads(arguments.output.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    draw_figures(result, arguments.page.parent / "figures")
+    name = Path(os.path.relpath(arguments.output, arguments.page.parent)).as_posix()
+    write_atomically(arguments.page, render_page(result, name))
+    print(f"Written to {arguments.output} and {arguments.page}.")
+
+
+def _measure(arguments: argparse.Namespace) -> None:
+    measure(
+        QUICK if arguments.quick else Plan(),
+        arguments.only or default_groups(arguments.device),
+        arguments.repeats,
+        arguments.device,
+        arguments.threads,
+        save=lambda result: write_json(arguments.output, result),
+    )
+
+
+if __name__ == "__main__":
+    main()
