@@ -273,7 +273,8 @@ def test_contrastive_needs_other_texts(tokenizer, tmp_path):
         pytest.param("torch_compile", 1e-4, marks=pytest.mark.slow),
     ],
 )
-def test_ways_to_save_time_or_memory_train_as_float32_does(tokenizer, tmp_path, setting, tolerance):
+def test_ways_to_save_time_or_memory_train_as_float32_does(tokenizer, tmp_path, monkeypatch, setting, tolerance):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
     if setting == "torch_compile" and shutil.which("g++") is None:
         pytest.skip("torch.compile on the CPU needs a C++ compiler, and there is no g++ here")
     plain, other = (make_trainer(tokenizer, tmp_path / str(on), max_steps=4, **{setting: on}) for on in (False, True))
