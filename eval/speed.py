@@ -27,6 +27,7 @@ from .speed_cases import (
     own_forms,
     training_inputs,
 )
+from .speed_finetuning import padding_case
 from .speed_tools import (
     Case,
     Run,
@@ -339,16 +340,30 @@ def _scaled(bench: Bench, batch: int, peak: float | None) -> Result:
     return row
 
 
+def _padding(bench: Bench) -> Result:
+    """Fine-tuning on MRPC with batches padded to a fixed length, to their longest text, and grouped by length."""
+    plan = bench.plan
+    return padding_case(
+        repeats=bench.repeats,
+        hidden_size=plan.hidden_size,
+        num_hidden_layers=plan.num_layers,
+        num_attention_heads=plan.num_heads,
+        intermediate_size=plan.intermediate_size,
+        num_concepts=plan.num_concepts,
+    )
+
+
 REFERENCE_TOKENS = 39_000 * 512 * 512  # steps, texts of the global batch and tokens of the reference run
 GROUPS: dict[str, Callable[[Bench], Result]] = {
     "training": _training,
     "encoding": _encoding,
     "million": _million,
     "variants": _variants,
+    "padding": _padding,
     "scaling": _scaling,
 }
 
 
 def default_groups(device: str) -> list[str]:
-    """Every group; `scaling` on a card alone."""
-    return [name for name in GROUPS if name != "scaling" or device != "cpu"]
+    """Every group that needs nothing from the Hub; `scaling` on a card alone."""
+    return [name for name in GROUPS if name != "padding" and (name != "scaling" or device != "cpu")]

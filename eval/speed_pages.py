@@ -24,7 +24,14 @@ FORM_NAMES = {
     "checkpointing": "gradient checkpointing",
     "model": "by chunks, as the model takes it",
 }
-SECTIONS = ("training", "encoding", "million", "variants", "scaling")  # of the page, for the groups that were run
+SECTIONS = (
+    "training",
+    "encoding",
+    "million",
+    "variants",
+    "padding",
+    "scaling",
+)  # of the page, for the groups that were run
 ENCODER_FORMS = ("ours", "tabulated", "chunked", "bert", "modernbert", "perceiver")  # in the order of the lines
 HELPS = 1.05  # a ratio further from 1 than this is called a help or a loss
 
