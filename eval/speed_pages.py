@@ -31,7 +31,7 @@ SECTIONS = (
     "variants",
     "padding",
     "scaling",
-)  # of the page, for the groups that were run
+)  # for the groups that were run
 ENCODER_FORMS = ("ours", "tabulated", "chunked", "bert", "modernbert", "perceiver")  # in the order of the lines
 HELPS = 1.05  # a ratio further from 1 than this is called a help or a loss
 
