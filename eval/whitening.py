@@ -24,6 +24,9 @@ def whiten(checkpoint: str, output_dir: Path, data: DataArguments) -> dict[str, 
     Nothing else changes: the concepts, and whatever heads read of them, stay as they are. The result is a checkpoint
     like any other, and `SentenceTransformer(output_dir)` embeds with it.
 
+    Fit it to texts like those that will be embedded. Long blocks as in pretraining put every short sentence far from
+    their mean, all in one direction, and the cosines then say nothing.
+
     Args:
         checkpoint: folder or Hub id of a pretrained concept encoder, with its tokenizer.
         output_dir: must not exist, or be empty.

@@ -1,7 +1,9 @@
 """Whiten the embeddings of a checkpoint: python scripts/whiten.py CHECKPOINT OUTPUT_DIR --max_train_documents 5000
 
 Reads the training documents of the corpus named in CHECKPOINT/recipe.yaml, unless flags name another, and writes the
-checkpoint to OUTPUT_DIR with a pooled output that is uncorrelated and of variance 1 over them.
+checkpoint to OUTPUT_DIR with a pooled output that is uncorrelated and of variance 1 over them. Name a corpus of texts
+like those that will be embedded, for instance --dataset_name nyu-mll/glue --dataset_config_name stsb --text_column
+sentence1: blocks of prose do not whiten sentences.
 """
 
 from pathlib import Path
