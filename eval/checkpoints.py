@@ -117,6 +117,13 @@ def load_tokenizer(folder: Path, config: ConceptEncoderConfig) -> PreTrainedToke
     return tokenizer
 
 
+def longest_text(config: ConceptEncoderConfig, max_length: int) -> int:
+    """`max_length` tokens, or as many as the encoder has learned positions for."""
+    return (
+        min(max_length, config.max_position_embeddings) if config.position_embedding_type == "learned" else max_length
+    )
+
+
 def random_encoder(config: ConceptEncoderConfig) -> modeling_concept.ConceptEncoderModel:
     """Encoder of this architecture with random weights, always the same ones: what every random twin is."""
     with torch.random.fork_rng(devices=[]):

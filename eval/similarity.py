@@ -24,6 +24,7 @@ from .checkpoints import (
     checkpoint_folder,
     load_encoder,
     load_tokenizer,
+    longest_text,
     random_twin,
     weights_digest,
 )
@@ -101,8 +102,7 @@ def similarity_tasks(
     folder = checkpoint_folder(checkpoint)
     config = check_checkpoint(folder)
     tokenizer = load_tokenizer(folder, config)
-    if config.position_embedding_type == "learned":
-        max_length = min(max_length, config.max_position_embeddings)
+    max_length = longest_text(config, max_length)
     results = []
     for benchmark in benchmarks:
         data = load_benchmark(benchmark)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from .scaling import REFERENCE
 from .speed_cases import (
     LOSS_FORMS,
     PEERS,
@@ -323,7 +324,7 @@ def _scaling(bench: Bench) -> Result:
             skipped.append({"batch": batch, "reason": "the card has not the memory for it"})
             break
     best = max(row["tokens_per_second"]["median"] for row in rows)
-    hours = REFERENCE_TOKENS / best / 3600
+    hours = REFERENCE.tokens / best / 3600
     return {"peak_flops_per_second": peak, "rows": rows, "skipped": skipped, "reference_hours": hours}
 
 
@@ -353,7 +354,6 @@ def _padding(bench: Bench) -> Result:
     )
 
 
-REFERENCE_TOKENS = 39_000 * 512 * 512  # steps, texts of the global batch and tokens of the reference run
 GROUPS: dict[str, Callable[[Bench], Result]] = {
     "training": _training,
     "encoding": _encoding,

@@ -1,20 +1,19 @@
 """How much faster fine-tuning is on length-grouped batches than on batches padded to a fixed length."""
 
-import statistics
-import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from ..configuration_concept import ConceptEncoderConfig
 from ..modeling_concept import ConceptEncoderForSequenceClassificationPerceiver
 from .benchmarks import Benchmark, find_benchmark, load_benchmark
+from .speed_tools import count_products, interleave, ratio, spread
 from .tuning import ShuffledLengthGroups
 
 Batch = dict[str, Tensor]
@@ -70,21 +69,20 @@ def padding_case(
     )
     step = _step(model)
     results: dict[str, dict[str, Any]] = {name: _describe(model, batches) for name, batches in ways.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+
+    def epoch(batches: list[Batch]) -> None:
+        for batch in batches:
+            step(batch)
+
     for batches in ways.values():
         step(batches[0])
-    for _ in range(repeats):
-        for name, batches in ways.items():
-            start = time.perf_counter()
-            for batch in batches:
-                step(batch)
-            seconds[name].append(time.perf_counter() - start)
+    runs = {name: partial(epoch, batches) for name, batches in ways.items()}
+    seconds = interleave(runs, repeats, "cpu", "padding", warm=True)
     for name, times in seconds.items():
-        results[name] |= {"seconds": statistics.median(times), "spread": [min(times), max(times)]}
+        each = spread(times)
+        results[name] |= {"seconds": each["median"], "spread": [each["min"], each["max"]]}
     others = ("random", "grouped")
-    speedup = {
-        name: statistics.median(a / b for a, b in zip(seconds["fixed"], seconds[name], strict=True)) for name in others
-    }
+    speedup = {name: ratio(seconds["fixed"], seconds[name])["median"] for name in others}
     return {
         "case": "finetuning_padding",
         "task": benchmark.name,
@@ -141,12 +139,15 @@ def _step(model: ConceptEncoderForSequenceClassificationPerceiver) -> Callable[[
 
 def _describe(model: ConceptEncoderForSequenceClassificationPerceiver, batches: list[Batch]) -> dict[str, Any]:
     masks = [batch["attention_mask"] for batch in batches]
-    with FlopCounterMode(display=False) as counter:
+
+    def learn() -> None:
         for batch in batches:
             model(**batch).loss.backward()
+
+    flops = count_products(learn).flops
     model.zero_grad()
     positions = sum(mask.numel() for mask in masks)
     return {
         "padding_share": 1 - sum(int(mask.sum()) for mask in masks) / positions,
-        "flops": counter.get_total_flops(),
+        "flops": flops,
     }

@@ -36,7 +36,7 @@ from ..configuration_concept import ConceptEncoderConfig
 from ..trainers.files import write_json
 from .benchmark_score import benchmark_score
 from .benchmarks import Benchmark, load_benchmark
-from .checkpoints import load_classifier, weights_digest
+from .checkpoints import load_classifier, longest_text, weights_digest
 from .protocols import Protocol
 
 SUBSET_SEED = 0  # of the share to select on and of `max_train_examples`: the same for every seed and control
@@ -79,9 +79,7 @@ def prepare_task(
     benchmark: Benchmark, protocol: Protocol, tokenizer: PreTrainedTokenizerBase, config: ConceptEncoderConfig
 ) -> PreparedTask:
     """Load, cap and tokenise a benchmark; raises whatever `load_benchmark` does."""
-    max_length = protocol.max_length
-    if config.position_embedding_type == "learned":
-        max_length = min(max_length, config.max_position_embeddings)
+    max_length = longest_text(config, protocol.max_length)
     texts = load_benchmark(benchmark)
     cap = protocol.max_train_examples
     if cap is not None and cap < texts["train"].num_rows:

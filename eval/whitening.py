@@ -11,7 +11,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 
 from .. import modeling_concept
 from ..trainers.data import DataArguments, load_corpus
-from .checkpoints import check_checkpoint, checkpoint_folder, load_tokenizer
+from .checkpoints import check_checkpoint, checkpoint_folder, load_tokenizer, longest_text
 from .surfaces import sentence_transformers_files
 
 SMALLEST_VARIANCE = 1e-6  # relative: below it a direction is empty, as the one that the output LayerNorm takes away
@@ -49,9 +49,7 @@ def whiten(checkpoint: str, output_dir: Path, data: DataArguments) -> dict[str, 
     head = getattr(modeling_concept, (config.architectures or ["ConceptEncoderModel"])[0])
     model = head.from_pretrained(folder, dtype=torch.float32, pooler_whitening=True)
     encoder = getattr(model, model.base_model_prefix, model)
-    longest = data.max_length
-    if config.position_embedding_type == "learned":
-        longest = min(longest, config.max_position_embeddings)
+    longest = longest_text(config, data.max_length)
     texts = [row["text"] for row in load_corpus(dataclasses.replace(data, partner_column=None), "train")]
     means = mean_concepts(encoder.eval(), tokenizer, texts, longest)
     if len(means) < 2:

@@ -363,7 +363,7 @@ def _kept_rows(dataset: Dataset | IterableDataset, args: DataArguments, split: s
     if args.keep_rows is None:
         return dataset
     column, relation, value = _row_rule(args.keep_rows)
-    columns = dataset.column_names or list(next(iter(dataset), {}))
+    columns = _column_names(dataset)
     where = f"the split {split!r} of {args.dataset_name!r}"
     if column not in columns:
         raise ValueError(
@@ -373,6 +373,11 @@ def _kept_rows(dataset: Dataset | IterableDataset, args: DataArguments, split: s
     if _is_empty(kept):
         raise ValueError(f"keep_rows={args.keep_rows!r} keeps no row of {where}")
     return kept
+
+
+def _column_names(dataset: Dataset | IterableDataset) -> list[str]:
+    # A stream without a schema tells its columns by its first row.
+    return dataset.column_names or list(next(iter(dataset), {}))
 
 
 def _row_rule(rule: str) -> tuple[str, str, str]:
@@ -395,14 +400,14 @@ def _is_number(text: str) -> bool:
 
 def _meets(batch: dict[str, list], column: str, relation: str, value: str) -> list[bool]:
     if relation == ">=":
-        return [each is not None and each >= float(value) for each in batch[column]]
+        least = float(value)
+        return [each is not None and each >= least for each in batch[column]]
     return [str(each) == value for each in batch[column]]
 
 
 def _text_columns(dataset: Dataset | IterableDataset, args: DataArguments, split: str) -> Dataset | IterableDataset:
     """The columns asked for, as `text` and, of pairs, `partner`."""
-    # A stream without a schema tells its columns by its first row.
-    columns = dataset.column_names or list(next(iter(dataset), {}))
+    columns = _column_names(dataset)
     where = f"the split {split!r} of {args.dataset_name!r}"
     if not columns:
         raise ValueError(f"{where} is empty")
