@@ -4,10 +4,10 @@ from helpers import tiny_config
 from test_pretraining import tiny_recipe
 from transformers import BertConfig, BertModel
 
-from concept_encoder import ConceptEncoderForDiffusionMLM
+from concept_encoder import ConceptEncoderForDiffusionMLM, ConceptEncoderForMaskedLMPerceiver
 from concept_encoder.trainers.microworld import microworld_tokenizer
 from concept_encoder.trainers.pretraining import pretrain
-from concept_encoder.trainers.warm_start import warm_start_embeddings
+from concept_encoder.trainers.warm_start import start_from_checkpoint, warm_start_embeddings
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +88,65 @@ def test_a_recipe_starts_from_them(bert, tokenizer, tmp_path):
     pretrain(tiny_recipe(tmp_path / "run", *overrides, "--ema_decay", "0.9"))
     model = ConceptEncoderForDiffusionMLM.from_pretrained(tmp_path / "run")
     assert torch.equal(model.encoder.embeddings.tokens.weight, table[: len(tokenizer)])
+
+
+@pytest.fixture
+def trained(tokenizer, tmp_path):
+    """Folder of a tiny diffusion model with random weights, and the model."""
+    torch.manual_seed(1)
+    model = make_model(tokenizer)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)  # adaLN-Zero gates as well
+    model.save_pretrained(tmp_path / "trained")
+    tokenizer.save_pretrained(tmp_path / "trained")
+    return tmp_path / "trained", model
+
+
+def test_a_run_goes_on_from_encoder_and_decoder_of_its_own_kind(trained, tokenizer):
+    folder, model = trained
+    config = tiny_config(vocab_size=len(tokenizer), mask_token_id=4, hidden_dropout_prob=0.3)
+    started = start_from_checkpoint(ConceptEncoderForDiffusionMLM, config, tokenizer, str(folder))
+    assert started.config.hidden_dropout_prob == 0.3
+    expected = model.state_dict()
+    assert started.state_dict().keys() == expected.keys()
+    assert all(torch.equal(weight, expected[name]) for name, weight in started.state_dict().items())
+
+
+def test_a_run_with_another_decoder_takes_the_encoder_alone(trained, tokenizer):
+    folder, model = trained
+    config = tiny_config(vocab_size=len(tokenizer), mask_token_id=4, decoder_query="position")
+    torch.manual_seed(2)
+    started = start_from_checkpoint(ConceptEncoderForMaskedLMPerceiver, config, tokenizer, str(folder))
+    expected = model.encoder.state_dict()
+    assert all(torch.equal(weight, expected[name]) for name, weight in started.encoder.state_dict().items())
+    assert started.lm_head.weight is started.encoder.embeddings.tokens.weight
+    torch.manual_seed(2)
+    fresh = ConceptEncoderForMaskedLMPerceiver(config)
+    own = [name for name in fresh.decoder.state_dict() if "embeddings.tokens" not in name]
+    assert own and all(
+        torch.equal(fresh.decoder.state_dict()[name], started.decoder.state_dict()[name]) for name in own
+    )
+
+
+def test_an_encoder_that_computes_something_else_is_not_started_from(trained, tokenizer, bert):
+    folder, _ = trained
+    config = tiny_config(vocab_size=len(tokenizer), mask_token_id=4, num_attention_heads=1)
+    message = r"another architecture \(num_attention_heads is \d+ there, 1 here\); set these fields alike"
+    with pytest.raises(ValueError, match=message):
+        start_from_checkpoint(ConceptEncoderForDiffusionMLM, config, tokenizer, str(folder))
+    with pytest.raises(ValueError, match="another architecture"):
+        start_from_checkpoint(ConceptEncoderForDiffusionMLM, config, tokenizer, str(bert[0]))
+
+
+def test_a_recipe_goes_on_from_a_run(tmp_path):
+    pretrain(tiny_recipe(tmp_path / "first", "--max_steps", "2"))
+    pretrain(
+        tiny_recipe(
+            tmp_path / "second", "--start_from", str(tmp_path / "first"), "--learning_rate", "0", "--max_steps", "1"
+        )
+    )
+    first, second = (ConceptEncoderForDiffusionMLM.from_pretrained(tmp_path / name) for name in ("first", "second"))
+    assert all(torch.equal(weight, second.state_dict()[name]) for name, weight in first.state_dict().items())
+    message = "start_from='a/b' brings its own token embeddings; leave warm_start_embeddings"
+    with pytest.raises(ValueError, match=message):
+        tiny_recipe(tmp_path / "third", "--start_from", "a/b", "--warm_start_embeddings", "c/d")

@@ -18,7 +18,7 @@ from .data import load_pretraining_data, load_tokenizer
 from .files import write_atomically, write_json
 from .recipes import RECIPE_FILE, Recipe
 from .trainer import ConceptMonitor, ConceptTrainer, UploadAssembler
-from .warm_start import warm_start_embeddings
+from .warm_start import start_from_checkpoint, warm_start_embeddings
 
 RESULT_FILE = "pretrain.json"
 
@@ -71,7 +71,11 @@ def pretrain(
     config = recipe.model_config(tokenizer)
     train, validation = load_pretraining_data(recipe.data, tokenizer)
     set_seed(training.seed)
-    model = recipe.objective.build_corruption().head(config)
+    head = recipe.objective.build_corruption().head
+    if training.start_from is not None and checkpoint is None:
+        model = start_from_checkpoint(head, config, tokenizer, training.start_from)
+    else:
+        model = head(config)
     if training.warm_start_embeddings is not None and checkpoint is None:
         warm_start_embeddings(model, tokenizer, training.warm_start_embeddings)
     trainer = ConceptTrainer(

@@ -67,6 +67,10 @@ class ConceptTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "Hub id or folder of an encoder of the same vocabulary, to take token embeddings from."},
     )
+    start_from: str | None = field(
+        default=None,
+        metadata={"help": "Hub id or folder of a pretrained concept encoder of this architecture, to go on from."},
+    )
     divergence_ratio: float = field(
         default=100.0,
         metadata={"help": "A gradient norm this many times the median of recent steps is divergence; 0 = never."},
@@ -81,6 +85,11 @@ class ConceptTrainingArguments(TrainingArguments):
             raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
         if self.divergence_ratio and not 1 <= self.divergence_ratio < math.inf:
             raise ValueError(f"divergence_ratio must be 0 (off) or at least 1, got {self.divergence_ratio}")
+        if self.start_from is not None and self.warm_start_embeddings is not None:
+            raise ValueError(
+                f"start_from={self.start_from!r} brings its own token embeddings; leave warm_start_embeddings "
+                f"({self.warm_start_embeddings!r}) out"
+            )
         if self.on_divergence not in ("stop", "rollback"):
             raise ValueError(f"on_divergence must be 'stop' or 'rollback', got {self.on_divergence!r}")
         if self.hub_token is not None:

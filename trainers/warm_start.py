@@ -1,10 +1,26 @@
-"""Warm start: token embeddings of a trained encoder in place of random ones."""
+"""Warm start: from the weights of a concept encoder, or with the token embeddings of any encoder."""
 
 import torch
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..modeling_concept import ConceptEncoderPreTrainedModel
+from ..configuration_concept import ConceptEncoderConfig
+from ..modeling_concept import ConceptEncoderModel, ConceptEncoderPreTrainedModel
+
+# What the weights of an encoder can be used under another value of: all else decides what it computes.
+FREE_FIELDS = (
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "classifier_dropout",
+    "initializer_range",
+    "latent_init",
+    "decoder_num_hidden_layers",
+    "decoder_context",
+    "decoder_query",
+    "timestep_scale",
+    "pair_comparison",
+    "auto_map",
+)
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, source: str, field: str) -> None:
@@ -50,6 +66,45 @@ def warm_start_embeddings(
     if rows < len(tokenizer):
         raise ValueError(f"warm_start_embeddings {source!r} has {rows} token embeddings for {len(tokenizer)} tokens")
     own[:rows] = table[:rows].to(own.dtype)
+
+
+def start_from_checkpoint(
+    head: type[ConceptEncoderPreTrainedModel],
+    config: ConceptEncoderConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    source: str,
+) -> ConceptEncoderPreTrainedModel:
+    """A model with the weights of a trained one: of its encoder, and of its decoder where `head` is its class too.
+
+    Args:
+        head: class of the model.
+        config: of the model; may differ from the source's in `FREE_FIELDS` only.
+        tokenizer: of the run; the source's own must give every token the same id.
+        source: Hub id or folder of a pretrained concept encoder with its tokenizer.
+
+    Raises:
+        ValueError: `source` cannot be read; another vocabulary or architecture; encoder weights that are not there.
+    """
+    check_vocabulary(tokenizer, source, "start_from")
+    theirs = _read(AutoConfig, source, "start_from")
+    names = [name for name in ConceptEncoderConfig.__annotations__ if name not in FREE_FIELDS]
+    differing = [name for name in names if getattr(theirs, name, None) != getattr(config, name)]
+    if differing:
+        shown = ", ".join(
+            f"{name} is {getattr(theirs, name, None)!r} there, {getattr(config, name)!r} here"
+            for name in differing[:3]
+        )
+        raise ValueError(f"start_from {source!r} has another architecture ({shown}); set these fields alike")
+    trained_class = head if head.__name__ in (theirs.architectures or []) else ConceptEncoderModel
+    trained, info = trained_class.from_pretrained(source, config=config, dtype=torch.float32, output_loading_info=True)
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:5])
+        raise ValueError(f"start_from {source!r} lacks weights: {missing}; they would be random")
+    if trained_class is head:
+        return trained
+    model = head(config)
+    model.encoder.load_state_dict(trained.state_dict())
+    return model
 
 
 def read_encoder(source: str, field: str) -> PreTrainedModel:
