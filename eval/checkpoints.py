@@ -23,12 +23,16 @@ TWIN_FOLDER = "random_init"
 TWIN_SEED = 20_250  # no recipe's seed, so that the twin does not start where the run did
 
 
-def load_classifier(folder: Path, benchmark: Benchmark) -> tuple[PreTrainedModel, dict[str, list[str]]]:
-    """The benchmark's head on the encoder of a pretraining checkpoint, in float32.
+def load_classifier(
+    folder: Path, head: str, benchmark: Benchmark, **config_fields
+) -> tuple[PreTrainedModel, dict[str, list[str]]]:
+    """A classification head on the encoder of a pretraining checkpoint, in float32.
 
     Args:
         folder: checkpoint folder.
-        benchmark: gives head, number of labels and problem type.
+        head: name of the model class.
+        benchmark: gives number of labels and problem type.
+        config_fields: of the head, in place of the checkpoint's.
 
     Returns:
         The model, and `newly_initialized` (the head's own keys, all of them) and `dropped` (the pretraining head's).
@@ -37,8 +41,8 @@ def load_classifier(folder: Path, benchmark: Benchmark) -> tuple[PreTrainedModel
         ValueError: an encoder weight is missing from the checkpoint, or the checkpoint holds weights that are neither
             the encoder's nor the pretraining head's; the keys are named.
     """
-    head = getattr(modeling_concept, benchmark.head)
-    return _load(head, folder, num_labels=benchmark.num_labels, problem_type=benchmark.problem_type)
+    fields = {"num_labels": benchmark.num_labels, "problem_type": benchmark.problem_type, **config_fields}
+    return _load(getattr(modeling_concept, head), folder, **fields)
 
 
 def load_encoder(folder: Path) -> PreTrainedModel:

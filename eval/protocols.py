@@ -3,9 +3,11 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from transformers import SchedulerType
+
+Comparison = Literal["joint", "features", "cosine"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,9 @@ class Protocol:
     max_grad_norm: float
     bf16: bool
     """automatic mixed precision"""
+    comparison: Comparison = "joint"
+    """how the sentences of a pair meet. joint: as one text, `A [SEP] B`; features and cosine: encoded apart, and
+    compared as `pair_comparison` of the configuration says"""
 
     def __post_init__(self):
         for name in ("learning_rates", "batch_sizes", "seeds"):
@@ -58,6 +63,8 @@ class Protocol:
             raise ValueError(f"seeds must not be negative, got {_listed(self.seeds)}")
         if self.max_train_examples is not None and self.max_train_examples < 2:
             raise ValueError(f"max_train_examples must be at least 2, got {self.max_train_examples}")
+        if self.comparison not in get_args(Comparison):
+            raise ValueError(f"comparison must be one of {', '.join(get_args(Comparison))}, got {self.comparison!r}")
         schedules = [schedule.value for schedule in SchedulerType]
         if self.lr_scheduler_type not in schedules:
             raise ValueError(

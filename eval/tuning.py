@@ -39,6 +39,7 @@ from .benchmarks import Benchmark, load_benchmark
 from .checkpoints import load_classifier, longest_text, weights_digest
 from .protocols import Protocol
 
+PAIR_HEAD = "ConceptEncoderForSentencePairClassification"  # of comparisons of texts encoded apart
 SUBSET_SEED = 0  # of the share to select on and of `max_train_examples`: the same for every seed and control
 MODEL_FOLDER = "model"
 BATCHING = "length-grouped"  # part of what decides a cell: those of other batching are not its like
@@ -56,13 +57,20 @@ class PreparedTask:
     texts: Mapping[str, Dataset]
     """train and validation as `load_benchmark` gives them, train capped"""
     encoded: Mapping[str, Dataset]
-    """the same with columns `input_ids`, `attention_mask`, `label`"""
+    """the same with `label` and, for each text that is encoded, `input_ids` and `attention_mask`; names of the two
+    texts of a pair that is encoded apart end in `_a` and `_b`"""
+    label_range: tuple[float, float]
+    """of the training labels, which the cosine is fitted to as 0 and 1; (0, 1) otherwise"""
     digest: str
     """of the encoded data"""
 
     @property
     def epochs(self) -> int:
         return self.protocol.epochs_for(self.benchmark.name)
+
+    @property
+    def head(self) -> str:
+        return self.benchmark.head if self.protocol.comparison == "joint" else PAIR_HEAD
 
 
 @dataclass(frozen=True)
@@ -78,7 +86,19 @@ class Setting:
 def prepare_task(
     benchmark: Benchmark, protocol: Protocol, tokenizer: PreTrainedTokenizerBase, config: ConceptEncoderConfig
 ) -> PreparedTask:
-    """Load, cap and tokenise a benchmark; raises whatever `load_benchmark` does."""
+    """Load, cap and tokenise a benchmark.
+
+    Raises:
+        ValueError: a comparison of pairs for a task of single sentences, the cosine for one of classes; whatever
+            `load_benchmark` raises.
+    """
+    comparison = protocol.comparison
+    if comparison != "joint" and len(benchmark.sentence_columns) < 2:
+        raise ValueError(
+            f"comparison={comparison!r} needs pairs, and {benchmark.name} has single sentences; use 'joint'"
+        )
+    if comparison == "cosine" and benchmark.problem_type != "regression":
+        raise ValueError(f"comparison='cosine' gives a number, and {benchmark.name} has classes; use 'features'")
     max_length = longest_text(config, protocol.max_length)
     texts = load_benchmark(benchmark)
     cap = protocol.max_train_examples
@@ -87,13 +107,18 @@ def prepare_task(
 
     def encode(batch: Mapping[str, list]) -> Mapping[str, list]:
         sentences = [batch[name] for name in ("sentence1", "sentence2") if name in batch]
-        return tokenizer(*sentences, truncation=True, max_length=max_length, return_token_type_ids=False)
+        options = {"truncation": True, "max_length": max_length, "return_token_type_ids": False}
+        if comparison == "joint":
+            return tokenizer(*sentences, **options)
+        sides = zip("ab", sentences, strict=True)
+        return {f"{name}_{side}": rows for side, texts in sides for name, rows in tokenizer(texts, **options).items()}
 
     columns = [name for name in texts["train"].column_names if name != "label"]
     encoded = texts.map(encode, batched=True, remove_columns=columns, desc=f"Tokenising {benchmark.name}")
     digest = hashlib.sha256()
     for split in ("train", "validation"):
-        digest.update(json.dumps([encoded[split]["input_ids"][:], encoded[split]["label"][:]]).encode())
+        digest.update(json.dumps([*_token_ids(encoded[split]), encoded[split]["label"][:]]).encode())
+    labels = texts["train"]["label"]
     return PreparedTask(
         benchmark=benchmark,
         protocol=protocol,
@@ -101,6 +126,7 @@ def prepare_task(
         max_length=max_length,
         texts=texts,
         encoded=encoded,
+        label_range=(min(labels), max(labels)) if comparison == "cosine" else (0.0, 1.0),
         digest=digest.hexdigest()[:16],
     )
 
@@ -200,7 +226,8 @@ def _settings(folder: Path, task: PreparedTask, setting: Setting, seed: int) -> 
     names = ("weight_decay", "warmup_steps", "lr_scheduler_type", "max_grad_norm", "bf16")
     return {
         "task": task.benchmark.name,
-        "head": task.benchmark.head,
+        "head": task.head,
+        "comparison": task.protocol.comparison,
         "batching": BATCHING,
         "data": task.digest,
         "weights": weights_digest(folder),
@@ -229,7 +256,17 @@ def _selection_split(task: PreparedTask) -> tuple[Dataset, Dataset]:
 
 def _by_length(data: Dataset) -> np.ndarray:
     """(n,) row numbers from the shortest example to the longest, for batches of little padding."""
-    return np.argsort([len(ids) for ids in data["input_ids"]], kind="stable")
+    return np.argsort(_lengths(data), kind="stable")
+
+
+def _token_ids(data: Dataset) -> list[list[list[int]]]:
+    """Rows of ids of each text that is encoded: one column, or two."""
+    return [data[name][:] for name in data.column_names if name.startswith("input_ids")]
+
+
+def _lengths(data: Dataset) -> list[int]:
+    """(n,) tokens of each example."""
+    return [sum(map(len, texts)) for texts in zip(*_token_ids(data), strict=True)]
 
 
 def _rank(benchmark: Benchmark, metrics: Mapping[str, float | None]) -> float:
@@ -272,7 +309,9 @@ def _seed_cell(
             f"Training on {task.benchmark.name} diverged: predictions are not finite; lower learning_rates "
             f"(here {setting.learning_rate})"
         )
+    low, high = task.label_range
     predictions = _predictions(task.benchmark, logits)
+    predictions = predictions * (high - low) + low if task.protocol.comparison == "cosine" else predictions
     if model_folder is not None:
         _save_model(trainer, model_folder)
     return {
@@ -283,7 +322,7 @@ def _seed_cell(
         "padding_share": trainer.padding_share,
         "seconds": round(time.monotonic() - start, 3),
         "device": trainer.args.device.type,
-        "head": task.benchmark.head,
+        "head": task.head,
         **keys,
         "log_history": trainer.state.log_history,
     }
@@ -326,13 +365,31 @@ class LengthGroupedTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> ShuffledLengthGroups:
         data = self.train_dataset if train_dataset is None else train_dataset
-        return ShuffledLengthGroups(self.args.train_batch_size, lengths=[len(ids) for ids in data["input_ids"]])
+        return ShuffledLengthGroups(self.args.train_batch_size, lengths=_lengths(data))
 
     def training_step(self, model: nn.Module, inputs: dict, num_items_in_batch=None) -> Tensor:
-        mask = inputs["attention_mask"]
-        self._real = self._real + mask.sum()  # on the device, without waiting for it
-        self._positions += mask.numel()
+        for mask in (inputs[name] for name in inputs if name.startswith("attention_mask")):
+            self._real = self._real + mask.sum()  # on the device, without waiting for it
+            self._positions += mask.numel()
         return super().training_step(model, inputs, num_items_in_batch)
+
+
+class PairCollator:
+    """Pads the two texts of each pair apart, and moves labels from `label_range` to [0, 1]."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, label_range: tuple[float, float]):
+        self.tokenizer = tokenizer
+        self.label_range = label_range
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        batch = {}
+        for side in "ab":
+            texts = [{name: row[f"{name}_{side}"] for name in ("input_ids", "attention_mask")} for row in rows]
+            padded = self.tokenizer.pad(texts, return_tensors="pt")
+            batch |= {f"{name}_{side}": tensor for name, tensor in padded.items()}
+        low, high = self.label_range
+        labels = torch.tensor([row["label"] for row in rows])
+        return {**batch, "labels": (labels - low) / (high - low) if labels.is_floating_point() else labels}
 
 
 class _Watch(TrainerCallback):
@@ -368,7 +425,9 @@ def _train(
     """The trained Trainer and the keys of `load_classifier`; with `select_on`, scored on it after each epoch."""
     row, protocol = task.benchmark, task.protocol
     set_seed(seed)  # before the head is drawn
-    model, keys = load_classifier(folder, row)
+    pair = {} if protocol.comparison == "joint" else {"pair_comparison": protocol.comparison}
+    model, keys = load_classifier(folder, task.head, row, **pair)
+    collator = PairCollator(task.tokenizer, task.label_range) if pair else DataCollatorWithPadding(task.tokenizer)
 
     def score(prediction: EvalPrediction) -> dict[str, float]:
         if not np.isfinite(prediction.predictions).all():
@@ -406,7 +465,7 @@ def _train(
             args=arguments,
             train_dataset=train,
             eval_dataset=select_on,
-            data_collator=DataCollatorWithPadding(task.tokenizer),
+            data_collator=collator,
             processing_class=task.tokenizer,
             compute_metrics=None if select_on is None else score,
             callbacks=[watch],

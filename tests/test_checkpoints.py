@@ -35,7 +35,7 @@ def edit_weights(folder: Path, edit) -> None:
 
 
 def test_only_the_head_is_new(pretrained):
-    model, keys = load_classifier(pretrained, BENCHMARKS["sick_entailment"])
+    model, keys = load_classifier(pretrained, BENCHMARKS["sick_entailment"].head, BENCHMARKS["sick_entailment"])
     assert isinstance(model, ConceptEncoderForSequenceClassificationPerceiver)
     assert keys["newly_initialized"] == HEAD_KEYS
     assert {key.split(".")[0] for key in keys["dropped"]} == {"decoder"}  # lm_head is tied and not in the file
@@ -48,7 +48,7 @@ def test_only_the_head_is_new(pretrained):
 
 def test_a_bare_encoder_is_a_checkpoint(pretrained, tmp_path):
     ConceptEncoderModel.from_pretrained(pretrained).save_pretrained(tmp_path / "bare")
-    model, keys = load_classifier(tmp_path / "bare", BENCHMARKS["stsb"])
+    model, keys = load_classifier(tmp_path / "bare", BENCHMARKS["stsb"].head, BENCHMARKS["stsb"])
     assert keys == {"newly_initialized": HEAD_KEYS, "dropped": []}
     reference = ConceptEncoderModel.from_pretrained(pretrained).state_dict()
     assert all(torch.equal(tensor, reference[name]) for name, tensor in model.encoder.state_dict().items())
@@ -58,7 +58,9 @@ def test_a_bare_encoder_is_a_checkpoint(pretrained, tmp_path):
         assert all(torch.equal(tensor, reference[name]) for name, tensor in encoder.state_dict().items())
 
 
-@pytest.mark.parametrize("load", [load_encoder, lambda folder: load_classifier(folder, BENCHMARKS["mrpc"])])
+@pytest.mark.parametrize(
+    "load", [load_encoder, lambda folder: load_classifier(folder, BENCHMARKS["mrpc"].head, BENCHMARKS["mrpc"])]
+)
 def test_weights_that_do_not_fit_are_named(load, checkpoint):
     edit_weights(checkpoint, lambda weights: weights.update({"loss_manager.scale": torch.ones(1)}))
     with pytest.raises(ValueError, match=r"of neither encoder nor pretraining head: loss_manager\.scale"):
@@ -69,10 +71,10 @@ def test_weights_that_do_not_fit_are_named(load, checkpoint):
 
 
 def test_a_fine_tuned_checkpoint_is_refused(pretrained, tmp_path):
-    model, _ = load_classifier(pretrained, BENCHMARKS["sick_entailment"])
+    model, _ = load_classifier(pretrained, BENCHMARKS["sick_entailment"].head, BENCHMARKS["sick_entailment"])
     model.save_pretrained(tmp_path / "tuned")
     with pytest.raises(ValueError, match=r"already fine-tuned: it holds classifier\.bias, "):
-        load_classifier(tmp_path / "tuned", BENCHMARKS["mrpc"])
+        load_classifier(tmp_path / "tuned", BENCHMARKS["mrpc"].head, BENCHMARKS["mrpc"])
 
 
 def test_twin_has_the_architecture_and_none_of_the_weights(checkpoint):

@@ -97,6 +97,7 @@ def test_bad_extensions_are_named(tmp_path, text, message):
 
 # Against `diffusion_small`, which they extend.
 DIFFERENCES = {
+    "all_positions": {"position_share"},
     "bixt": {"token_update"},
     "coding_rate": {"regularizers"},
     "contrastive_pairs": {
