@@ -376,7 +376,7 @@ class PairCollator:
         self.label_range = label_range
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        batch = {}
+        batch: dict[str, Tensor] = {}
         for side in "ab":
             texts = [{name: row[f"{name}_{side}"] for name in ("input_ids", "attention_mask")} for row in rows]
             padded = self.tokenizer.pad(texts, return_tensors="pt")
