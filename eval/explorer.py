@@ -163,7 +163,7 @@ class Explorer:
 
     @cached_property
     def examples(self) -> tuple[str, str, str, str]:
-        """A text to read, two of the same meaning to compare, and one with gaps, like what the checkpoint has read."""
+        """A text to read, two of the same meaning to compare, one with gaps; in words that the checkpoint has met."""
         text, first, second = ENGLISH
         if self.run.get("data", {}).get("dataset_name") == MICROWORLD:
             text = ". ".join(microworld_corpus("validation", 1)["text"][0].split(". ")[:2]) + "."
@@ -291,9 +291,7 @@ class Explorer:
         """A batch of one text; [MASK] in it is plain characters with `split_special_tokens`."""
         if not text.strip():
             raise ValueError("There is no text; type one.")
-        batch = sampling.encode_texts(
-            self.encoder, self.tokenizer, [text], split_special_tokens=split_special_tokens
-        )
+        batch = sampling.encode_texts(self.encoder, self.tokenizer, [text], split_special_tokens=split_special_tokens)
         count, longest = batch["input_ids"].shape[1], longest_text(self.encoder.config, MAX_TOKENS)
         if count > longest:
             raise ValueError(f"The text has {count} tokens; at most {longest} can be shown. Shorten it.")

@@ -85,14 +85,18 @@ def _read_tab(explorer: Explorer, app: gr.Blocks) -> None:
         return event.concept
 
     _run([read.click, app.load], on_read, [text, direction, concept], [state, table, heat, detail], "read")
-    gr.on([direction.change, concept.change], show, [state, direction, concept], [heat, detail], api_visibility="private")
+    gr.on(
+        [direction.change, concept.change], show, [state, direction, concept], [heat, detail], api_visibility="private"
+    )
     heat.click(on_row, None, concept, api_visibility="private", show_progress="hidden")
 
 
 def _compare_tab(explorer: Explorer) -> None:
     with gr.Row():
-        first = gr.Textbox(explorer.examples[1], label="First text", lines=2, elem_id="compare-first")
-        second = gr.Textbox(explorer.examples[2], label="Second text", lines=2, elem_id="compare-second")
+        first = gr.Textbox(explorer.examples[1], label="First text", lines=2, min_width=320, elem_id="compare-first")
+        second = gr.Textbox(
+            explorer.examples[2], label="Second text", lines=2, min_width=320, elem_id="compare-second"
+        )
     compare = _button("Compare", "compare")
     figures = gr.HTML(elem_id="compare-figures")
     table = gr.HTML(elem_id="compare-matches")
@@ -165,11 +169,11 @@ def _button(label: str, name: str) -> gr.Button:
 
 
 def _steps_slider() -> gr.Slider:
-    return gr.Slider(1, 64, STEPS, step=1, label="Decoder calls")
+    return gr.Slider(1, 64, STEPS, step=1, label="Decoder calls", min_width=240)
 
 
 def _temperature_slider() -> gr.Slider:
-    return gr.Slider(0, 2, 0, step=0.1, label="Temperature", info="0: always the most probable token")
+    return gr.Slider(0, 2, 0, step=0.1, label="Temperature (0: greedy)", min_width=240)
 
 
 def _seed_box() -> gr.Number:

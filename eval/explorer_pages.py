@@ -22,7 +22,9 @@ def head(explorer: Explorer) -> str:
         f"decoder context: {config.decoder_context}" if explorer.model is not None else "no diffusion decoder",
     ]
     if run:
-        facts.append(f"trained on {run['data']['dataset_name']}, {run['steps']} steps, {run['objective']['corruption']}")
+        facts.append(
+            f"trained on {run['data']['dataset_name']}, {run['steps']} steps, {run['objective']['corruption']}"
+        )
     return PIECES.head(explorer.name, facts)
 
 
@@ -59,8 +61,11 @@ def reading_of(reading: Reading, concept: int) -> str:
         return html
     note = ""
     if row["share_read"] is not None:
-        note = f"It gets {row['share_read']:.1%} of the positions' attention; even would be {1 / len(reading.concepts):.1%}."
-    return html + PIECES.chips(f"Who reads concept {concept}", _chips(reading.tokens, reading.read_by.T, concept), note)
+        even = 1 / len(reading.concepts)
+        note = f"It gets {row['share_read']:.1%} of the positions' attention; even would be {even:.1%}."
+    return html + PIECES.chips(
+        f"Who reads concept {concept}", _chips(reading.tokens, reading.read_by.T, concept), note
+    )
 
 
 def reading_rows(reading: Reading) -> list[list[Any]]:
@@ -116,10 +121,12 @@ def swapped(before: Sequence[str], after: Sequence[str]) -> str:
 
 
 def infilling(steps: Sequence[InfillStep], mask_token: str, special_tokens: Sequence[str]) -> str:
-    """The canvas step by step, what was committed in each marked with its probability."""
+    """The canvas after each decoder call that committed something, marked with its probability."""
     rows = []
     hidden = set(special_tokens) - {mask_token}
     for number, step in enumerate(steps):
+        if number and not step.committed:
+            continue
         words = []
         for place, token in enumerate(step.tokens):
             if token in hidden and place not in step.committed:

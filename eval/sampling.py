@@ -37,7 +37,9 @@ def load_sampler(checkpoint: str) -> tuple[ConceptEncoderForDiffusionMLM, PreTra
     return model.eval(), tokenizer
 
 
-def check_mask_token(checkpoint: str, model: ConceptEncoderForDiffusionMLM, tokenizer: PreTrainedTokenizerBase) -> None:
+def check_mask_token(
+    checkpoint: str, model: ConceptEncoderForDiffusionMLM, tokenizer: PreTrainedTokenizerBase
+) -> None:
     """ValueError where the tokenizer of `checkpoint` has another [MASK] than its model."""
     if tokenizer.mask_token_id != model.config.mask_token_id:
         raise ValueError(
