@@ -138,8 +138,8 @@ class Explorer:
             return dict.fromkeys(ACTIVITIES, why)
         if config.decoder_context == "none":
             return {
-                "infill": "This checkpoint has decoder_context='none': a masked position sees the concepts and nothing "
-                "else, so the words around it cannot inform it, and filling in step by step cannot help. "
+                "infill": "This checkpoint has decoder_context='none': a masked position sees the concepts and "
+                "nothing else, so the words around it cannot inform it, and filling in step by step cannot help. "
                 f"A checkpoint that can: {HOW_TO_INFILL}"
             }
         return {}

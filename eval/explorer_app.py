@@ -173,7 +173,7 @@ def _steps_slider() -> gr.Slider:
 
 
 def _temperature_slider() -> gr.Slider:
-    return gr.Slider(0, 2, 0, step=0.1, label="Temperature (0: greedy)", min_width=240)
+    return gr.Slider(0, 2, 0, step=0.1, label="Temperature", min_width=240)
 
 
 def _seed_box() -> gr.Number:
