@@ -42,7 +42,11 @@ def test_the_judgement_runs():
     shown = [text_of(cell) for cell in notebook.cells if cell.cell_type == "code"]
     everything = "\n".join(shown)
     assert "150 steps" in everything
-    for head in ("gaussian | random_encoder | static_slots", "bits per token saved", "untrained twin | difference"):
+    for head in (
+        "gaussian | random_encoder | static_slots",
+        "bits per token saved",
+        "untrained twin | difference, paired",
+    ):
         assert f"{head} |" in everything
     assert everything.count("| gate_1 |") == 2
     assert shown[-1].split(":")[0] in ("PASS", "FAIL", "INCONCLUSIVE")
