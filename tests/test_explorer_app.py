@@ -165,6 +165,8 @@ def test_a_checkpoint_without_decoder_offers_reading_and_comparison_alone(visit)
 @pytest.mark.parametrize("size", SIZES)
 def test_no_page_is_wider_than_the_screen_and_text_stands_out(visit, size, scheme, tmp_path):
     page = visit(size=size, scheme=scheme)
+    page.get_by_text("All concepts as a table").click()
+    page.wait_for_selector("#read-table td")
     for tab, button, result in (
         ("Read", "#read", "#read-detail .ce-chip"),
         ("Compare", "#compare", "#compare-matches td"),
