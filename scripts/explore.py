@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         from concept_encoder.eval.explorer_app import build_app, launch_app
     except ImportError as error:
-        parser.error(f'{error}; the explorer needs the extra: pip install -e ".[eval,explore]"')
+        parser.error(f'{error}; the explorer needs the extra: pip install -e ".[explore]"')
     try:
         if args.space_dir is not None:
             _write_space(args)
