@@ -246,7 +246,7 @@ def test_without_gradio_all_but_the_app_imports_and_the_script_says_what_to_inst
         "from concept_encoder.scripts.explore import main\n"
         f"main([{str(folder)!r}])"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 2
     assert 'the explorer needs the extra: pip install -e ".[explore]"' in result.stderr
     assert "Traceback" not in result.stderr

@@ -57,7 +57,7 @@ def visit(browser, served):
             browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme, locale="en")
         )
         page = contexts[-1].new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(60_000)
         page.on("pageerror", lambda error: troubles.append(str(error)))
         page.on(
             "request",
@@ -166,7 +166,7 @@ def test_a_checkpoint_without_decoder_offers_reading_and_comparison_alone(visit)
 def test_no_page_is_wider_than_the_screen_and_text_stands_out(visit, size, scheme, tmp_path):
     page = visit(size=size, scheme=scheme)
     page.get_by_text("All concepts as a table").click()
-    page.wait_for_selector("#read-table td")
+    page.wait_for_selector("#read-table [role=gridcell]")
     for tab, button, result in (
         ("Read", "#read", "#read-detail .ce-chip"),
         ("Compare", "#compare", "#compare-matches td"),

@@ -98,7 +98,7 @@ def test_the_space_runs_from_its_own_folder(hub, published, tmp_path):
 
 
 def _title(port: int, app: subprocess.Popen) -> str | None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and app.poll() is None:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/config", timeout=10) as answer:
