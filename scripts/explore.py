@@ -1,9 +1,11 @@
 """Look at the concepts of a checkpoint in the browser.
 
-python scripts/explore.py                          # the newest run of `make run`
-python scripts/explore.py runs/mine
-python scripts/explore.py you/checkpoint --revision COMMIT
-python scripts/explore.py you/checkpoint --revision COMMIT --space_dir space   # writes a Space, serves nothing
+    python scripts/explore.py                          # the newest run of `make run`
+    python scripts/explore.py runs/mine
+    python scripts/explore.py you/checkpoint --revision COMMIT
+    python scripts/explore.py you/checkpoint --revision COMMIT --space_dir space   # writes a Space, serves nothing
+
+Needs the extra: pip install -e ".[explore]". What a checkpoint cannot do, the page says.
 """
 
 import argparse
