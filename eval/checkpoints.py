@@ -75,12 +75,24 @@ def _load(head: type[PreTrainedModel], folder: Path, **options) -> tuple[PreTrai
     return model, {"newly_initialized": new, "dropped": dropped}
 
 
-def checkpoint_folder(checkpoint: str) -> Path:
+def checkpoint_folder(checkpoint: str, revision: str | None = None) -> Path:
+    """`checkpoint` if it is a folder, else the folder of a download from the Hub; nothing of its code is run.
+
+    Args:
+        checkpoint: folder or Hub id.
+        revision: commit hash, branch or tag on the Hub; None is its main branch.
+
+    Raises:
+        FileNotFoundError: neither a folder nor the form of a Hub id.
+        ValueError: a revision of a folder.
+    """
     if Path(checkpoint).is_dir():
+        if revision is not None:
+            raise ValueError(f"{checkpoint} is a folder, which has no revision {revision!r}; leave the revision out")
         return Path(checkpoint)
     if checkpoint.count("/") != 1 or checkpoint.startswith((".", "/", "~")):
         raise FileNotFoundError(f"No checkpoint folder {checkpoint}")
-    return Path(snapshot_download(checkpoint, allow_patterns=list(CHECKPOINT_FILES)))
+    return Path(snapshot_download(checkpoint, revision=revision, allow_patterns=list(CHECKPOINT_FILES)))
 
 
 def check_checkpoint(folder: Path) -> ConceptEncoderConfig:

@@ -52,9 +52,9 @@ def concept_reading(
     Raises:
         ValueError: no batches.
     """
-    sums = _Sums(encoder.config.num_concepts, encoder.config.vocab_size, tokenizer, decoder is not None)
+    sums = ReadingSums(encoder.config.num_concepts, encoder.config.vocab_size, tokenizer, decoder is not None)
     example = None
-    with _Eager(encoder), _Eager(decoder):
+    with EagerAttention(encoder), EagerAttention(decoder):
         for batch in tqdm(batches, desc="Reading", unit="batch"):
             if example is None:
                 example = _example(encoder, decoder, tokenizer, batch)
@@ -95,7 +95,7 @@ def attention_weights(
     return read, torch.stack(decoded.cross_attentions).mean(dim=(0, 2)).double().cpu()
 
 
-class _Eager:
+class EagerAttention:
     """Eager attention inside the block: the others do not return their weights."""
 
     def __init__(self, model: ConceptEncoderModel | ConceptDiffusionDecoder | None):
@@ -111,7 +111,7 @@ class _Eager:
             self._model.set_attn_implementation(self._before)
 
 
-class _Sums:
+class ReadingSums:
     """Running sums over documents, for C concepts and, in the last row, attention that spreads evenly."""
 
     def __init__(self, num_concepts: int, vocab_size: int, tokenizer: PreTrainedTokenizerBase, has_decoder: bool):

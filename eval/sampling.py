@@ -33,17 +33,24 @@ def load_sampler(checkpoint: str) -> tuple[ConceptEncoderForDiffusionMLM, PreTra
             f"{ConceptEncoderForDiffusionMLM.__name__} has a decoder to sample from"
         )
     tokenizer = load_tokenizer(folder, model.config)
+    check_mask_token(checkpoint, model, tokenizer)
+    return model.eval(), tokenizer
+
+
+def check_mask_token(
+    checkpoint: str, model: ConceptEncoderForDiffusionMLM, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """ValueError where the tokenizer of `checkpoint` has another [MASK] than its model."""
     if tokenizer.mask_token_id != model.config.mask_token_id:
         raise ValueError(
             f"the tokenizer of {checkpoint} has mask_token_id {tokenizer.mask_token_id}, the model "
             f"{model.config.mask_token_id}; save the tokenizer that it was pretrained with there"
         )
-    return model.eval(), tokenizer
 
 
 def reconstruct(model, tokenizer, texts: Sequence[str], **sampling: Any) -> list[str]:
     """Each text rebuilt from its concepts alone, at its own number of tokens."""
-    batch = _encode(model, tokenizer, texts, split_special_tokens=True)
+    batch = encode_texts(model, tokenizer, texts, split_special_tokens=True)
     return _decode(tokenizer, model.generate(**batch, **sampling))
 
 
@@ -56,7 +63,7 @@ def infill(model, tokenizer, texts: Sequence[str], **sampling: Any) -> list[str]
     for text in texts:
         if tokenizer.mask_token not in text:
             raise ValueError(f"infilling needs {tokenizer.mask_token} in every text, got {text!r}")
-    batch = _encode(model, tokenizer, texts)
+    batch = encode_texts(model, tokenizer, texts)
     return _decode(tokenizer, model.generate(**batch, **sampling))
 
 
@@ -77,7 +84,7 @@ def continue_texts(
         raise ValueError("reencode reads the canvas, which with rest_only holds no prefix; leave one of them out")
     if num_tokens < 1:
         raise ValueError(f"num_tokens must be at least 1, got {num_tokens}")
-    batch = _encode(model, tokenizer, prefixes, split_special_tokens=True)
+    batch = encode_texts(model, tokenizer, prefixes, split_special_tokens=True)
     end = model.config.eos_token_id
     tail = [model.config.mask_token_id] * num_tokens + ([] if end is None else [end])
     starts = [ids[real.bool()].tolist() for ids, real in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
@@ -99,11 +106,11 @@ def interpolate(model, tokenizer, first: str, second: str, num_texts: int, **sam
     """
     if num_texts < 2:
         raise ValueError(f"num_texts must be at least 2, the two ends, got {num_texts}")
-    batch = _encode(model, tokenizer, [first, second], split_special_tokens=True)
+    batch = encode_texts(model, tokenizer, [first, second], split_special_tokens=True)
     a, b = _concepts(model, batch)
     start, end = batch["attention_mask"].sum(-1).tolist()
     shares = torch.linspace(0, 1, num_texts).tolist()
-    canvas, mask = _blank_canvas(model, [round(start + share * (end - start)) for share in shares])
+    canvas, mask = blank_canvas(model, [round(start + share * (end - start)) for share in shares])
     concepts = torch.stack([slerp_concepts(a, b, share) for share in shares])
     return _decode(tokenizer, model.generate(None, mask, concepts, canvas, **sampling))
 
@@ -114,10 +121,10 @@ def swap(model, tokenizer, first: str, second: str, indices: Sequence[int], **sa
     Raises:
         ValueError: an index outside [0, C), or none.
     """
-    batch = _encode(model, tokenizer, [first, second], split_special_tokens=True)
+    batch = encode_texts(model, tokenizer, [first, second], split_special_tokens=True)
     a, b = _concepts(model, batch)
     concepts = torch.stack(swap_concepts(a, b, indices))
-    canvas, mask = _blank_canvas(model, batch["attention_mask"].sum(-1).tolist())
+    canvas, mask = blank_canvas(model, batch["attention_mask"].sum(-1).tolist())
     return _decode(tokenizer, model.generate(None, mask, concepts, canvas, **sampling))
 
 
@@ -145,7 +152,8 @@ def swap_concepts(a: Tensor, b: Tensor, indices: Sequence[int]) -> tuple[Tensor,
     return a.index_copy(0, rows, b[rows]), b.index_copy(0, rows, a[rows])
 
 
-def _encode(model, tokenizer, texts: Sequence[str], **options: Any) -> dict[str, Tensor]:
+def encode_texts(model, tokenizer, texts: Sequence[str], **options: Any) -> dict[str, Tensor]:
+    """`input_ids` and `attention_mask` (B, N) on the model's device; `options` are the tokenizer's."""
     encoded = tokenizer(list(texts), padding=True, return_tensors="pt", **options)
     return {name: encoded[name].to(model.device) for name in ("input_ids", "attention_mask")}
 
@@ -159,7 +167,7 @@ def _concepts(model, batch: dict[str, Tensor]) -> Tensor:
     return model.encoder(**batch).last_hidden_state  # (B, C, D)
 
 
-def _blank_canvas(model, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
+def blank_canvas(model, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
     """[MASK]s between the first and the last special token, `lengths` tokens in all."""
     config = model.config
     start = [] if config.bos_token_id is None else [config.bos_token_id]

@@ -1,6 +1,7 @@
 """Pretrain a concept encoder from a recipe.
 
     python scripts/pretrain.py tiny
+    python scripts/pretrain.py diffusion_small --dry_run     # a few steps, then what the run will cost
     python scripts/pretrain.py microworld --output_dir runs/mine --max_steps 500 --learning_rate 1e-3
     accelerate launch scripts/pretrain.py scripts/recipes/diffusion_l2.yaml --output_dir runs/diffusion_l2
 
@@ -8,6 +9,7 @@ The recipe is a name in scripts/recipes or the path of a .yaml file. Any field o
 """
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError, StrictDat
 
 from concept_encoder.eval.monitor import monitor_concepts
 from concept_encoder.eval.publishing import assemble, explain
+from concept_encoder.trainers.planning import plan_pretraining
 from concept_encoder.trainers.pretraining import RESULT_FILE, pretrain
 from concept_encoder.trainers.recipes import Recipe, find_recipe, load_recipe, recipe_parser
 
@@ -29,12 +32,14 @@ def main(argv: list[str] | None = None) -> None:
         "recipe", help="name or path; names: " + ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
     )
     parser.add_argument("--fields", action="store_true", help="list every field that can follow, and stop")
+    parser.add_argument("--dry_run", action="store_true", help="print plan, size, memory and hours, and stop")
     parser.add_argument("overrides", nargs=argparse.REMAINDER, metavar="--field value", help="override the recipe")
     argv = sys.argv[1:] if argv is None else argv
     if "--fields" in argv:
         recipe_parser(prog="pretrain.py RECIPE").print_help()
         return
-    args = parser.parse_args(argv)
+    dry_run = "--dry_run" in argv  # wherever it stands: what follows the recipe is not parsed here
+    args = parser.parse_args([word for word in argv if word != "--dry_run"])
     recipe = None
     try:
         recipe = load_recipe(
@@ -42,6 +47,9 @@ def main(argv: list[str] | None = None) -> None:
             args.overrides,
             recipe_parser(prog=parser.prog, usage="pretrain.py RECIPE --field value ..."),
         )
+        if dry_run:
+            _print_plan(recipe, plan_pretraining(recipe), [args.recipe, *args.overrides])
+            return
         result = pretrain(recipe, monitor=monitor_concepts, assemble=assemble)
     except (HTTPError, LocalTokenNotFoundError) as error:
         parser.exit(1, f"{parser.prog}: error: {_hub_trouble(error, recipe)}\n")
@@ -57,6 +65,35 @@ def main(argv: list[str] | None = None) -> None:
             f"\n{result['steps']} steps, {size}, {', '.join(figures)}\n"
             f"next: python scripts/analyze.py {recipe.training.output_dir}"
         )
+
+
+def _print_plan(recipe: Recipe, plan: dict, words: list[str]) -> None:
+    if recipe.training.process_index != 0:
+        return
+    model, data, parameters = recipe.model, recipe.data, plan["parameters"]
+    processes = f"{plan['processes']} process" + ("es" if plan["processes"] > 1 else "")
+    if plan["steps"] is None:
+        steps = f"as many as {recipe.training.num_train_epochs:g} epochs of the corpus take"
+        hours = f"{1000 * plan['seconds_per_step'] / 3600:.2f} hours for every 1000 steps"
+    else:
+        steps = f"{plan['steps']}, which read {plan['tokens'] / 1e6:.1f} M tokens"
+        hours = f"{plan['hours']:.2f} hours"
+    rows = {
+        "model": f"{parameters['total'] / 1e6:.1f} M parameters, {parameters['encoder'] / 1e6:.1f} M in the encoder; "
+        f"{model.num_concepts} concepts of width {model.hidden_size}",
+        "objective": f"{recipe.objective.corruption}, decoder_context {model.decoder_context}",
+        "data": f"{data.dataset_name}, {data.packing}, at most {data.max_length} tokens a text",
+        "each step": f"{plan['texts_per_step']} texts, {plan['tokens_per_step']:.0f} tokens; "
+        f"{processes} on {plan['device']}",
+        "steps": steps,
+        "memory": f"{plan['peak_bytes'] / 2**30:.1f} GiB at the peak of each {plan['peak_of']}",
+        "time": f"{hours} ({plan['seconds_per_step']:.2f} s a step; evaluation and saving come on top)",
+        "output": recipe.training.output_dir,
+    }
+    print(f"\nPlan of {recipe.name}; nothing is trained yet\n")
+    for name, text in rows.items():
+        print(f"  {name:<11}{text}")
+    print(f"\nnext: python scripts/pretrain.py {shlex.join(words)}")
 
 
 def _hub_trouble(error: Exception, recipe: Recipe | None) -> str:
