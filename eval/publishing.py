@@ -26,6 +26,7 @@ from transformers import GenerationConfig
 
 from .. import configuration_concept, modeling_concept
 from ..configuration_concept import AUTO_MAP, ConceptEncoderConfig
+from ..trainers.checkpoints import find_checkpoints
 from ..trainers.files import TOKENIZER_FILES, write_atomically
 from ..trainers.recipes import RECIPE_FILE
 from .card import CardFacts, render_card
@@ -38,9 +39,7 @@ REPORT_FILES = ("report.json", "report.html")
 CARD_FILE = "README.md"
 PICKLED_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 PICKLES = (*PICKLED_WEIGHTS, "*.pkl", "*.pickle")
-TRAINING_STATE = (
-    "training_args.bin optimizer.* scheduler.pt scaler.pt rng_state* trainer_state.json checkpoint-*".split()
-)
+TRAINING_STATE = "training_args.bin optimizer.* scheduler.pt scaler.pt rng_state* log_sums_* trainer_state.json checkpoint-*".split()
 # Of an earlier push, what would contradict this one. Everything else in the repository stays.
 STALE = (
     "model*.safetensors",
@@ -180,10 +179,10 @@ def checkpoints(run_dir: Path) -> list[tuple[int, Path]]:
     Raises:
         ValueError: it has none.
     """
-    found = [(int(path.name.rpartition("-")[2]), path) for path in run_dir.glob("checkpoint-*") if path.is_dir()]
+    found = find_checkpoints(run_dir)
     if not found:
         raise ValueError(f"{run_dir} has no checkpoint-N folder; leave --checkpoints out, or train with save_steps")
-    return sorted(found)
+    return found
 
 
 def generation_defaults(config: Mapping[str, Any]) -> GenerationConfig | None:

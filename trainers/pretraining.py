@@ -1,7 +1,7 @@
 """One pretraining run from a recipe: checks, data, model, training, evaluation, and the files a run leaves."""
 
 import dataclasses
-import os
+import logging
 import platform
 import time
 from pathlib import Path
@@ -11,41 +11,70 @@ import torch
 import transformers
 import yaml
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers import TrainerState, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
+from .checkpoints import damage, find_checkpoints, last_complete
 from .data import load_pretraining_data, load_tokenizer
 from .files import write_atomically, write_json
 from .recipes import RECIPE_FILE, Recipe
+from .stopping import EXIT_STATUS
 from .trainer import ConceptMonitor, ConceptTrainer, UploadAssembler
 from .warm_start import warm_start_embeddings
+
+logger = logging.getLogger(__name__)
 
 RESULT_FILE = "pretrain.json"
 
 
 def checkpoint_to_resume(output_dir: str, resume_from_checkpoint: str | None) -> str | None:
-    """Path to resume from; "last" is the newest checkpoint in `output_dir`.
+    """Path to resume from; "last" is the newest checkpoint in `output_dir` that is whole. The same on all processes.
 
     Raises:
-        ValueError: the folder holds a finished run, or an unfinished one that was not asked to go on, or no
-            checkpoint for "last".
+        ValueError: the folder holds a finished run, or an unfinished one that was not asked to go on, or no whole
+            checkpoint for "last"; the checkpoint that is named is torn.
     """
+    found: list[Any] = [None, None]  # path and error: the main process looks, and the others do as it does
+    if PartialState().is_main_process:
+        try:
+            found[0] = _checkpoint_to_resume(output_dir, resume_from_checkpoint)
+        except ValueError as error:
+            found[1] = str(error)
+    broadcast_object_list(found)
+    if found[1] is not None:
+        raise ValueError(found[1])
+    return found[0]
+
+
+def _checkpoint_to_resume(output_dir: str, resume_from_checkpoint: str | None) -> str | None:
     if (Path(output_dir) / RESULT_FILE).exists():
         raise ValueError(
             f"{output_dir} already holds a finished run; choose another --output_dir or remove the folder"
         )
-    last = get_last_checkpoint(output_dir) if os.path.isdir(output_dir) else None
+    names = [folder.name for _, folder in find_checkpoints(output_dir)]
     if resume_from_checkpoint is None:
-        if last is not None:
+        if names:
             raise ValueError(
-                f"{output_dir} holds an unfinished run ({Path(last).name}); go on with --resume_from_checkpoint last, "
+                f"{output_dir} holds an unfinished run ({names[-1]}); go on with --resume_from_checkpoint last, "
                 "or choose another --output_dir"
             )
         return None
     if resume_from_checkpoint != "last":
+        trouble = damage(Path(resume_from_checkpoint))
+        if trouble is not None:
+            raise ValueError(
+                f"--resume_from_checkpoint {resume_from_checkpoint} is no whole checkpoint: {trouble}; "
+                "choose another, or last"
+            )
         return resume_from_checkpoint
-    if last is None:
+    if not names:
         raise ValueError(f"--resume_from_checkpoint last: no checkpoint-* folder in {output_dir}")
+    last = last_complete(output_dir)
+    if last is None:
+        raise ValueError(
+            f"--resume_from_checkpoint last: every checkpoint in {output_dir} is torn ({', '.join(names)}); remove "
+            "the folder and begin anew"
+        )
     return last
 
 
@@ -64,6 +93,7 @@ def pretrain(
 
     Raises:
         ValueError: bad input; raised before anything is written.
+        SystemExit: a SIGTERM came while training; the last checkpoint is of the step in which it came.
     """
     training = recipe.training
     checkpoint = checkpoint_to_resume(training.output_dir, training.resume_from_checkpoint)
@@ -88,8 +118,16 @@ def pretrain(
     if checkpoint is not None:  # now, since save_total_limit may remove it
         resumed_at = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")).global_step
     start = time.perf_counter()
-    outcome = trainer.train(resume_from_checkpoint=checkpoint)
+    with trainer.stop.listening():
+        outcome = trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - start
+    if trainer.stop.agreed:
+        if trainer.is_world_process_zero():
+            logger.warning(
+                f"stopped by SIGTERM after step {outcome.global_step}, whose checkpoint is whole; go on with "
+                "--resume_from_checkpoint last"
+            )
+        raise SystemExit(EXIT_STATUS)
     trainer.evaluate()
     trainer.save_model(_internal_call=True)  # without the push, which waits for the files below
     result = _result(recipe, trainer, seconds, outcome.global_step - resumed_at)
