@@ -26,7 +26,7 @@ from transformers import GenerationConfig
 
 from .. import configuration_concept, modeling_concept
 from ..configuration_concept import AUTO_MAP, ConceptEncoderConfig
-from ..trainers.checkpoints import find_checkpoints
+from ..trainers.checkpoints import SUMS_FILE, find_checkpoints
 from ..trainers.files import TOKENIZER_FILES, write_atomically
 from ..trainers.recipes import RECIPE_FILE
 from .card import CardFacts, render_card
@@ -39,7 +39,10 @@ REPORT_FILES = ("report.json", "report.html")
 CARD_FILE = "README.md"
 PICKLED_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 PICKLES = (*PICKLED_WEIGHTS, "*.pkl", "*.pickle")
-TRAINING_STATE = "training_args.bin optimizer.* scheduler.pt scaler.pt rng_state* log_sums_* trainer_state.json checkpoint-*".split()
+TRAINING_STATE = (
+    *("training_args.bin", "optimizer.*", "scheduler.pt", "scaler.pt", "rng_state*", "log_sums_*", SUMS_FILE),
+    *("trainer_state.json", "checkpoint-*"),
+)
 # Of an earlier push, what would contradict this one. Everything else in the repository stays.
 STALE = (
     "model*.safetensors",

@@ -1,4 +1,4 @@
-"""Checkpoints that are there whole or not at all: written aside, listed with their hashes, renamed, told from torn ones."""
+"""Checkpoints that are there whole or not at all: written aside, hashed, renamed, and told from torn ones."""
 
 import hashlib
 import logging
