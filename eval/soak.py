@@ -199,16 +199,16 @@ def render_section(result: Mapping[str, Any], result_name: str) -> str:
         interval = "{:+.2f} to {:+.2f}".format(*trend["interval"])
         rows.append(f"| {NAMES[name]} | {ends} | {trend['per_hour']:+.2f} | {interval} | {BOUNDS[name]:g} |")
     return f"""{headline}. {result["hours"]:.2f} hours, {training["steps"]:,} steps,
-{training["tokens_seen"] / 1e6:,.1f} M tokens, {training["checkpoints"]} checkpoints, {training["evaluations"]} evaluations;
-{", ".join(losses)}. Ended by SIGTERM with status {training["exit_status"]} and a whole checkpoint.
-From [`{result_name}`]({result_name}).
+{training["tokens_seen"] / 1e6:,.1f} M tokens, {training["checkpoints"]} checkpoints,
+{training["evaluations"]} evaluations; {", ".join(losses)}.
+Ended by SIGTERM with status {training["exit_status"]} and a whole checkpoint. From [`{result_name}`]({result_name}).
 
 | | after the warm-up | at the end | per hour | 95 % interval | at most |
 | --- | ---: | ---: | ---: | ---: | ---: |
 {chr(10).join(rows)}
 
-Medians of {BLOCK_SECONDS / 60:.0f} minutes, the first {result["warm_up_share"]:.0%} of them left out; Theil-Sen slopes,
-whose interval takes the medians for independent.
+Medians of {BLOCK_SECONDS / 60:.0f} minutes, the first {result["warm_up_share"]:.0%} of them left out; Theil-Sen
+slopes, whose interval takes the medians for independent.
 """
 
 
