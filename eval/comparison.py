@@ -8,10 +8,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from ..trainers.checkpoints import find_checkpoints
 from ..trainers.files import write_atomically, write_json
 from ..trainers.pretraining import RESULT_FILE, pretrain
 from ..trainers.recipes import Recipe
+from ..trainers.saving import find_checkpoints
 from .analysis import FILES, analyze
 from .benchmarks import find_benchmark
 from .finetuning import finetune, result_path

@@ -26,9 +26,9 @@ from transformers import GenerationConfig
 
 from .. import configuration_concept, modeling_concept
 from ..configuration_concept import AUTO_MAP, ConceptEncoderConfig
-from ..trainers.checkpoints import SUMS_FILE, find_checkpoints
 from ..trainers.files import TOKENIZER_FILES, write_atomically
 from ..trainers.recipes import RECIPE_FILE
+from ..trainers.saving import SUMS_FILE, find_checkpoints
 from .card import CardFacts, render_card
 from .report import build_report, read_results
 from .report_sections import PARTS

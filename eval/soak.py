@@ -17,7 +17,7 @@ import transformers
 from scipy.stats import theilslopes
 from tqdm import tqdm
 
-from ..trainers.checkpoints import find_checkpoints, last_complete
+from ..trainers.saving import find_checkpoints, last_complete
 from ..trainers.stopping import EXIT_STATUS
 
 BLOCK_SECONDS = 120.0  # samples of so long are one median: saving and evaluating come and go within

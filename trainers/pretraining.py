@@ -14,10 +14,10 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerState, set_seed
 
-from .checkpoints import damage, find_checkpoints, last_complete
 from .data import load_pretraining_data, load_tokenizer
 from .files import write_atomically, write_json
 from .recipes import RECIPE_FILE, Recipe
+from .saving import damage, find_checkpoints, last_complete
 from .stopping import EXIT_STATUS
 from .trainer import ConceptMonitor, ConceptTrainer, UploadAssembler
 from .warm_start import warm_start_embeddings

@@ -23,12 +23,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, Hu
 from transformers.utils.hub import PushInProgress
 
 from .averaging import TRAINING_WEIGHTS_FILE, WeightAverage
-from .checkpoints import STAGING_FOLDER, last_complete, publish, remove_old
 from .collators import PARTNER, DataCollatorForReconstruction, visible_concept_counts
 from .corruptions import Diffusion
 from .data_wait import DataWait
 from .distillation import load_distillation
 from .objectives import ObjectiveArguments, ReconstructionObjective
+from .saving import STAGING_FOLDER, last_complete, publish, remove_old
 from .stability import (
     MAX_ROLLBACKS,
     DivergenceError,
