@@ -272,6 +272,12 @@ class ConceptTrainer(Trainer):
             self.average.start(self.model)
         return optimizer
 
+    def _run_epoch(self, **kwargs) -> None:
+        if self.state.global_step >= self.state.max_steps:  # killed after its last checkpoint; one more step otherwise
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(**kwargs)
+
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, Tensor | int | None]:
