@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
         result = pretrain(recipe, monitor=monitor_concepts, assemble=assemble)
     except (HTTPError, LocalTokenNotFoundError) as error:
         parser.exit(1, f"{parser.prog}: error: {_hub_trouble(error, recipe)}\n")
-    except (ValueError, OSError, StrictDataclassError, FloatingPointError) as error:
+    except (ValueError, OSError, MemoryError, StrictDataclassError, FloatingPointError) as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     if recipe.training.process_index == 0:
         nelbo, rebuilding = (result["evaluation"][name] for name in ("nelbo_bits_per_token", "rebuilding"))

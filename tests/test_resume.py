@@ -134,7 +134,7 @@ def test_nothing_but_torn_checkpoints_is_said(straight, tmp_path):
         checkpoint_to_resume(str(folder), None)
 
 
-# ------------------------------------------------------------------------------------------- killed for real, slow
+# ----------------------------------------------------------------------------------------------- killed for real, slow
 
 
 @pytest.mark.slow

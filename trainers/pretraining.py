@@ -3,7 +3,10 @@
 import dataclasses
 import logging
 import platform
+import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerState, set_seed
 
 from .data import load_pretraining_data, load_tokenizer
-from .files import write_atomically, write_json
+from .files import check_writable, write_atomically, write_json
 from .recipes import RECIPE_FILE, Recipe
 from .saving import damage, find_checkpoints, last_complete
 from .stopping import EXIT_STATUS
@@ -93,9 +96,13 @@ def pretrain(
 
     Raises:
         ValueError: bad input; raised before anything is written.
+        OSError: the folder cannot be written to, before anything is done; a checkpoint could not be written; a data
+            worker was killed.
+        MemoryError: it does not fit, in this process or in a data worker.
         SystemExit: a SIGTERM came while training; the last checkpoint is of the step in which it came.
     """
     training = recipe.training
+    check_writable(Path(training.output_dir))
     checkpoint = checkpoint_to_resume(training.output_dir, training.resume_from_checkpoint)
     tokenizer = load_tokenizer(recipe.data)
     config = recipe.model_config(tokenizer)
@@ -118,7 +125,7 @@ def pretrain(
     if checkpoint is not None:  # now, since save_total_limit may remove it
         resumed_at = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")).global_step
     start = time.perf_counter()
-    with trainer.stop.listening():
+    with trainer.stop.listening(), _exhaustion_named(training.output_dir):
         outcome = trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - start
     if trainer.stop.agreed:
@@ -140,6 +147,27 @@ def pretrain(
         trainer.push_to_hub()
     PartialState().wait_for_everyone()
     return result
+
+
+@contextmanager
+def _exhaustion_named(output_dir: str) -> Iterator[None]:
+    """Memory that does not suffice, and workers that the system killed for it, as errors that say the way out."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        said = " ".join(str(error).split())
+        last = next((folder.name for _, folder in reversed(find_checkpoints(output_dir))), None)
+        go_on = "" if last is None else f"; {last} is kept, go on with --resume_from_checkpoint last"
+        if re.search(r"DataLoader worker .* (killed|exited)", said):
+            raise ChildProcessError(
+                f"a data worker was lost, killed for its memory perhaps: {said}. Lower dataloader_num_workers{go_on}"
+            ) from error
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in said:
+            raise MemoryError(
+                f"out of memory: {said or 'no more is said'}. Lower per_device_train_batch_size and raise "
+                f"gradient_accumulation_steps by the same factor{go_on}"
+            ) from error
+        raise
 
 
 def _result(recipe: Recipe, trainer: ConceptTrainer, seconds: float, steps: int) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from transformers import Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, HubStrategy, SaveStrategy, TrainOutput
+from transformers.utils import SAFE_WEIGHTS_NAME
 from transformers.utils.hub import PushInProgress
 
 from .averaging import TRAINING_WEIGHTS_FILE, WeightAverage
@@ -27,6 +28,7 @@ from .collators import PARTNER, DataCollatorForReconstruction, visible_concept_c
 from .corruptions import Diffusion
 from .data_wait import DataWait
 from .distillation import load_distillation
+from .files import replaced_together
 from .objectives import ObjectiveArguments, ReconstructionObjective
 from .saving import STAGING_FOLDER, last_complete, publish, remove_old
 from .stability import (
@@ -411,6 +413,14 @@ class ConceptTrainer(Trainer):
         with self._averaged():
             super().save_model(output_dir, _internal_call)
 
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if self._staging is not None or not self.args.should_save:
+            return super()._save(output_dir, state_dict)
+        # Weights last: a folder that has them has the configuration, code and tokenizer that belong to them.
+        folder = Path(output_dir or self.args.output_dir)
+        with _disk_trouble_named(folder / SAFE_WEIGHTS_NAME), replaced_together(folder, SAFE_WEIGHTS_NAME) as staged:
+            return super()._save(str(staged), state_dict)
+
     def _get_output_dir(self, trial) -> str:
         return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
 
@@ -428,14 +438,13 @@ class ConceptTrainer(Trainer):
             shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed
         self.accelerator.wait_for_everyone()
         try:
-            super()._save_checkpoint(model, trial)
-            self._name_best(staging / name, run_dir / name)
-            self.accelerator.wait_for_everyone()
-            with self.accelerator.main_process_first():
-                if self.args.local_process_index == 0 and staging.is_dir():  # still, where each machine has its disk
-                    publish(staging / name, run_dir / name)
-        except (OSError, SafetensorError, RuntimeError) as error:  # RuntimeError: how torch.save reports a full disk
-            raise OSError(f"{run_dir / name} could not be written, earlier checkpoints are whole: {error}") from error
+            with _disk_trouble_named(run_dir / name):
+                super()._save_checkpoint(model, trial)
+                self._name_best(staging / name, run_dir / name)
+                self.accelerator.wait_for_everyone()
+                with self.accelerator.main_process_first():
+                    if self.args.local_process_index == 0 and staging.is_dir():  # still, where each machine has a disk
+                        publish(staging / name, run_dir / name)
         finally:
             self._staging = None
             if self.args.local_process_index == 0:
@@ -677,6 +686,16 @@ class ConceptTrainer(Trainer):
                     f"a push during training failed ({type(error).__name__}); the next one brings all of it"
                 )
         self.push_in_progress = None
+
+
+@contextmanager
+def _disk_trouble_named(path: Path) -> Iterator[None]:
+    """safetensors and torch report a full disk by errors of their own."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        said = " ".join(str(error).split())
+        raise OSError(f"{path} could not be written; what was there before is whole. {said}") from error
 
 
 def _check_model(model: nn.Module, settings: ObjectiveArguments, paired: bool) -> None:
