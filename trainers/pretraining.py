@@ -155,16 +155,17 @@ def _exhaustion_named(output_dir: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        said = " ".join(str(error).split())
+        lines = str(error).strip().splitlines() or ["no more is said"]
+        said = lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"  # without a worker's traceback
         last = next((folder.name for _, folder in reversed(find_checkpoints(output_dir))), None)
         go_on = "" if last is None else f"; {last} is kept, go on with --resume_from_checkpoint last"
         if re.search(r"DataLoader worker .* (killed|exited)", said):
             raise ChildProcessError(
                 f"a data worker was lost, killed for its memory perhaps: {said}. Lower dataloader_num_workers{go_on}"
             ) from error
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in said:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or re.search("can't allocate|MemoryError", said):
             raise MemoryError(
-                f"out of memory: {said or 'no more is said'}. Lower per_device_train_batch_size and raise "
+                f"out of memory: {said}. Lower per_device_train_batch_size and raise "
                 f"gradient_accumulation_steps by the same factor{go_on}"
             ) from error
         raise
