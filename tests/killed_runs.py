@@ -12,10 +12,8 @@ import time
 from pathlib import Path
 
 import torch
-from test_pretraining import tiny_recipe
-from test_resume import settings
+from test_resume import settings, train
 
-from concept_encoder.trainers.pretraining import pretrain
 from concept_encoder.trainers.saving import STAGING_FOLDER, find_checkpoints
 
 
@@ -27,7 +25,7 @@ def attempt(folder: Path, max_steps: int) -> int:
     status = 1
     try:
         resume = ["--resume_from_checkpoint", "last"] if find_checkpoints(folder) else []
-        pretrain(tiny_recipe(folder, *settings(max_steps, *resume)))
+        train(folder, *settings(max_steps, *resume))
         status = 0
     finally:
         os._exit(status)

@@ -34,19 +34,19 @@ ROOT = Path(__file__).parents[1]
 NOBODY = 65534
 
 
-def said_by(capsys, main, *arguments) -> str:
+def said_by(capsys, main, *arguments, code=2) -> str:
     """The one line that a command ends with when it is refused or cannot go on."""
     with pytest.raises(SystemExit) as stop:
         main(list(arguments))
-    assert stop.value.code == 2
+    assert stop.value.code == code
     *_, line = capsys.readouterr().err.strip().split("\n")
     assert "error: " in line
     return line
 
 
-def train_here(capsys, folder, *more) -> str:
+def train_here(capsys, folder, *more, code=2) -> str:
     own = ["--output_dir", str(folder), "--use_cpu", "true", "--disable_tqdm", "true"]
-    return said_by(capsys, script.main, "tiny", *settings(12), *own, *more)
+    return said_by(capsys, script.main, "tiny", *settings(12), *own, *more, code=code)
 
 
 @pytest.fixture(scope="module")
@@ -366,3 +366,40 @@ def test_a_truncated_parquet_file_is_named(tmp_path, capsys, streaming, share):
     line = train_here(capsys, tmp_path / "run", *corpus, "--streaming", streaming)
     assert f"dataset {str(file)!r} cannot be read or is empty: " in line
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.hub
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ({"close": True}, "Server Disconnected"),
+        ({"truncate_after_bytes": 100}, "Server Disconnected"),
+        ({"status": 503}, "503 Service Unavailable"),
+    ],
+)
+def test_a_network_that_goes_in_mid_stream_ends_the_run_with_its_checkpoints_kept(
+    seeded_hub, tmp_path, capsys, monkeypatch, fault, said
+):
+    for name, value in (("STREAMING_READ_MAX_RETRIES", 2), ("STREAMING_READ_RETRY_INTERVAL", 0.1)):  # from 20 of 5 s
+        monkeypatch.setattr(datasets.config, name, value)
+
+    def monitor(concepts):
+        seeded_hub.fault(path_regex="english-prose", times=None, **fault)
+        return {}, None
+
+    monkeypatch.setattr(script, "monitor_concepts", monitor)
+    microworld_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    corpus = ["--dataset_name", "local/english-prose", "--dataset_config_name", "wikinews", "--streaming", "true"]
+    corpus += [
+        "--tokenizer_name",
+        str(tmp_path / "tokenizer"),
+        "--eval_strategy",
+        "no",
+        "--logging_first_step",
+        "false",
+    ]
+    run = tmp_path / "run"
+    line = train_here(capsys, run, *corpus, "--max_steps", "400", code=1)  # more than the 50 documents of an epoch
+    assert said in line
+    assert "checkpoint-5 is kept, go on with --resume_from_checkpoint last" in line
+    assert [damage(folder) for _, folder in find_checkpoints(run)] == [None]

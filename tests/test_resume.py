@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from test_pretraining import tiny_recipe
 
+from concept_encoder.eval.monitor import monitor_concepts
 from concept_encoder.trainers.pretraining import checkpoint_to_resume, pretrain
 from concept_encoder.trainers.saving import SUMS_FILE, damage, find_checkpoints
 
@@ -78,11 +79,15 @@ def assert_equal_runs(straight: Path, resumed: Path, processes: int = 1):
         assert results[0][name] == results[1][name], name
 
 
+def train(folder, *arguments):
+    pretrain(tiny_recipe(folder, *arguments), monitor=monitor_concepts)  # as the command line does
+
+
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
     """12 steps without a break."""
     folder = tmp_path_factory.mktemp("resume") / "straight"
-    pretrain(tiny_recipe(folder, *settings(12, "--save_total_limit", "3")))
+    train(folder, *settings(12, "--save_total_limit", "3"))
     return folder
 
 
@@ -100,12 +105,12 @@ def killed_at(straight, folder, step):
 def test_a_resumed_run_equals_the_straight_one(straight, tmp_path, step):
     folder = tmp_path / "resumed"
     killed_at(straight, folder, step)
-    pretrain(tiny_recipe(folder, *settings(12, "--resume_from_checkpoint", "last")))
+    train(folder, *settings(12, "--resume_from_checkpoint", "last"))
     assert_equal_runs(straight, folder)
 
 
 def test_the_comparison_can_fail(straight, tmp_path):
-    pretrain(tiny_recipe(tmp_path, *settings(12, "--seed", "1")))
+    train(tmp_path, *settings(12, "--seed", "1"))
     with pytest.raises(AssertionError):
         assert_equal_runs(straight, tmp_path)
 
@@ -118,7 +123,7 @@ def test_a_torn_checkpoint_is_passed_over_with_a_message(straight, tmp_path, cap
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"checkpoint-10 is no whole checkpoint: its model\.safetensors is not what"):
         checkpoint_to_resume(str(folder), str(folder / "checkpoint-10"))
-    pretrain(tiny_recipe(folder, *settings(12, "--resume_from_checkpoint", "last")))
+    train(folder, *settings(12, "--resume_from_checkpoint", "last"))
     assert f"passed over {folder / 'checkpoint-10'}, which is torn: its model.safetensors is not what" in caplog.text
     assert not (folder / ".saving").exists()
     assert_equal_runs(straight, folder)
@@ -188,10 +193,15 @@ def test_a_stream_is_resumed(tmp_path, packing):
 
     microworld_tokenizer().save_pretrained(tmp_path / "tokenizer")
     stream += ["--tokenizer_name", str(tmp_path / "tokenizer"), "--packing", packing]
-    pretrain(tiny_recipe(tmp_path / "straight", *settings(12, *stream, "--save_total_limit", "3")))
-    killed_at(tmp_path / "straight", tmp_path / "resumed", 5)
-    pretrain(tiny_recipe(tmp_path / "resumed", *settings(12, *stream, "--resume_from_checkpoint", "last")))
-    assert_equal_runs(tmp_path / "straight", tmp_path / "resumed")
+    straight = tmp_path / "straight"
+    train(straight, *settings(12, *stream, "--save_total_limit", "3"))
+    for step in (5, 10):
+        folder = tmp_path / str(step)
+        killed_at(straight, folder, step)
+        epochs = json.loads((find_checkpoints(folder)[-1][1] / "trainer_state.json").read_text())["epoch"]
+        assert epochs > 1 or (packing, step) == ("truncated", 5)
+        train(folder, *settings(12, *stream, "--resume_from_checkpoint", "last"))
+        assert_equal_runs(straight, folder)
 
 
 @pytest.mark.slow

@@ -19,7 +19,14 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, HubStrategy, SaveStrategy, TrainOutput
+from transformers.trainer_utils import (
+    PREFIX_CHECKPOINT_DIR,
+    EvalLoopOutput,
+    HubStrategy,
+    SaveStrategy,
+    TrainOutput,
+    has_length,
+)
 from transformers.utils import SAFE_WEIGHTS_NAME
 from transformers.utils.hub import PushInProgress
 
@@ -273,6 +280,15 @@ class ConceptTrainer(Trainer):
         if self.average is not None:
             self.average.start(self.model)
         return optimizer
+
+    def _init_training_state(self, max_steps: int, num_update_steps_per_epoch: int, *args) -> tuple[int, int]:
+        epochs, micro_steps = super()._init_training_state(max_steps, num_update_steps_per_epoch, *args)
+        if self.state.global_step and not has_length(self.train_dataset) and not self.args.ignore_data_skip:
+            # The Trainer takes a stream for one epoch that never ends; the state knows in which it really was.
+            whole, part = divmod(self.state.epoch, 1)
+            epochs = int(whole)
+            micro_steps = round(part * num_update_steps_per_epoch * self.args.gradient_accumulation_steps)
+        return epochs, micro_steps
 
     def _run_epoch(self, **kwargs) -> None:
         if self.state.global_step >= self.state.max_steps:  # killed after its last checkpoint; one more step otherwise
