@@ -497,9 +497,9 @@ class ConceptTrainer(Trainer):
         file = Path(checkpoint) / SUMS_SINCE_LOG.format(rank=self.args.process_index)
         if not file.is_file():  # of fewer processes, so there is nothing to be exact about
             return
-        sums = torch.load(file, map_location=self.args.device, weights_only=True)
-        self._tr_loss, self._globalstep_last_logged = sums["loss"], sums["last_logged"]
-        self._parts = sums["parts"]
+        device, sums = self.args.device, torch.load(file, map_location="cpu", weights_only=True)
+        self._tr_loss, self._globalstep_last_logged = sums["loss"].to(device), sums["last_logged"]
+        self._parts = {name: [tensor.to(device) for tensor in pair] for name, pair in sums["parts"].items()}
         self._collapsed_in_a_row = sums["collapsed_in_a_row"]
         self._rollbacks = max(self._rollbacks, sums["rollbacks"])
 
