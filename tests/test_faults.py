@@ -230,8 +230,11 @@ def test_without_permission_one_line_says_so_before_anything_is_done(tmp_path):
         folder.mkdir()
     for folder in (tmp_path, *tmp_path.parents[:2]) if os.geteuid() == 0 else ():
         folder.chmod(folder.stat().st_mode | 0o055)
+    cache = Path(os.environ["HF_HOME"])
+    cache.mkdir(exist_ok=True)
+    for folder in (free, cache, cache.parent):
+        folder.chmod(0o777)
     locked.chmod(0o555)
-    free.chmod(0o777)
     texts.chmod(0o000)
     own = ["tiny", *settings(2), "--use_cpu", "true", "--disable_tqdm", "true", "--output_dir"]
     said = as_nobody(lambda: script.main([*own, str(locked / "run")]), tmp_path / "log")
