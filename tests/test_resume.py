@@ -154,14 +154,13 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path):
         assert_equal_runs(tmp_path / "straight", tmp_path / f"killed-{number}")
 
 
-def command_line(folder, *arguments, processes=1):
-    launch = []
-    if processes > 1:
-        launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
-        launch += ["--main_process_port", "0"]
+LAUNCH_TWO = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+
+
+def command_line(folder, *arguments):
     script = str(TESTS.parent / "scripts" / "pretrain.py")
     own = ["--output_dir", str(folder), "--disable_tqdm", "true", "--use_cpu", "true"]
-    return [sys.executable, *launch, script, "tiny", *arguments, *own]
+    return [sys.executable, script, "tiny", *arguments, *own]
 
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
@@ -251,8 +250,7 @@ pretrain(recipe)
 def test_two_processes_one_of_which_is_killed(tmp_path, how):
     script = tmp_path / "run.py"
     script.write_text(RANK_KILLED.format(tests=str(TESTS)))
-    launch = [*command_line(tmp_path, processes=2)[:-8], str(script)]
-    assert launch[-2:] == ["0", str(script)]
+    launch = [sys.executable, *LAUNCH_TWO, str(script)]
     done = run([*launch, str(tmp_path / "straight"), "none", "--save_total_limit", "3"])
     assert done.returncode == 0, done.stderr[-3000:]
     folder = tmp_path / "killed"
@@ -263,5 +261,4 @@ def test_two_processes_one_of_which_is_killed(tmp_path, how):
     done = run([*launch, str(folder), "none", "--resume_from_checkpoint", "last"])
     assert done.returncode == 0, done.stderr[-3000:]
     assert_equal_runs(tmp_path / "straight", folder, processes=2)
-    shapes = torch.load(folder / "checkpoint-12" / "log_sums_1.pth", weights_only=True)["parts"]
-    assert shapes
+    assert torch.load(folder / "checkpoint-12" / "log_sums_1.pth", weights_only=True)["parts"]
