@@ -1,18 +1,17 @@
 """Analysis of a checkpoint on a corpus: geometry, ledger and reading of its concepts, as three JSON files."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..configuration_concept import ConceptEncoderConfig
 from ..modeling_concept import ConceptEncoderForDiffusionMLM, ConceptEncoderModel
 from ..trainers.data import DataArguments, load_corpus
-from ..trainers.files import write_json
-from .checkpoints import random_encoder
+from ..trainers.files import replaced_together, write_json
+from .checkpoints import random_encoder, weight_names
 from .geometry import MIN_DOCUMENTS, collect_concepts, geometry
 from .ledger import concept_ledger
 from .reading import concept_reading
@@ -52,8 +51,8 @@ def analyze(
         num_batches, batch_size: documents = num_batches * batch_size; the reference's per-batch figures average over
             the batches.
         ledger_documents: how many of them, the first ones, the ledger is kept on; at most all.
-        output_dir: folder of geometry.json, ledger.json and reading.json, each written whole or not at all. `None`:
-            the checkpoint.
+        output_dir: folder of geometry.json, ledger.json and reading.json, which take their places together,
+            geometry.json last. `None`: the checkpoint.
 
     Returns:
         What was written, by the names in `FILES`.
@@ -83,11 +82,11 @@ def analyze(
     found["reading"] = concept_reading(encoder, None if head is None else head.decoder, tokenizer, batches)
     found = {name: {"kind": name, **common, **content} for name, content in found.items()}
     folder = Path(checkpoint if output_dir is None else output_dir)
-    for name, file in FILES.items():
-        if name in found:
-            write_json(folder / file, found[name])
-        else:
-            (folder / file).unlink(missing_ok=True)  # of other weights, so no longer true
+    with replaced_together(folder, last=FILES["geometry"]) as staged:
+        for name, content in found.items():
+            write_json(staged / FILES[name], content)
+    for name in FILES.keys() - found:
+        (folder / FILES[name]).unlink(missing_ok=True)  # of other weights, so no longer true
     return found
 
 
@@ -125,7 +124,8 @@ def load_encoder(checkpoint: str | Path) -> ConceptEncoderModel:
         raise ValueError(
             f"{str(checkpoint)!r} holds no config.json, so it is no checkpoint; save_pretrained writes one"
         )
-    model_type = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    weight_names(folder)  # a damaged file is named here
+    model_type = PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
     if model_type != ConceptEncoderConfig.model_type:
         raise ValueError(
             f"{str(checkpoint)!r} is a checkpoint of model_type {model_type!r}; only "

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -63,7 +63,7 @@ def _load(head: type[PreTrainedModel], folder: Path, **options) -> tuple[PreTrai
     known = set(model.state_dict())
     # The encoder's weights bear the prefix in the file of a head, and none in the file of a bare encoder.
     own = known | {prefix + key for key in known} | {key.removeprefix(prefix) for key in known}
-    dropped = sorted(_weight_names(folder) - own)
+    dropped = sorted(weight_names(folder) - own)
     is_head = hasattr(model, model.base_model_prefix)
     new = sorted(key for key in known if not key.startswith(prefix)) if is_head else []
     missing = sorted(set(info["missing_keys"]) - set(new))
@@ -106,7 +106,7 @@ def check_checkpoint(folder: Path) -> ConceptEncoderConfig:
             f"{folder} holds a model of type {model_type!r}; only type {' and '.join(map(repr, known))} can be "
             "fine-tuned here"
         )
-    names = _weight_names(folder)
+    names = weight_names(folder)
     if not names:
         raise ValueError(f"{folder} is not a checkpoint: it has no .safetensors weights")
     trained = sorted(name for name in names if name.startswith(("pooling.", "classifier.")))
@@ -117,11 +117,17 @@ def check_checkpoint(folder: Path) -> ConceptEncoderConfig:
     return known[model_type].from_pretrained(folder)
 
 
-def _weight_names(folder: Path) -> set[str]:
+def weight_names(folder: Path) -> set[str]:
+    """Names of the tensors in a checkpoint's safetensors; ValueError that names a file that is cut short."""
     names: set[str] = set()
     for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as weights:
-            names.update(weights.keys())
+        try:
+            with safe_open(path, framework="pt") as weights:
+                names.update(weights.keys())
+        except SafetensorError as error:
+            raise ValueError(
+                f"{path} is damaged ({error}); take another copy of it, or an earlier checkpoint"
+            ) from error
     return names
 
 

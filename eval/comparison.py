@@ -8,11 +8,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from transformers.trainer_utils import get_last_checkpoint
-
 from ..trainers.files import write_atomically, write_json
 from ..trainers.pretraining import RESULT_FILE, pretrain
 from ..trainers.recipes import Recipe
+from ..trainers.saving import find_checkpoints
 from .analysis import FILES, analyze
 from .benchmarks import find_benchmark
 from .finetuning import finetune, result_path
@@ -125,7 +124,7 @@ def _train(recipe_of: Callable[[str, int, Path], Recipe], name: str, seed: int, 
     if (folder / RESULT_FILE).exists():
         return
     recipe = recipe_of(name, seed, folder)
-    if folder.is_dir() and get_last_checkpoint(str(folder)) is not None:
+    if find_checkpoints(folder):
         recipe.training.resume_from_checkpoint = "last"
     pretrain(recipe, monitor=monitor_concepts)
 

@@ -28,6 +28,7 @@ from .. import configuration_concept, modeling_concept
 from ..configuration_concept import AUTO_MAP, ConceptEncoderConfig
 from ..trainers.files import TOKENIZER_FILES, write_atomically
 from ..trainers.recipes import RECIPE_FILE
+from ..trainers.saving import SUMS_FILE, find_checkpoints
 from .card import CardFacts, render_card
 from .report import build_report, read_results
 from .report_sections import PARTS
@@ -39,7 +40,8 @@ CARD_FILE = "README.md"
 PICKLED_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 PICKLES = (*PICKLED_WEIGHTS, "*.pkl", "*.pickle")
 TRAINING_STATE = (
-    "training_args.bin optimizer.* scheduler.pt scaler.pt rng_state* trainer_state.json checkpoint-*".split()
+    *("training_args.bin", "optimizer.*", "scheduler.pt", "scaler.pt", "rng_state*", "log_sums_*", SUMS_FILE),
+    *("trainer_state.json", "checkpoint-*"),
 )
 # Of an earlier push, what would contradict this one. Everything else in the repository stays.
 STALE = (
@@ -180,10 +182,10 @@ def checkpoints(run_dir: Path) -> list[tuple[int, Path]]:
     Raises:
         ValueError: it has none.
     """
-    found = [(int(path.name.rpartition("-")[2]), path) for path in run_dir.glob("checkpoint-*") if path.is_dir()]
+    found = find_checkpoints(run_dir)
     if not found:
         raise ValueError(f"{run_dir} has no checkpoint-N folder; leave --checkpoints out, or train with save_steps")
-    return sorted(found)
+    return found
 
 
 def generation_defaults(config: Mapping[str, Any]) -> GenerationConfig | None:

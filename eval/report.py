@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..trainers.files import write_atomically, write_json
+from ..trainers.files import replaced_together, write_atomically, write_json
 from .findings import compare, next_steps
 from .gates import check_gates, load_gates
 from .report_figures import draw_figures, figure_rows
@@ -145,7 +145,7 @@ def _judge(report: dict[str, Any]) -> None:
 
 
 def write_report(run_dir: str | Path, other_dir: str | Path | None = None) -> dict[str, Any]:
-    """Build the report of a run folder and write report.json, figures/, report.md and report.html into it.
+    """Build the report of a run folder and write figures/, report.md, report.html and report.json into it, together.
 
     Args:
         run_dir, other_dir: as for `build_report`; nothing is written into `other_dir`.
@@ -158,11 +158,12 @@ def write_report(run_dir: str | Path, other_dir: str | Path | None = None) -> di
     """
     folder = Path(run_dir)
     report = build_report(folder, other_dir)
-    draw_figures(report, folder)
-    pages = {"report.md": render_markdown(report), "report.html": render_html(report, folder)}
-    write_json(folder / "report.json", report)
-    for name, page in pages.items():
-        write_atomically(folder / name, page)
+    with replaced_together(folder, last="report.json") as staged:
+        draw_figures(report, staged)
+        pages = {"report.md": render_markdown(report), "report.html": render_html(report, staged)}
+        for name, page in pages.items():
+            write_atomically(staged / name, page)
+        write_json(staged / "report.json", report)
     return report
 
 

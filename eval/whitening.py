@@ -11,6 +11,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 
 from .. import modeling_concept
 from ..trainers.data import DataArguments, load_corpus
+from ..trainers.files import replaced_together
 from .checkpoints import check_checkpoint, checkpoint_folder, load_tokenizer, longest_text
 from .surfaces import sentence_transformers_files
 
@@ -60,10 +61,11 @@ def whiten(checkpoint: str, output_dir: Path, data: DataArguments) -> dict[str, 
         weight[: matrix.shape[1]] = torch.from_numpy(matrix.T)
         encoder.whitening.weight.copy_(weight)
         encoder.whitening.bias.copy_(-weight @ torch.from_numpy(mean))
-    model.save_pretrained(output_dir)
-    tokenizer.save_pretrained(output_dir)
-    for name, content in sentence_transformers_files().items():
-        (output_dir / name).write_text(content, encoding="utf-8")
+    with replaced_together(output_dir, last="model.safetensors") as staged:
+        model.save_pretrained(staged)
+        tokenizer.save_pretrained(staged)
+        for name, content in sentence_transformers_files().items():
+            (staged / name).write_text(content, encoding="utf-8")
     return {"texts": len(means), "rank": matrix.shape[1]}
 
 

@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
             arguments.tasks,
             find_protocol(arguments.protocol),
         )
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, MemoryError, FloatingPointError) as error:
         parser.error(str(error))
     print(f"\n{format_comparison(result)}\nWritten to {arguments.output_dir / COMPARISON_FILE}.")
 

@@ -20,6 +20,7 @@ from concept_encoder.eval.publishing import assemble, explain
 from concept_encoder.trainers.planning import plan_pretraining
 from concept_encoder.trainers.pretraining import RESULT_FILE, pretrain
 from concept_encoder.trainers.recipes import Recipe, find_recipe, load_recipe, recipe_parser
+from concept_encoder.trainers.saving import find_checkpoints
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
         result = pretrain(recipe, monitor=monitor_concepts, assemble=assemble)
     except (HTTPError, LocalTokenNotFoundError) as error:
         parser.exit(1, f"{parser.prog}: error: {_hub_trouble(error, recipe)}\n")
-    except (ValueError, OSError, StrictDataclassError, FloatingPointError) as error:
+    except (ValueError, OSError, MemoryError, StrictDataclassError, FloatingPointError) as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     if recipe.training.process_index == 0:
         nelbo, rebuilding = (result["evaluation"][name] for name in ("nelbo_bits_per_token", "rebuilding"))
@@ -98,7 +99,9 @@ def _print_plan(recipe: Recipe, plan: dict, words: list[str]) -> None:
 
 def _hub_trouble(error: Exception, recipe: Recipe | None) -> str:
     if recipe is None or not recipe.training.push_to_hub:
-        return " ".join(str(error).split())
+        kept = find_checkpoints(recipe.training.output_dir) if recipe is not None else []
+        go_on = f"; {kept[-1][1].name} is kept, go on with --resume_from_checkpoint last" if kept else ""
+        return " ".join(str(error).split()) + go_on
     folder, repo_id = recipe.training.output_dir, recipe.training.hub_model_id or "owner/name"
     again = f"python scripts/push_to_hub.py {folder} --repo_id {repo_id}"
     if not (Path(folder) / RESULT_FILE).exists():

@@ -12,7 +12,7 @@ from test_trainer import make_trainer, noise_by_text, parameters
 from torch import nn
 
 from concept_encoder.trainers.objectives import ObjectiveArguments
-from concept_encoder.trainers.stability import DivergenceError, DivergenceGuard, gradient_norms, last_checkpoint_before
+from concept_encoder.trainers.stability import DivergenceError, DivergenceGuard, gradient_norms
 from concept_encoder.trainers.trainer import ConceptTrainingArguments
 
 
@@ -185,13 +185,6 @@ def test_rollbacks_end(tokenizer, tmp_path):
         diverge_at(make_trainer(tokenizer, tmp_path / "a", **settings), 2).train()
     with pytest.raises(DivergenceError, match="Rolled back 3 times already"):
         diverge_at(make_trainer(tokenizer, tmp_path / "b", **settings), 3, 3, 4, 3).train()
-
-
-def test_a_later_checkpoint_is_no_way_back(tmp_path):
-    for step in (2, 10, 4):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-    assert last_checkpoint_before(str(tmp_path), 9) == str(tmp_path / "checkpoint-4")
-    assert last_checkpoint_before(str(tmp_path), 1) is None
 
 
 @pytest.mark.parametrize(

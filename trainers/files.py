@@ -3,6 +3,8 @@
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +23,63 @@ TOKENIZER_FILES = (
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write `text` to `path` through a temporary neighbour, so that a reader sees the old file or the new one."""
+    """Write `text` to `path` through a temporary neighbour, so that a reader sees the old file or the new one.
+
+    The text is on the disk before it has the name; when it does not fit, nothing is left of it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.chmod(temporary, 0o644)  # mkstemp makes it private
-    os.replace(temporary, path)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes it private
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Strict JSON (no NaN), written atomically."""
     write_atomically(path, json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def replaced_together(folder: Path, last: str) -> Iterator[Path]:
+    """An empty folder to fill, whose files then replace those of the same names in `folder`, `last` after all others.
+
+    The old `last` is removed before the first and the new one comes when the rest is there: who finds it finds files
+    that were written together. A kill leaves the old state, the new, or in the instant between them no `last`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder) as scratch:
+        staged = Path(scratch)
+        yield staged
+        sync_folder(staged)
+        names = [path.relative_to(staged) for path in staged.rglob("*") if path.is_file()]
+        (folder / last).unlink(missing_ok=True)
+        for name in sorted(names, key=lambda name: (name == Path(last), name)):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(staged / name, folder / name)
+        sync_folder(folder, deep=False)
+
+
+def check_writable(folder: Path) -> None:
+    """OSError unless files can be made in `folder`, or in the nearest folder above that exists; makes nothing."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(f"{folder} cannot be written to: {existing} is a file; name another folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(f"{folder} cannot be written to: no permission in {existing}; name another folder")
+
+
+def sync_folder(folder: Path, deep: bool = True) -> None:
+    """Force the names in `folder` to the disk and, when `deep`, every file and folder below."""
+    for path in [*(folder.rglob("*") if deep else ()), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

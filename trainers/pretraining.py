@@ -1,9 +1,12 @@
 """One pretraining run from a recipe: checks, data, model, training, evaluation, and the files a run leaves."""
 
 import dataclasses
-import os
+import logging
 import platform
+import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,43 +14,72 @@ import torch
 import transformers
 import yaml
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers import TrainerState, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..configuration_concept import ConceptEncoderConfig
 from ..modeling_concept import ConceptMaskedLMModel
 from .data import load_pretraining_data, load_tokenizer
-from .files import write_atomically, write_json
+from .files import check_writable, write_atomically, write_json
 from .recipes import RECIPE_FILE, Recipe
+from .saving import damage, find_checkpoints, last_complete
+from .stopping import EXIT_STATUS
 from .trainer import ConceptMonitor, ConceptTrainer, UploadAssembler
 from .warm_start import start_from_checkpoint, warm_start_embeddings
+
+logger = logging.getLogger(__name__)
 
 RESULT_FILE = "pretrain.json"
 
 
 def checkpoint_to_resume(output_dir: str, resume_from_checkpoint: str | None) -> str | None:
-    """Path to resume from; "last" is the newest checkpoint in `output_dir`.
+    """Path to resume from; "last" is the newest checkpoint in `output_dir` that is whole. The same on all processes.
 
     Raises:
-        ValueError: the folder holds a finished run, or an unfinished one that was not asked to go on, or no
-            checkpoint for "last".
+        ValueError: the folder holds a finished run, or an unfinished one that was not asked to go on, or no whole
+            checkpoint for "last"; the checkpoint that is named is torn.
     """
+    found: list[Any] = [None, None]  # path and error: the main process looks, and the others do as it does
+    if PartialState().is_main_process:
+        try:
+            found[0] = _checkpoint_to_resume(output_dir, resume_from_checkpoint)
+        except ValueError as error:
+            found[1] = str(error)
+    broadcast_object_list(found)
+    if found[1] is not None:
+        raise ValueError(found[1])
+    return found[0]
+
+
+def _checkpoint_to_resume(output_dir: str, resume_from_checkpoint: str | None) -> str | None:
     if (Path(output_dir) / RESULT_FILE).exists():
         raise ValueError(
             f"{output_dir} already holds a finished run; choose another --output_dir or remove the folder"
         )
-    last = get_last_checkpoint(output_dir) if os.path.isdir(output_dir) else None
+    names = [folder.name for _, folder in find_checkpoints(output_dir)]
     if resume_from_checkpoint is None:
-        if last is not None:
+        if names:
             raise ValueError(
-                f"{output_dir} holds an unfinished run ({Path(last).name}); go on with --resume_from_checkpoint last, "
+                f"{output_dir} holds an unfinished run ({names[-1]}); go on with --resume_from_checkpoint last, "
                 "or choose another --output_dir"
             )
         return None
     if resume_from_checkpoint != "last":
+        trouble = damage(Path(resume_from_checkpoint))
+        if trouble is not None:
+            raise ValueError(
+                f"--resume_from_checkpoint {resume_from_checkpoint} is no whole checkpoint: {trouble}; "
+                "choose another, or last"
+            )
         return resume_from_checkpoint
-    if last is None:
+    if not names:
         raise ValueError(f"--resume_from_checkpoint last: no checkpoint-* folder in {output_dir}")
+    last = last_complete(output_dir)
+    if last is None:
+        raise ValueError(
+            f"--resume_from_checkpoint last: every checkpoint in {output_dir} is torn ({', '.join(names)}); remove "
+            "the folder and begin anew"
+        )
     return last
 
 
@@ -71,8 +103,13 @@ def pretrain(
 
     Raises:
         ValueError: bad input; raised before anything is written.
+        OSError: the folder cannot be written to, before anything is done; a checkpoint could not be written; a data
+            worker was killed.
+        MemoryError: it does not fit, in this process or in a data worker.
+        SystemExit: a SIGTERM came while training; the last checkpoint is of the step in which it came.
     """
     training = recipe.training
+    check_writable(Path(training.output_dir))
     checkpoint = checkpoint_to_resume(training.output_dir, training.resume_from_checkpoint)
     tokenizer = load_tokenizer(recipe.data)
     config = recipe.model_config(tokenizer)
@@ -103,8 +140,16 @@ def pretrain(
     if checkpoint is not None:  # now, since save_total_limit may remove it
         resumed_at = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")).global_step
     start = time.perf_counter()
-    outcome = trainer.train(resume_from_checkpoint=checkpoint)
+    with trainer.stop.listening(), _exhaustion_named(training.output_dir):
+        outcome = trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - start
+    if trainer.stop.agreed:
+        if trainer.is_world_process_zero():
+            logger.warning(
+                f"stopped by SIGTERM after step {outcome.global_step}, whose checkpoint is whole; go on with "
+                "--resume_from_checkpoint last"
+            )
+        raise SystemExit(EXIT_STATUS)
     trainer.evaluate()
     trainer.save_model(_internal_call=True)  # without the push, which waits for the files below
     result = _result(recipe, trainer, seconds, outcome.global_step - resumed_at)
@@ -117,6 +162,28 @@ def pretrain(
         trainer.push_to_hub()
     PartialState().wait_for_everyone()
     return result
+
+
+@contextmanager
+def _exhaustion_named(output_dir: str) -> Iterator[None]:
+    """Memory that does not suffice, and workers that the system killed for it, as errors that say the way out."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        lines = str(error).strip().splitlines() or ["no more is said"]
+        said = lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"  # without a worker's traceback
+        last = next((folder.name for _, folder in reversed(find_checkpoints(output_dir))), None)
+        go_on = "" if last is None else f"; {last} is kept, go on with --resume_from_checkpoint last"
+        if re.search(r"DataLoader worker .* (killed|exited)", said):
+            raise ChildProcessError(
+                f"a data worker was lost, killed for its memory perhaps: {said}. Lower dataloader_num_workers{go_on}"
+            ) from error
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or re.search("can't allocate|MemoryError", said):
+            raise MemoryError(
+                f"out of memory: {said}. Lower per_device_train_batch_size and raise "
+                f"gradient_accumulation_steps by the same factor{go_on}"
+            ) from error
+        raise
 
 
 def _result(recipe: Recipe, trainer: ConceptTrainer, seconds: float, steps: int) -> dict[str, Any]:

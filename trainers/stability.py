@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .files import write_json
 
@@ -99,13 +98,6 @@ def gradient_norms(model: nn.Module) -> dict[str, Tensor]:
     whole = {name: torch.stack(group).norm() for name, group in groups.items()}
     # Of gradients that FSDP2 shards, every process knows its part only.
     return {name: norm.full_tensor() if isinstance(norm, DTensor) else norm for name, norm in whole.items()}
-
-
-def last_checkpoint_before(output_dir: str, step: int) -> str | None:
-    """The newest checkpoint in `output_dir` of at most `step` steps."""
-    folders = {int(p.name.rpartition("-")[2]): p for p in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")}
-    steps = [number for number in folders if number <= step]
-    return str(folders[max(steps)]) if steps else None
 
 
 def set_base_rates(optimizer: torch.optim.Optimizer, scheduler, base_rates: list[float]) -> None:

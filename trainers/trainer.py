@@ -2,6 +2,7 @@
 
 import logging
 import math
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -12,11 +13,21 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub import CommitInfo, HfApi
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput, HubStrategy, SaveStrategy, TrainOutput
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import (
+    PREFIX_CHECKPOINT_DIR,
+    EvalLoopOutput,
+    HubStrategy,
+    SaveStrategy,
+    TrainOutput,
+    has_length,
+)
+from transformers.utils import SAFE_WEIGHTS_NAME
 from transformers.utils.hub import PushInProgress
 
 from .averaging import TRAINING_WEIGHTS_FILE, WeightAverage
@@ -24,20 +35,23 @@ from .collators import PARTNER, DataCollatorForReconstruction, visible_concept_c
 from .corruptions import Diffusion
 from .data_wait import DataWait
 from .distillation import load_distillation
+from .files import replaced_together
 from .kernels import liger_linear_cross_entropy
 from .objectives import ObjectiveArguments, ReconstructionObjective
+from .saving import STAGING_FOLDER, last_complete, publish, remove_old
 from .stability import (
     MAX_ROLLBACKS,
     DivergenceError,
     DivergenceGuard,
     gradient_norms,
-    last_checkpoint_before,
     set_base_rates,
 )
+from .stopping import StopOnSignal
 
 logger = logging.getLogger(__name__)
 WATCHED_TEXTS = 8  # per process, of the batch at a logged step
 OBJECTIVE_FILE = "objective.safetensors"  # parameters of the objective, in a checkpoint
+SUMS_SINCE_LOG = "log_sums_{rank}.pth"  # what the next log entry will be the mean of, in a checkpoint, per process
 # (B, C, D) concepts of a training batch -> figures to log, and a warning in words or None.
 ConceptMonitor = Callable[[Tensor], tuple[dict[str, float], str | None]]
 # (folder of a checkpoint, empty folder, repository) -> notes; copies what is published, card included.
@@ -96,6 +110,11 @@ class ConceptTrainingArguments(TrainingArguments):
         if self.hub_token is not None:
             raise ValueError(
                 "hub_token would be written into training_args.bin; log in with `hf auth login`, or set HF_TOKEN"
+            )
+        if self.enable_jit_checkpoint:
+            raise ValueError(
+                "enable_jit_checkpoint may save between a gradient and its update, and does not resume exactly; leave "
+                "it out: SIGTERM ends a run after its step, with a checkpoint"
             )
         super().__post_init__()
         if self.on_divergence == "rollback":
@@ -213,14 +232,25 @@ class ConceptTrainer(Trainer):
             if self.is_fsdp_enabled or self.is_deepspeed_enabled:
                 raise ValueError("ema_decay needs whole weights on each device; FSDP and DeepSpeed shard them")
             self.add_callback(self.average)
+        self.stop = StopOnSignal()
+        self.add_callback(self.stop)
+        self._staging: Path | None = None
 
     # ------------------------------------------------------------------------------------------------------ training
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
         """Train; with `on_divergence="rollback"`, again from the last checkpoint at half the rate when it diverges.
 
+        `True` resumes from the newest checkpoint of the output folder that is whole.
+
         Source: of going back and lowering the rate, OPT (Zhang et al. 2022, arXiv:2205.01068), section 2.5.
         """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(
+                    f"{self.args.output_dir} has no checkpoint-N folder that is whole; train from the start"
+                )
         while True:
             self._parts.clear()
             self._loss_of_step = 0.0
@@ -232,7 +262,7 @@ class ConceptTrainer(Trainer):
                 resume_from_checkpoint = self._rollback(error)
 
     def _rollback(self, error: DivergenceError) -> str:
-        checkpoint = last_checkpoint_before(self.args.output_dir, self.state.global_step)
+        checkpoint = last_complete(self.args.output_dir, at_most=self.state.global_step)
         if checkpoint is None:
             raise DivergenceError(f"{error} There is no checkpoint yet to roll back to: lower save_steps.") from error
         if self._rollbacks == MAX_ROLLBACKS:
@@ -267,6 +297,21 @@ class ConceptTrainer(Trainer):
         if self.average is not None:
             self.average.start(self.model)
         return optimizer
+
+    def _init_training_state(self, max_steps: int, num_update_steps_per_epoch: int, *args) -> tuple[int, int]:
+        epochs, micro_steps = super()._init_training_state(max_steps, num_update_steps_per_epoch, *args)
+        if self.state.global_step and not has_length(self.train_dataset) and not self.args.ignore_data_skip:
+            # The Trainer takes a stream for one epoch that never ends; the state knows in which it really was.
+            whole, part = divmod(self.state.epoch, 1)
+            epochs = int(whole)
+            micro_steps = round(part * num_update_steps_per_epoch * self.args.gradient_accumulation_steps)
+        return epochs, micro_steps
+
+    def _run_epoch(self, **kwargs) -> None:
+        if self.state.global_step >= self.state.max_steps:  # killed after its last checkpoint; one more step otherwise
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(**kwargs)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -338,8 +383,11 @@ class ConceptTrainer(Trainer):
         self._gradient_norms = {name: norm / scale for name, norm in gradient_norms(self.model).items()}
         norm = torch.stack(list(self._gradient_norms.values())).norm()
         loss, self._loss_of_step = torch.as_tensor(self._loss_of_step, device=norm.device), 0.0
-        # One verdict for all processes, whose losses differ.
-        loss, norm = self.accelerator.reduce(torch.stack([loss.float(), norm.float()]), "mean").tolist()
+        # One verdict for all processes, whose losses differ, and which signals reach at different times.
+        asked = torch.tensor(float(self.stop.asked), device=norm.device)
+        judged = self.accelerator.reduce(torch.stack([loss.float(), norm.float(), asked]), "mean")
+        loss, norm, asked = judged.tolist()
+        self.stop.agreed = asked > 0
         if scaler is not None and math.isfinite(loss) and not math.isfinite(norm):
             return  # float16: the loss scaler skips this step and lowers its scale
         self.guard.check(self.state.global_step + 1, loss, norm)
@@ -398,6 +446,80 @@ class ConceptTrainer(Trainer):
         with self._averaged():
             super().save_model(output_dir, _internal_call)
 
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if self._staging is not None or not self.args.should_save:
+            return super()._save(output_dir, state_dict)
+        # Weights last: a folder that has them has the configuration, code and tokenizer that belong to them.
+        folder = Path(output_dir or self.args.output_dir)
+        with _disk_trouble_named(folder / SAFE_WEIGHTS_NAME), replaced_together(folder, SAFE_WEIGHTS_NAME) as staged:
+            return super()._save(str(staged), state_dict)
+
+    def _get_output_dir(self, trial) -> str:
+        return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
+
+    def _save_checkpoint(self, model: nn.Module, trial) -> None:
+        """As the Trainer does, but aside: it gets its name, is pushed and may replace older ones when it is whole.
+
+        The folder in which it is written has to be one that all processes of a machine see.
+
+        Raises:
+            OSError: it could not be written; what was written of it is removed, the earlier ones are as they were.
+        """
+        run_dir, name = Path(self._get_output_dir(trial)), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        self._staging = staging = run_dir / STAGING_FOLDER
+        if self.args.local_process_index == 0:
+            shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed
+        self.accelerator.wait_for_everyone()
+        try:
+            with _disk_trouble_named(run_dir / name):
+                super()._save_checkpoint(model, trial)
+                self._name_best(staging / name, run_dir / name)
+                self.accelerator.wait_for_everyone()
+                with self.accelerator.main_process_first():
+                    if self.args.local_process_index == 0 and staging.is_dir():  # still, where each machine has a disk
+                        publish(staging / name, run_dir / name)
+        finally:
+            self._staging = None
+            if self.args.local_process_index == 0:
+                shutil.rmtree(staging, ignore_errors=True)
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(run_dir / name))
+        if self.args.should_save:
+            best = self.state.best_model_checkpoint
+            remove_old(run_dir, self.args.save_total_limit, self.state.global_step, best)
+
+    def _name_best(self, staged: Path, final: Path) -> None:
+        """The Trainer took the place where the best checkpoint is written for its own."""
+        if self.state.best_model_checkpoint == str(staged):
+            self.state.best_model_checkpoint = str(final)
+            if self.args.should_save:
+                self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        sums = {
+            "loss": self._tr_loss,
+            "last_logged": self._globalstep_last_logged,
+            "parts": self._parts,
+            "collapsed_in_a_row": self._collapsed_in_a_row,
+            "rollbacks": self._rollbacks,
+        }
+        torch.save(sums, Path(output_dir) / SUMS_SINCE_LOG.format(rank=self.args.process_index))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Called before the first step of a resumed run, when the Trainer has set its sums to zero."""
+        super()._load_rng_state(checkpoint)
+        if checkpoint is None:
+            return
+        file = Path(checkpoint) / SUMS_SINCE_LOG.format(rank=self.args.process_index)
+        if not file.is_file():  # of fewer processes, so there is nothing to be exact about
+            return
+        device, sums = self.args.device, torch.load(file, map_location="cpu", weights_only=True)
+        self._tr_loss, self._globalstep_last_logged = sums["loss"].to(device), sums["last_logged"]
+        self._parts = {name: [tensor.to(device) for tensor in pair] for name, pair in sums["parts"].items()}
+        self._collapsed_in_a_row = sums["collapsed_in_a_row"]
+        self._rollbacks = max(self._rollbacks, sums["rollbacks"])
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if not self.args.should_save:
@@ -436,6 +558,11 @@ class ConceptTrainer(Trainer):
             self.average.reset(self.model)
 
     # ---------------------------------------------------------------------------------------------------- evaluation
+
+    def _evaluate(self, trial, ignore_keys_for_eval, skip_scheduler: bool = False) -> dict[str, float]:
+        if skip_scheduler and self.state.global_step:  # `eval_on_start`: a resumed run has it in its log
+            return {}
+        return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         with self._averaged():
@@ -535,6 +662,8 @@ class ConceptTrainer(Trainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         strategy, args = self.args.hub_strategy, self.args
+        if self._staging is not None:  # the Trainer's own call, before the checkpoint is whole
+            return
         if not self.is_world_process_zero() or strategy == HubStrategy.END:
             return
         running = self.push_in_progress
@@ -590,6 +719,16 @@ class ConceptTrainer(Trainer):
                     f"a push during training failed ({type(error).__name__}); the next one brings all of it"
                 )
         self.push_in_progress = None
+
+
+@contextmanager
+def _disk_trouble_named(path: Path) -> Iterator[None]:
+    """safetensors and torch report a full disk by errors of their own."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        said = " ".join(str(error).split())
+        raise OSError(f"{path} could not be written; what was there before is whole. {said}") from error
 
 
 def _check_model(model: nn.Module, settings: ObjectiveArguments, paired: bool) -> None:
