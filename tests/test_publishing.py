@@ -132,7 +132,8 @@ def test_an_older_run_gets_the_whole_map_and_this_code(pretrained, tmp_path):
     (tmp_path / "set").mkdir()
     notes = assemble(source, tmp_path / "set", "me/example")
     assert json.loads((tmp_path / "set/config.json").read_text()) == {**config, "auto_map": AUTO_MAP}
-    assert "modeling_concept.py is this package's; the run's own is older or was changed" in notes
+    changed = "modeling_concept.py is this package's; the run's own is older or was changed. "
+    assert f"{changed}python scripts/check_code.py {source} shows how" in notes
     assert "left out, README.md: the card is rendered from what was measured" in notes
     assert any("nothing was measured, and the card says so" in note for note in notes)
     assert "**Not judged.**" in (tmp_path / "set/README.md").read_text()
@@ -212,7 +213,7 @@ def broken(source: Path, how: str) -> None:
         ("pickle", r"holds pytorch_model.bin and no model.safetensors. A pickle can run code .* call save_pretrained"),
         ("no weights", "is not a checkpoint: it has no model.safetensors"),
         ("no tokenizer", "has no tokenizer; save the one it was trained with"),
-        ("no config", "is not a checkpoint: it has no config.json; give the --output_dir"),
+        ("no config", "is not a checkpoint: it has no config.json; save_pretrained writes one"),
         ("other type", "holds a model of type 'bert'; only type 'concept_encoder'"),
         ("other class", "architectures must name one of ConceptEncoder.*, got 'BertModel'"),
         ("stale report", r"report.json is not of these results \(finetune/microworld_similarity.reference.json\)"),
@@ -598,7 +599,7 @@ def test_a_push_that_fails_during_training_is_made_good_at_the_end(hub, repo_id,
 
 
 def test_a_token_among_the_arguments_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"hub_token would be written into training_args.bin; log in") as error:
+    with pytest.raises(ValueError, match=r"hub_token would be written into recipe.yaml; log in") as error:
         ConceptTrainingArguments(output_dir=str(tmp_path), hub_token="hf_secret")
     assert "hf_secret" not in str(error.value)
 

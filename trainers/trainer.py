@@ -16,6 +16,7 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainingArguments
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput, HubStrategy, SaveStrategy, TrainOutput
 from transformers.utils.hub import PushInProgress
 
@@ -37,6 +38,7 @@ from .stability import (
 logger = logging.getLogger(__name__)
 WATCHED_TEXTS = 8  # per process, of the batch at a logged step
 OBJECTIVE_FILE = "objective.safetensors"  # parameters of the objective, in a checkpoint
+FULL_STATE = "FULL_STATE_DICT"
 # (B, C, D) concepts of a training batch -> figures to log, and a warning in words or None.
 ConceptMonitor = Callable[[Tensor], tuple[dict[str, float], str | None]]
 # (folder of a checkpoint, empty folder, repository) -> notes; copies what is published, card included.
@@ -85,7 +87,7 @@ class ConceptTrainingArguments(TrainingArguments):
             raise ValueError(f"on_divergence must be 'stop' or 'rollback', got {self.on_divergence!r}")
         if self.hub_token is not None:
             raise ValueError(
-                "hub_token would be written into training_args.bin; log in with `hf auth login`, or set HF_TOKEN"
+                "hub_token would be written into recipe.yaml; log in with `hf auth login`, or set HF_TOKEN"
             )
         super().__post_init__()
         if self.on_divergence == "rollback":
@@ -196,6 +198,13 @@ class ConceptTrainer(Trainer):
             if self.is_fsdp_enabled or self.is_deepspeed_enabled:
                 raise ValueError("ema_decay needs whole weights on each device; FSDP and DeepSpeed shard them")
             self.add_callback(self.average)
+        if self.is_fsdp_enabled:
+            kind = self.accelerator.state.fsdp_plugin.state_dict_type.name
+            if kind != FULL_STATE:
+                raise ValueError(
+                    f"fsdp_state_dict_type must be {FULL_STATE}, got {kind}: torch reads sharded checkpoints through a "
+                    "pickle, which can run code; see scripts/accelerate/fsdp2.yaml"
+                )
 
     # ------------------------------------------------------------------------------------------------------ training
 
@@ -380,6 +389,11 @@ class ConceptTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         with self._averaged():
             super().save_model(output_dir, _internal_call)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        # A pickle that nothing reads: recipe.yaml says how the run was made.
+        (Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME).unlink()
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)

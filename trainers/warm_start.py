@@ -2,14 +2,15 @@
 
 import torch
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..modeling_concept import ConceptEncoderPreTrainedModel
+from .untrusted import read_tokenizer
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, source: str, field: str) -> None:
     """ValueError with the first differences if `source` gives some token another id than `tokenizer` does."""
-    own, others = tokenizer.get_vocab(), _read(AutoTokenizer, source, field).get_vocab()
+    own, others = tokenizer.get_vocab(), _read(read_tokenizer, source, field).get_vocab()
     differing = sorted(
         (t for t in own.keys() | others.keys() if own.get(t) != others.get(t)), key=lambda t: (len(t), t)
     )
@@ -54,12 +55,16 @@ def warm_start_embeddings(
 
 def read_encoder(source: str, field: str) -> PreTrainedModel:
     """The encoder that `field` of a recipe names; ValueError if it cannot be read."""
-    return _read(AutoModel, source, field)
+
+    def load(source: str) -> PreTrainedModel:
+        return AutoModel.from_pretrained(source, trust_remote_code=False, use_safetensors=True)
+
+    return _read(load, source, field)
 
 
-def _read(auto_class, source: str, field: str):
+def _read(load, source: str, field: str):
     try:
-        return auto_class.from_pretrained(source)
+        return load(source)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{field} {source!r} is neither a local folder with an encoder and its tokenizer nor a Hub "

@@ -1,0 +1,53 @@
+"""Files from elsewhere, read so that nothing in them runs, nothing outside their folder is touched, and what is wrong
+with them has a name.
+
+Pickles are not among them: weights are safetensors, and `use_safetensors=True` keeps transformers from taking the
+pickle beside them.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import HTTPError
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; ValueError for anything else, OSError where it cannot be opened."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
+    return content
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The file `name` of `folder`; ValueError for a name, or a link, that leads out of it."""
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{name!r} leads out of {folder}; put the file itself into the folder")
+    return path
+
+
+def read_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+    """Tokenizer of a folder or Hub id, by the classes of transformers alone.
+
+    Raises:
+        ValueError: it needs code of its own, or its files are broken.
+        OSError, HTTPError: it cannot be had, as transformers and the Hub say it.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except (OSError, HTTPError):
+        raise
+    except Exception as error:  # tokenizers raises nothing more special
+        if "trust_remote_code" in str(error):
+            raise ValueError(
+                f"the tokenizer of {source} needs code of its own, which is never run; save one of a class of "
+                "transformers there, with a tokenizer.json"
+            ) from error
+        said = " ".join(str(error).split())
+        raise ValueError(f"the tokenizer of {source} cannot be read ({type(error).__name__}): {said}") from error
