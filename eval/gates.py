@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
+from ..trainers.untrusted import read_yaml
 
 GATES_FILE = Path(__file__).parent / "gates.yaml"
 COMPARISONS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
@@ -128,10 +128,7 @@ def load_gates(path: Path = GATES_FILE) -> dict[str, GateSet]:
         ValueError: not YAML, no sets, a set without title or gates, a field missing or unknown, a bad metrics,
             comparison or threshold, a name used twice in a set.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path.name} is not YAML: {error}") from error
+    content = read_yaml(path)
     sets = content.get("sets") if isinstance(content, dict) else None
     if not isinstance(sets, dict) or not sets:
         raise ValueError(f"{path.name} must hold named sets of gates under the key 'sets'")

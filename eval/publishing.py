@@ -32,7 +32,7 @@ from ..trainers.untrusted import inside, read_object
 from .card import CardFacts, render_card
 from .checkpoints import read_config, weight_files
 from .code import CODE, COMMAND, other_code
-from .report import build_report, read_results
+from .report import SECTIONS, build_report, read_results
 from .report_sections import PARTS
 from .surfaces import sentence_transformers_files
 
@@ -158,7 +158,9 @@ def _fresh_report(run: Path) -> tuple[dict[str, Any] | None, bool]:
     results = any(path for part in PARTS.values() for path in run.glob(part.pattern))
     if not path.is_file():
         return (build_report(run) if results else None), False
-    report = json.loads(path.read_text(encoding="utf-8"))
+    report = read_object(path)
+    if any(name not in report for name in SECTIONS):
+        raise ValueError(f"{path} is no report of this package; write it anew: scripts/report.py {run}")
     files = [name for found in read_results(run).values() for name, _ in found] if results else []
     if report["run"]["files"] != files:
         changed = ", ".join(sorted(set(report["run"]["files"]) ^ set(files)))

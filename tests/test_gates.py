@@ -185,7 +185,7 @@ def test_gate_file_with_several_sets(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("sets: [", "gates.yaml is not YAML"),
+        ("sets: [", "gates.yaml cannot be read as YAML"),
         ("", "must hold named sets of gates under the key 'sets'"),
         ("sets: {}", "must hold named sets of gates"),
         (f"sets: [{GOOD}]", "must hold named sets of gates"),

@@ -202,8 +202,8 @@ class ConceptTrainer(Trainer):
             kind = self.accelerator.state.fsdp_plugin.state_dict_type.name
             if kind != FULL_STATE:
                 raise ValueError(
-                    f"fsdp_state_dict_type must be {FULL_STATE}, got {kind}: torch reads sharded checkpoints through a "
-                    "pickle, which can run code; see scripts/accelerate/fsdp2.yaml"
+                    f"fsdp_state_dict_type must be {FULL_STATE}, got {kind}: torch reads sharded checkpoints through "
+                    "a pickle, which can run code; see scripts/accelerate/fsdp2.yaml"
                 )
 
     # ------------------------------------------------------------------------------------------------------ training

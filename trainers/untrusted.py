@@ -9,19 +9,38 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub.errors import HTTPError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; ValueError for anything else, OSError where it cannot be opened."""
+    """The strict JSON object in a file; ValueError for anything else, OSError where it cannot be opened."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON; an unknown number is null")
+
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
     except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise ValueError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
     return content
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds, as plain values; ValueError where it is no YAML, OSError where it cannot be opened.
+
+    Aliases are refused: nothing here needs them, and a few lines of them can stand for more values than memory holds.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ValueError("it has an alias (*name); write the value out")
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
 
 
 def inside(folder: Path, name: str) -> Path:
