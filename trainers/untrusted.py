@@ -13,6 +13,8 @@ import yaml
 from huggingface_hub.errors import HTTPError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+MOST_VALUES = 100_000  # of a YAML file
+
 
 def read_object(path: Path) -> dict[str, Any]:
     """The strict JSON object in a file; ValueError for anything else, OSError where it cannot be opened."""
@@ -32,13 +34,20 @@ def read_object(path: Path) -> dict[str, Any]:
 def read_yaml(path: Path) -> Any:
     """What a YAML file holds, as plain values; ValueError where it is no YAML, OSError where it cannot be opened.
 
-    Aliases are refused: nothing here needs them, and a few lines of them can stand for more values than memory holds.
+    A few lines of aliases can stand for more values than memory holds, or for themselves: `MOST_VALUES` are read.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise ValueError("it has an alias (*name); write the value out")
-        return yaml.safe_load(text)
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        waiting, seen = [content], 0
+        while waiting:
+            value, seen = waiting.pop(), seen + 1
+            if seen > MOST_VALUES:
+                raise ValueError(f"with its aliases written out it has more than {MOST_VALUES:,} values")
+            if isinstance(value, dict):
+                waiting += value.values()
+            elif isinstance(value, list | tuple | set):
+                waiting += value
+        return content
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
 
