@@ -144,7 +144,7 @@ def load_recipe(path: Path, overrides: list[str], parser: HfArgumentParser) -> R
     for fields in _read_sections(path).values():
         for name, value in fields.items():
             if value not in (None, []):  # argparse has no empty list
-                argv += [f"--{name}", *_as_flags(value)]
+                argv += _as_flags(name, value)
     defaults = ["--output_dir", f"runs/{path.stem}"]
     known = {f.name for cls in SECTIONS.values() for f in dataclasses.fields(cls) if f.init}
     for word in overrides:
@@ -178,20 +178,28 @@ def _read_sections(path: Path, below: tuple[Path, ...] = ()) -> dict[str, dict[s
         if not isinstance(fields, dict | None):
             raise ValueError(f"{path}: section {section!r} must map fields to values, got {fields!r}")
         for name in fields or {}:
-            _check_field(path, section, name)
+            _check_field(path, section, name, fields[name])
         sections[section] = {**sections.get(section, {}), **(fields or {})}
     return sections
 
 
-def _as_flags(value: Any) -> list[str]:
+def _as_flags(name: str, value: Any) -> list[str]:
     if isinstance(value, list):
-        return [str(item) for item in value]
-    return [json.dumps(value) if isinstance(value, dict) else str(value)]
+        return [f"--{name}", *(str(item) for item in value)]
+    return [f"--{name}={json.dumps(value) if isinstance(value, dict) else value}"]
 
 
-def _check_field(path: Path, section: str, name: str) -> None:
+def _check_field(path: Path, section: str, name: str, value: Any) -> None:
     owners = {key: [f.name for f in dataclasses.fields(cls) if f.init] for key, cls in SECTIONS.items()}
     if name in owners[section]:
+        many = next(f for f in dataclasses.fields(SECTIONS[section]) if f.name == name).default_factory is list
+        # The Trainer's own fields may be mappings, or either of one value and several.
+        wrong = dict if many else (dict, list)
+        if section != "training" and isinstance(value, wrong):
+            raise ValueError(f"{path}: field {name!r} takes {'a list' if many else 'one value'}, got {value!r}")
+        for item in value if isinstance(value, list) else []:
+            if str(item).startswith("--"):  # would be read as another field
+                raise ValueError(f"{path}: field {name!r} cannot hold {item!r}")
         return
     for other, names in owners.items():
         if name in names:
@@ -200,5 +208,5 @@ def _check_field(path: Path, section: str, name: str) -> None:
 
 
 def _suggest(name: str, known) -> str:
-    close = difflib.get_close_matches(name, known, n=3)
+    close = difflib.get_close_matches(str(name), known, n=3)
     return f"; did you mean {', '.join(close)}?" if close else ""

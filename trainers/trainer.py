@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
@@ -218,6 +219,11 @@ class ConceptTrainer(Trainer):
             self._loss_of_step = 0.0
             try:
                 return super().train(resume_from_checkpoint, *args, **kwargs)
+            except UnpicklingError as error:
+                raise ValueError(
+                    f"{resume_from_checkpoint} holds a state of training that is broken, or would run code when it is "
+                    f"read, and was not read: {str(error).splitlines()[0]} Resume from another checkpoint"
+                ) from error
             except DivergenceError as error:
                 if self.args.on_divergence == "stop":
                     raise

@@ -69,9 +69,9 @@ def read_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     """
     try:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, HTTPError):
+    except (OSError, HTTPError, KeyboardInterrupt, SystemExit):
         raise
-    except Exception as error:  # tokenizers raises nothing more special
+    except BaseException as error:  # what tokenizers raises has no class of its own, and its panics are no Exception
         if "trust_remote_code" in str(error):
             raise ValueError(
                 f"the tokenizer of {source} needs code of its own, which is never run; save one of a class of "
