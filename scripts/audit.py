@@ -45,8 +45,9 @@ def verdict(out: str, errors: str) -> tuple[int, str]:
     if lines:
         return 1, "\n".join([*lines, f"VULNERABLE: {len(lines)} known vulnerabilities in {len(known)} packages"])
     if len(known) < len(packages) or not known:
-        rest = ", ".join(row["name"] for row in packages if "skip_reason" in row)
-        return NOT_AUDITED, f"NOT AUDITED: the service knows nothing of {len(packages) - len(known)} packages: {rest}"
+        rest = [row["name"] for row in packages if "skip_reason" in row]
+        named = ", ".join(rest[:5]) + (" and others" if len(rest) > 5 else "")
+        return NOT_AUDITED, f"NOT AUDITED: the service knows nothing of {len(rest)} packages: {named}"
     return 0, f"No known vulnerability in {len(known)} packages."
 
 
