@@ -106,8 +106,10 @@ def compare_code(folder: Path) -> list[CodeFile]:
     found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.py")}
     if not found:
         return []
-    pairs = {name: (path, own.get(path.name)) for name, path in found.items()}
-    pairs |= {name: (None, path) for name, path in own.items() if name not in found}
+    pairs: dict[str, tuple[Path | None, Path | None]] = {
+        name: (path, own.get(path.name)) for name, path in found.items()
+    }
+    pairs.update({name: (None, path) for name, path in own.items() if name not in found})
     return [_compare(name, *pairs[name]) for name in sorted(pairs)]
 
 

@@ -52,6 +52,10 @@ class Gate:
     source: str
 
     def __post_init__(self) -> None:
+        metric = self.threshold.metric if isinstance(self.threshold, Share) else ""
+        for field, value in (("comparison", self.comparison), ("name", self.name), ("threshold metric", metric)):
+            if not isinstance(value, str):
+                raise ValueError(f"gate {self.name!r}: {field} must be text, got {value!r}")
         is_list = isinstance(self.metrics, list | tuple) and len(self.metrics) > 0
         if not is_list or not all(isinstance(path, str) for path in self.metrics):
             raise ValueError(f"gate {self.name!r}: metrics must be a list of paths, got {self.metrics!r}")

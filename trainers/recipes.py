@@ -177,8 +177,8 @@ def _read_sections(path: Path, below: tuple[Path, ...] = ()) -> dict[str, dict[s
             raise ValueError(f"{path}: unknown section {section!r}. Sections: {', '.join(SECTIONS)}")
         if not isinstance(fields, dict | None):
             raise ValueError(f"{path}: section {section!r} must map fields to values, got {fields!r}")
-        for name in fields or {}:
-            _check_field(path, section, name, fields[name])
+        for name, value in (fields or {}).items():
+            _check_field(path, section, name, value)
         sections[section] = {**sections.get(section, {}), **(fields or {})}
     return sections
 
