@@ -82,6 +82,12 @@ def test_scales_are_positive_and_finite(name, value):
         tiny_config(**{name: value})
 
 
+@pytest.mark.parametrize("name", ["vocab_size", "num_concepts", "max_position_embeddings"])
+def test_sizes_are_numbers_of_things_that_can_be_had(name):
+    with pytest.raises(StrictDataclassError, match=rf"{name} must be less than 2\*\*31, got {2**64}"):
+        tiny_config(**{name: 2**64})
+
+
 def test_an_unknown_activation_is_refused():
     with pytest.raises(StrictDataclassError, match=r"hidden_act must be one of gelu, .*, tanh.*, got 'evil'"):
         tiny_config(hidden_act="evil")

@@ -26,7 +26,7 @@ from concept_encoder.trainers.objectives import ObjectiveArguments
 
 
 @pytest.mark.slow
-@cases(400)
+@cases(250)
 @given(st.data())
 def test_a_checkpoint_loads_or_names_what_is_wrong(pretrained, tmp_path, data):
     folder = tmp_path / "checkpoint"

@@ -156,6 +156,9 @@ def test_a_bad_interval_is_an_error(interval):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"comparison": []}, r"gate 'n': comparison must be text, got \[\]"),
+        ({"name": 3}, "gate 3: name must be text, got 3"),
+        ({"threshold": Share(["a"], 1.0)}, r"gate 'n': threshold metric must be text, got \['a'\]"),
         ({"comparison": "=="}, r"gate 'n': comparison must be one of >, >=, <, <=, got '=='"),
         ({"threshold": "0.5"}, r"gate 'n': threshold must be a finite number or .*, got '0.5'"),
         ({"threshold": float("nan")}, r"threshold must be a finite number or .*, got nan"),
