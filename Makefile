@@ -14,19 +14,21 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TYPES := .cache/types
 
-.PHONY: help run test lint versions
+.PHONY: help run test lint audit lock versions
 
 help:
 	@echo "make run    pretrain, analyse, fine-tune and report on the built-in microworld, into a new folder of runs/"
 	@echo "make test   lint, types and every test"
 	@echo "make lint   ruff and mypy only"
+	@echo "make audit  known vulnerabilities of what is installed; needs the network, and says when it could not ask"
+	@echo "make lock   write the installed versions to constraints.txt, which the set-up installs"
 	@echo "make versions   model and remote-code tests with the lowest and the newest transformers, in new environments"
 
-$(INSTALLED): pyproject.toml Makefile
+$(INSTALLED): pyproject.toml constraints.txt Makefile
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"concept-encoder needs Python 3.11 or newer, $(PYTHON) is {v[0]}.{v[1]}. Name another one: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet -e ".[train,eval,dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[train,eval,dev]"
 	@touch $@
 
 run: $(INSTALLED)
@@ -45,6 +47,14 @@ lint: $(INSTALLED)
 # One thread per worker: torch would otherwise start one per core in each of them.
 test: lint
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -n 2 --dist loadfile -q -rs
+
+audit: $(INSTALLED)
+	$(BIN)/python scripts/audit.py
+
+# After `pip install -U` of what shall be newer, and `make test`.
+lock: $(INSTALLED)
+	@{ head -2 constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | grep == | sed 's/+[a-z0-9.]*$$//'; } > constraints.new
+	@mv constraints.new constraints.txt
 
 # VERSIONS="5.22.2 5.23.0" names others; the lowest is what pyproject.toml asks for. Nothing but the model's own
 # requirements is installed, and the package is found by a link, so that the environment of the checkout stays as it is.

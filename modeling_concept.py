@@ -94,6 +94,10 @@ class ConceptClassifierOutput(SequenceClassifierOutput):
     cross_attentions: tuple[Tensor, ...] | None = None
 
 
+# Of all tokens that a concept still divides by, as in slot attention: the gradient at a text without tokens is finite.
+SMALLEST_SHARE = 1e-8
+
+
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     """The dtype for sums and exponentials: float32 for half precision, otherwise `dtype` itself."""
     return torch.promote_types(dtype, torch.float32)
@@ -124,7 +128,7 @@ def slot_attention_forward(module, query, key, value, attention_mask, scaling, d
     if attention_mask is not None:
         visible = attention_mask if attention_mask.dtype == torch.bool else attention_mask >= 0
         share = share * visible
-    weights = share / share.sum(-1, keepdim=True).clamp_min(torch.finfo(share.dtype).tiny)
+    weights = share / share.sum(-1, keepdim=True).clamp_min(SMALLEST_SHARE)
     weights = nn.functional.dropout(weights.to(query.dtype), p=dropout, training=module.training)
     return torch.matmul(weights, value).transpose(1, 2), weights
 
@@ -163,7 +167,7 @@ def chunked_attention_forward(query: Tensor, chunks: Iterable[tuple], scaling: f
             total, output = total.mul_(shrink), output.mul_(shrink)
         total += weights.sum(-1, keepdim=True)
         output += torch.matmul(weights.to(value.dtype), value)
-    return (output / total.clamp_min(torch.finfo(wide).tiny)).to(query.dtype).transpose(1, 2)
+    return (output / total.clamp_min(SMALLEST_SHARE)).to(query.dtype).transpose(1, 2)
 
 
 class ConceptAttention(nn.Module):
@@ -300,6 +304,40 @@ def check_length(table: nn.Embedding | None, length: int) -> None:
         )
 
 
+def readable(*tensors: Tensor | None) -> bool:
+    """Whether looking at values costs no synchronisation; elsewhere a bad index is the device's own assertion."""
+    return not torch.compiler.is_compiling() and all(x is None or x.device.type == "cpu" for x in tensors)
+
+
+def check_text(input_ids: Tensor | None, inputs_embeds: Tensor | None, attention_mask: Tensor | None, device) -> None:
+    """ValueError for ids or embeddings and mask that are no batch of texts, or not where the model is."""
+    name, given, axes = ("inputs_embeds", inputs_embeds, 3) if input_ids is None else ("input_ids", input_ids, 2)
+    assert given is not None
+    if given.ndim != axes or given.shape[1] == 0:
+        wanted = "(batch, tokens)" if axes == 2 else "(batch, tokens, token_embedding_size)"
+        raise ValueError(f"{name} must be {wanted} with at least one token, got shape {tuple(given.shape)}")
+    if input_ids is not None and input_ids.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"input_ids must hold integers (int64 or int32), got {input_ids.dtype}")
+    for label, tensor in ((name, given), ("attention_mask", attention_mask)):
+        # Weights that accelerate offloads are on "meta" until they are needed.
+        if tensor is not None and tensor.device != device and device.type != "meta":
+            raise ValueError(f"{label} is on {tensor.device}, the model is on {device}; move one with .to(device)")
+    # Four axes are a mask that transformers has made already.
+    if attention_mask is not None and attention_mask.ndim != 4 and attention_mask.shape != given.shape[:2]:
+        raise ValueError(f"attention_mask must be {tuple(given.shape[:2])}, got {tuple(attention_mask.shape)}")
+
+
+def check_labels(labels: Tensor | None, loss_weights: Tensor | None, shape: torch.Size, vocab_size: int) -> None:
+    """ValueError for labels and weights that are not one per decoded position, or labels outside the vocabulary."""
+    for name, tensor in (("labels", labels), ("loss_weights", loss_weights)):
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(f"{name} must be {tuple(shape)}, one per decoded position, got {tuple(tensor.shape)}")
+    if labels is not None and labels.numel() and readable(labels):
+        low, high = labels.where(labels != -100, 0).aminmax()
+        if low < 0 or high >= vocab_size:
+            raise ValueError(f"labels must be -100 or lie in [0, {vocab_size}), got {low.item()} to {high.item()}")
+
+
 def position_embedding(table: nn.Embedding | None, position_ids: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
     """(..., N, dim) embeddings of position_ids (..., N): rows of a learned table, or sinusoids where there is none."""
     if table is None:
@@ -340,8 +378,7 @@ class ConceptTokenEmbeddings(nn.Module):
         return self(inputs_embeds=weight.new_zeros(*position_ids.shape, weight.shape[1]), position_ids=position_ids)
 
     def check_ids(self, input_ids: Tensor) -> None:
-        # Only where reading the values costs no synchronisation; a GPU raises its own device-side assertion.
-        if input_ids.device.type != "cpu" or torch.compiler.is_compiling() or not input_ids.numel():
+        if not readable(input_ids) or not input_ids.numel():
             return
         low, high = input_ids.aminmax()
         if low < 0 or high >= self.tokens.num_embeddings:
@@ -671,7 +708,8 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
                 once, which is as fast as long as it fits.
 
         Raises:
-            ValueError: ids outside the vocabulary (checked on CPU); more tokens than learned positions; with
+            ValueError: ids outside the vocabulary (checked on CPU); no batch of texts, a mask of another shape, or
+                either on another device than the model; more tokens than learned positions; with
                 `chunk_length` or a table: gradients needed; with a table: weights changed since; with `chunk_length`:
                 training mode, BiXT, `output_attentions`, a mask that is not (B, N).
         """
@@ -679,6 +717,7 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         given = input_ids if inputs_embeds is None else inputs_embeds
         assert given is not None
+        check_text(input_ids, inputs_embeds, attention_mask, self.latents.weight.device)
         batch_size, length = given.shape[:2]
         check_length(self.embeddings.positions, length)
         tabulated = self._tabulated is not None and inputs_embeds is None
@@ -812,8 +851,7 @@ def visible_concept_mask(config, queries: Tensor, concepts: Tensor, num_visible:
     counts = torch.as_tensor(num_visible)
     if counts.shape not in ((), concepts.shape[:1]):
         raise ValueError(f"num_visible_concepts must be an int or ({len(concepts)},), got {tuple(counts.shape)}")
-    checked = counts.device.type == "cpu" and not torch.compiler.is_compiling()  # as with the token ids
-    if checked and not ((counts > 0) & (counts <= total)).all():
+    if readable(counts) and not ((counts > 0) & (counts <= total)).all():
         raise ValueError(f"num_visible_concepts must lie in [1, {total}], got {counts.tolist()}")
     counts = counts.to(concepts.device).expand(len(concepts))
     visible = torch.arange(total, device=concepts.device) < counts[:, None]  # (B, C)
@@ -1174,8 +1212,13 @@ class ConceptEncoderForDiffusionMLM(ConceptMaskedLMModel):
         if noised is None:
             raise ValueError("give input_ids or, with concepts, decoder_input_ids: the decoder has nothing to rebuild")
         mask = attention_mask if decoder_attention_mask is None else decoder_attention_mask
+        check_labels(labels, loss_weights, noised.shape, self.config.vocab_size)
         if timesteps is None:
             timesteps = self._masked_share(noised, mask)  # (B,)
+        elif timesteps.shape != noised.shape[:1]:
+            raise ValueError(f"timesteps must be ({len(noised)},), one per text, got {tuple(timesteps.shape)}")
+        elif readable(timesteps) and not ((timesteps >= 0) & (timesteps <= 1)).all():
+            raise ValueError(f"timesteps must lie in [0, 1], got {timesteps.tolist()}")
 
         def decode(positions: Tensor | None) -> ConceptDecoderOutput:
             states = encoded.last_hidden_state
@@ -1332,6 +1375,7 @@ class ConceptEncoderForMaskedLMPerceiver(ConceptMaskedLMModel):
             tokens = self.encoder.embeddings.tokens(decoder_input_ids)  # (B, N', E)
         else:
             tokens = self.encoder.embeddings.tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        check_labels(labels, loss_weights, tokens.shape[:2], self.config.vocab_size)
 
         def decode(positions: Tensor | None) -> ConceptDecoderOutput:
             states = encoded.last_hidden_state

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ..configuration_concept import ConceptEncoderConfig
 from ..modeling_concept import ConceptEncoderForDiffusionMLM, ConceptEncoderModel
 from ..trainers.data import DataArguments, load_corpus
 from ..trainers.files import replaced_together, write_json
-from .checkpoints import random_encoder, weight_names
+from .checkpoints import load_model, load_tokenizer, random_encoder
 from .geometry import MIN_DOCUMENTS, collect_concepts, geometry
 from .ledger import concept_ledger
 from .reading import concept_reading
@@ -64,7 +64,7 @@ def analyze(
     _check_counts(num_batches, batch_size, ledger_documents)
     encoder, head = load_models(checkpoint)
     _check_length(encoder.config, data.max_length)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer = load_tokenizer(Path(checkpoint), encoder.config)
     texts = _documents(data, num_batches * batch_size)
     batches = _encode(tokenizer, texts, batch_size, data.max_length)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
@@ -99,9 +99,7 @@ def load_models(checkpoint: str | Path) -> tuple[ConceptEncoderModel, ConceptEnc
     encoder = load_encoder(checkpoint)
     if ConceptEncoderForDiffusionMLM.__name__ not in (encoder.config.architectures or []):
         return encoder, None
-    head, loading = ConceptEncoderForDiffusionMLM.from_pretrained(
-        checkpoint, dtype=torch.float32, output_loading_info=True
-    )
+    head, loading = load_model(ConceptEncoderForDiffusionMLM, Path(checkpoint))
     if loading["missing_keys"]:
         missing = ", ".join(sorted(loading["missing_keys"]))
         raise ValueError(f"{str(checkpoint)!r} lacks decoder weights ({missing}); they would be random")
@@ -112,7 +110,7 @@ def load_encoder(checkpoint: str | Path) -> ConceptEncoderModel:
     """The encoder of any concept-encoder checkpoint folder, in float32 and evaluation mode.
 
     Raises:
-        ValueError: no such folder, no config.json in it, another architecture, or encoder weights missing.
+        ValueError: no such folder, encoder weights missing, or as `load_model`.
     """
     folder = Path(checkpoint)
     if not folder.is_dir():
@@ -120,18 +118,7 @@ def load_encoder(checkpoint: str | Path) -> ConceptEncoderModel:
             f"checkpoint must be a folder, got {str(checkpoint)!r}; fetch one from the Hub with "
             f"`hf download REPO_ID --local-dir FOLDER`"
         )
-    if not (folder / "config.json").is_file():
-        raise ValueError(
-            f"{str(checkpoint)!r} holds no config.json, so it is no checkpoint; save_pretrained writes one"
-        )
-    weight_names(folder)  # a damaged file is named here
-    model_type = PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
-    if model_type != ConceptEncoderConfig.model_type:
-        raise ValueError(
-            f"{str(checkpoint)!r} is a checkpoint of model_type {model_type!r}; only "
-            f"{ConceptEncoderConfig.model_type!r} can be analysed"
-        )
-    model, loading = ConceptEncoderModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    model, loading = load_model(ConceptEncoderModel, folder)
     if loading["missing_keys"]:
         missing = ", ".join(sorted(loading["missing_keys"]))
         raise ValueError(f"{str(checkpoint)!r} lacks encoder weights ({missing}); they would be random")

@@ -6,17 +6,21 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .. import modeling_concept
 from ..configuration_concept import ConceptEncoderConfig
+from ..trainers.untrusted import inside, read_object, read_tokenizer
 from .benchmarks import Benchmark
 from .bert_twin import TWINS, BertTwinConfig, BertTwinModel
+from .code import FOREIGN_FIELDS, warn_of_other_code
 
 PRETRAINING_PREFIXES = ("decoder.", "lm_head.")  # weights of the pretraining head, dropped here
 CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
@@ -57,8 +61,7 @@ def _encoder_class(config: ConceptEncoderConfig) -> type[PreTrainedModel]:
 
 
 def _load(head: type[PreTrainedModel], folder: Path, **options) -> tuple[PreTrainedModel, dict[str, list[str]]]:
-    with _quiet():  # the keys are checked here, and reported by the caller
-        model, info = head.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **options)
+    model, info = load_model(head, folder, **options)
     prefix = f"{model.base_model_prefix}."
     known = set(model.state_dict())
     # The encoder's weights bear the prefix in the file of a head, and none in the file of a bare encoder.
@@ -73,6 +76,82 @@ def _load(head: type[PreTrainedModel], folder: Path, **options) -> tuple[PreTrai
     if unexpected:
         raise ValueError(f"{folder} holds weights of neither encoder nor pretraining head: {', '.join(unexpected)}")
     return model, {"newly_initialized": new, "dropped": dropped}
+
+
+def load_model(
+    head: type[PreTrainedModel], folder: Path, **options: Any
+) -> tuple[PreTrainedModel, dict[str, set[str]]]:
+    """`head` with the weights of a checkpoint, in float32: the one door by which the evaluations read weights.
+
+    Args:
+        head: class of this package; code that lies in the checkpoint is never run.
+        folder: checkpoint folder with safetensors; pickles are never read.
+        options: fields of the configuration.
+
+    Returns:
+        The model, and the `missing_keys` and `unexpected_keys` of transformers, which the caller judges.
+
+    Raises:
+        ValueError: as `read_config`; weights that are broken, not finite, or of other shapes than the configuration's.
+    """
+    config, names = read_config(folder), weight_names(folder)
+    layers = max(config.num_hidden_layers, config.decoder_num_hidden_layers)
+    if layers > len(names):  # a model of so many would take long to make, only to lack them
+        raise ValueError(
+            f"{folder} lacks weights: its config.json says {layers} layers, it holds {len(names)} tensors"
+        )
+    warn_of_other_code(folder)
+    load = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True, **options}
+    try:
+        with _quiet():  # the keys are the caller's to judge, and shapes are named below
+            model, info = head.from_pretrained(folder, ignore_mismatched_sizes=True, **load)
+    except RuntimeError as error:  # no memory for what the configuration asks
+        raise ValueError(f"{folder}: its config.json asks for a model that cannot be made: {error}") from error
+    if info["mismatched_keys"]:
+        name, held, wanted = min(info["mismatched_keys"])
+        raise ValueError(
+            f"{folder} has other shapes than its config.json says: {name} is {list(held)}, not {list(wanted)}"
+        )
+    broken = sorted(name for name, weight in model.state_dict().items() if not weight.isfinite().all())
+    if broken:
+        raise ValueError(f"{folder} holds weights that are not finite: {', '.join(broken)}; take another checkpoint")
+    return model, info
+
+
+def read_config(folder: Path) -> ConceptEncoderConfig:
+    """Configuration of a checkpoint.
+
+    Raises:
+        ValueError: no config.json, not a concept encoder's, or a field of it refused: one with an illegal value, or
+            one that has transformers fetch code (`FOREIGN_FIELDS`).
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} is not a checkpoint: it has no config.json; save_pretrained writes one")
+    content = read_object(path)
+    model_type = content.get("model_type")
+    known = {each.model_type: each for each in (ConceptEncoderConfig, BertTwinConfig)}
+    if model_type not in known:
+        raise ValueError(
+            f"{folder} holds a model of type {model_type!r}; only {' and '.join(map(repr, known))} can be read here"
+        )
+    foreign = [name for name in FOREIGN_FIELDS if content.get(name) is not None]
+    if foreign:
+        raise ValueError(f"{path} has {', '.join(foreign)}, which would fetch or run other code; take it out")
+    if (folder / "adapter_config.json").exists():
+        raise ValueError(
+            f"{folder} has an adapter_config.json, which would load the weights of another model; take it out, or "
+            "merge the adapter"
+        )
+    dtype, architectures = content.get("dtype"), content.get("architectures") or []
+    if dtype is not None and not (isinstance(dtype, str) and isinstance(getattr(torch, dtype, None), torch.dtype)):
+        raise ValueError(f"{path}: dtype must name a dtype of torch, got {dtype!r}")
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
+        raise ValueError(f"{path}: architectures must be a list of class names, got {architectures!r}")
+    try:
+        return known[model_type].from_dict(content)
+    except (StrictDataclassError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise ValueError(f"{path} is refused: {' '.join(str(error).split())}") from error
 
 
 def checkpoint_folder(checkpoint: str, revision: str | None = None) -> Path:
@@ -97,44 +176,59 @@ def checkpoint_folder(checkpoint: str, revision: str | None = None) -> Path:
 
 def check_checkpoint(folder: Path) -> ConceptEncoderConfig:
     """Its configuration, if it is a concept encoder's, or its BERT twin's, with weights and without a classifier."""
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is not a checkpoint: it has no config.json")
-    model_type = PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
-    known = {each.model_type: each for each in (ConceptEncoderConfig, BertTwinConfig)}
-    if model_type not in known:
-        raise ValueError(
-            f"{folder} holds a model of type {model_type!r}; only type {' and '.join(map(repr, known))} can be "
-            "fine-tuned here"
-        )
+    config = read_config(folder)
     names = weight_names(folder)
-    if not names:
-        raise ValueError(f"{folder} is not a checkpoint: it has no .safetensors weights")
     trained = sorted(name for name in names if name.startswith(("pooling.", "classifier.")))
     if trained:
         raise ValueError(
             f"{folder} is already fine-tuned: it holds {', '.join(trained)}. Give the checkpoint it was made from"
         )
-    return known[model_type].from_pretrained(folder)
+    return config
+
+
+def weight_files(folder: Path) -> list[str]:
+    """Names of the files that hold a checkpoint's weights: one, or its index and the shards that this names.
+
+    Raises:
+        ValueError: there are none; the index is broken, or names something that is no safetensors file of this folder.
+    """
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file():
+        return ["model.safetensors"]
+    if not index.is_file():
+        raise ValueError(f"{folder} is not a checkpoint: it has no model.safetensors")
+    shards = read_object(index).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+        raise ValueError(f"{index} has no weight_map from weights to files; save the model anew")
+    names = sorted(set(shards.values()))
+    for name in names:
+        if not name.endswith(".safetensors"):
+            raise ValueError(f"{index} names {name!r}, which is no .safetensors file")
+        inside(folder, name)
+    absent = [name for name in names if not (folder / name).is_file()]
+    if absent:
+        raise ValueError(f"{index} names {', '.join(absent)}, which {folder} does not hold")
+    return [index.name, *names]
 
 
 def weight_names(folder: Path) -> set[str]:
-    """Names of the tensors in a checkpoint's safetensors; ValueError that names a file that is cut short."""
+    """Names of the tensors of a checkpoint; ValueError as `weight_files`, or for a file that is broken."""
     names: set[str] = set()
-    for path in sorted(folder.glob("*.safetensors")):
+    for file in weight_files(folder):
+        if file.endswith(".json"):
+            continue
         try:
-            with safe_open(path, framework="pt") as weights:
+            with safe_open(folder / file, framework="pt") as weights:
                 names.update(weights.keys())
         except SafetensorError as error:
-            raise ValueError(
-                f"{path} is damaged ({error}); take another copy of it, or an earlier checkpoint"
-            ) from error
+            raise ValueError(f"{folder / file} is broken: {error}; fetch or save it again") from error
     return names
 
 
 def load_tokenizer(folder: Path, config: ConceptEncoderConfig) -> PreTrainedTokenizerBase:
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
         raise ValueError(f"{folder} has no tokenizer; save the one it was pretrained with there (save_pretrained)")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = read_tokenizer(folder)
     if tokenizer.pad_token is None:
         raise ValueError(f"The tokenizer of {folder} has no padding token; set pad_token and save it again")
     if len(tokenizer) > config.vocab_size:
@@ -175,7 +269,7 @@ def random_twin(folder: Path, output_dir: str | os.PathLike) -> Path:
     config = check_checkpoint(folder)
     twin = Path(output_dir) / TWIN_FOLDER
     if twin.is_dir():
-        kept, own = (_architecture(each) for each in (type(config).from_pretrained(twin), config))
+        kept, own = (_architecture(each) for each in (read_config(twin), config))
         if kept != own:
             names = ", ".join(sorted(name for name in own if kept.get(name) != own[name]))
             raise ValueError(f"{twin} is the twin of another architecture ({names}); remove it to make a new one")

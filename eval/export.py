@@ -14,9 +14,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.exporters import DynamoConfig, DynamoExporter, ExportedModel, OnnxConfig, OnnxExporter
 
 from .. import modeling_concept
-from ..configuration_concept import ConceptEncoderConfig
 from ..trainers.files import write_json
-from .checkpoints import checkpoint_folder, load_tokenizer
+from .checkpoints import checkpoint_folder, load_model, load_tokenizer, read_config
 
 EXPORTERS = {"onnx": (OnnxExporter, OnnxConfig), "pt2": (DynamoExporter, DynamoConfig)}
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -88,16 +87,11 @@ def load_exportable(folder: Path) -> PreTrainedModel:
     Raises:
         ValueError: not a concept encoder; a sentence-pair head; a weight is missing from the file.
     """
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is not a checkpoint: it has no config.json")
-    config = PreTrainedConfig.get_config_dict(folder)[0]
-    if config.get("model_type") != ConceptEncoderConfig.model_type:
-        raise ValueError(f"{folder} holds a model of type {config.get('model_type')!r}, not a concept encoder")
-    name = (config.get("architectures") or ["ConceptEncoderModel"])[0]
+    name = (read_config(folder).architectures or ["ConceptEncoderModel"])[0]
     if name == "ConceptEncoderForSentencePairClassification":
         raise ValueError(f"{folder} compares two texts ({name}); only the encoder and classifiers of one text export")
     head = getattr(modeling_concept, name if name in CLASSIFIERS else "ConceptEncoderModel")
-    model, info = head.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    model, info = load_model(head, folder)
     if info["missing_keys"]:
         raise ValueError(f"{folder} lacks weights of {head.__name__}: {', '.join(sorted(info['missing_keys']))}")
     return model.eval()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
+from ..trainers.untrusted import read_yaml
 
 GATES_FILE = Path(__file__).parent / "gates.yaml"
 COMPARISONS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
@@ -52,6 +52,10 @@ class Gate:
     source: str
 
     def __post_init__(self) -> None:
+        metric = self.threshold.metric if isinstance(self.threshold, Share) else ""
+        for field, value in (("comparison", self.comparison), ("name", self.name), ("threshold metric", metric)):
+            if not isinstance(value, str):
+                raise ValueError(f"gate {self.name!r}: {field} must be text, got {value!r}")
         is_list = isinstance(self.metrics, list | tuple) and len(self.metrics) > 0
         if not is_list or not all(isinstance(path, str) for path in self.metrics):
             raise ValueError(f"gate {self.name!r}: metrics must be a list of paths, got {self.metrics!r}")
@@ -128,10 +132,7 @@ def load_gates(path: Path = GATES_FILE) -> dict[str, GateSet]:
         ValueError: not YAML, no sets, a set without title or gates, a field missing or unknown, a bad metrics,
             comparison or threshold, a name used twice in a set.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path.name} is not YAML: {error}") from error
+    content = read_yaml(path)
     sets = content.get("sets") if isinstance(content, dict) else None
     if not isinstance(sets, dict) or not sets:
         raise ValueError(f"{path.name} must hold named sets of gates under the key 'sets'")

@@ -24,17 +24,19 @@ from huggingface_hub.errors import (
 from safetensors.torch import load_file
 from transformers import GenerationConfig
 
-from .. import configuration_concept, modeling_concept
-from ..configuration_concept import AUTO_MAP, ConceptEncoderConfig
+from .. import modeling_concept
+from ..configuration_concept import AUTO_MAP
 from ..trainers.files import TOKENIZER_FILES, write_atomically
 from ..trainers.recipes import RECIPE_FILE
 from ..trainers.saving import SUMS_FILE, find_checkpoints
+from ..trainers.untrusted import inside, read_object
 from .card import CardFacts, render_card
-from .report import build_report, read_results
+from .checkpoints import read_config, weight_files
+from .code import CODE, COMMAND, other_code
+from .report import SECTIONS, build_report, read_results
 from .report_sections import PARTS
 from .surfaces import sentence_transformers_files
 
-CODE = tuple(Path(module.__file__ or "") for module in (configuration_concept, modeling_concept))
 REPORT_FILES = ("report.json", "report.html")
 CARD_FILE = "README.md"
 PICKLED_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -82,8 +84,9 @@ def assemble(source: Path, target: Path, repo_id: str, **card: Any) -> list[str]
     report, task_id, report_files = _read_report(source)
     names += report_files
     for name in names:
+        file = inside(source, name)
         (target / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / name, target / name)
+        shutil.copyfile(file, target / name)
     for path in CODE:
         shutil.copyfile(path, target / path.name)
     texts = {"config.json": json.dumps({**config, "auto_map": AUTO_MAP}, indent=2, sort_keys=True) + "\n"}
@@ -99,32 +102,16 @@ def assemble(source: Path, target: Path, repo_id: str, **card: Any) -> list[str]
 
 
 def _read_config(source: Path) -> dict[str, Any]:
-    path = source / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{source} is not a checkpoint: it has no config.json; give the --output_dir of a run")
-    config = json.loads(path.read_text(encoding="utf-8"))
-    if config.get("model_type") != ConceptEncoderConfig.model_type:
-        raise ValueError(
-            f"{source} holds a model of type {config.get('model_type')!r}; only type "
-            f"{ConceptEncoderConfig.model_type!r} can be published with this package's code"
-        )
+    architecture = next(iter(read_config(source).architectures or []), None)
     known = [name for name in modeling_concept.__all__ if name != "ConceptEncoderPreTrainedModel"]
-    architecture = (config.get("architectures") or [None])[0]
     if architecture not in known:
-        raise ValueError(f"{path}: architectures must name one of {', '.join(known)}, got {architecture!r}")
-    return config
+        raise ValueError(f"{source}: architectures must name one of {', '.join(known)}, got {architecture!r}")
+    return read_object(source / "config.json")
 
 
 def _weight_files(source: Path) -> list[str]:
-    index = source / "model.safetensors.index.json"
-    if index.is_file():
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        absent = [name for name in shards if not (source / name).is_file()]
-        if absent:
-            raise ValueError(f"{index} names {', '.join(absent)}, which {source} does not hold")
-        return [index.name, *shards]
-    if (source / "model.safetensors").is_file():
-        return ["model.safetensors"]
+    if any((source / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
+        return weight_files(source)
     pickles = sorted(
         path.name for pattern in PICKLED_WEIGHTS for path in source.glob(pattern) if not _is_training_state(path)
     )
@@ -140,6 +127,11 @@ def _tokenizer_files(source: Path) -> list[str]:
     found = [name for name in TOKENIZER_FILES if (source / name).is_file()]
     if "tokenizer_config.json" not in found:
         raise ValueError(f"{source} has no tokenizer; save the one it was trained with there (save_pretrained)")
+    if "auto_map" in read_object(source / "tokenizer_config.json"):
+        raise ValueError(
+            f"{source / 'tokenizer_config.json'} has an auto_map, which names code of the tokenizer's own; only this "
+            "package's code is published, so save a tokenizer of a class of transformers"
+        )
     return found
 
 
@@ -168,7 +160,9 @@ def _fresh_report(run: Path) -> tuple[dict[str, Any] | None, bool]:
     results = any(path for part in PARTS.values() for path in run.glob(part.pattern))
     if not path.is_file():
         return (build_report(run) if results else None), False
-    report = json.loads(path.read_text(encoding="utf-8"))
+    report = read_object(path)
+    if any(name not in report for name in SECTIONS):
+        raise ValueError(f"{path} is no report of this package; write it anew: scripts/report.py {run}")
     files = [name for found in read_results(run).values() for name, _ in found] if results else []
     if report["run"]["files"] != files:
         changed = ", ".join(sorted(set(report["run"]["files"]) ^ set(files)))
@@ -210,10 +204,10 @@ def _notes(source: Path, report_files: list[str], measured: bool, taken: set[str
         notes.append(f"left out, a pickle can run code when it is loaded: {', '.join(pickles)}")
     if (source / CARD_FILE).is_file():
         notes.append(f"left out, {CARD_FILE}: the card is rendered from what was measured")
-    for path in CODE:
-        own = source / path.name
-        if own.is_file() and own.read_bytes() != path.read_bytes():
-            notes.append(f"{path.name} is this package's; the run's own is older or was changed")
+    notes += [
+        f"{name} is this package's; the run's own is older or was changed. {COMMAND} {source} shows how"
+        for name in other_code(source)
+    ]
     if not measured:
         notes.append(f"nothing was measured, and the card says so; scripts/analyze.py {source} is a start")
     elif not report_files and (source / "pretrain.json").is_file():

@@ -1,11 +1,13 @@
 """The report of a run: measurements in, report.json out, figures, Markdown and HTML made from that JSON alone."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..trainers.files import replaced_together, write_atomically, write_json
+from ..trainers.untrusted import read_object
 from .findings import compare, next_steps
 from .gates import check_gates, load_gates
 from .report_figures import draw_figures, figure_rows
@@ -24,6 +26,7 @@ from .report_sections import (
 from .verdict import chance_lines, gate_section, summary_rows, verdict_section
 
 NO_DECODER = "No ledger: the checkpoint holds no decoder of masked diffusion, whose bits it would count."
+RUN_PARTS = ("training", "geometry")  # those that say what the run is
 REFERENCE_FILE = Path(__file__).parent / "reference_run.json"
 SECTIONS = (
     "kind run verdict summary training geometry ledger reading comparison downstream similarity gates next_steps "
@@ -55,14 +58,8 @@ def read_results(run_dir: str | Path) -> dict[str, list[tuple[str, dict[str, Any
 
 
 def _read(path: Path, part: Part) -> dict[str, Any]:
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is not JSON; an unknown number is null")
-
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
-    kind = content.get("kind") if isinstance(content, dict) else None
+    content = read_object(path)
+    kind = content.get("kind")
     if kind != part.kind:
         raise ValueError(f"{path} must be a JSON object with kind {part.kind!r}, got kind {kind!r}")
     missing = [key for key in part.required if key not in content]
@@ -91,32 +88,59 @@ def build_report(run_dir: str | Path, other_dir: str | Path | None = None) -> di
         raise ValueError(f"the two runs to compare are the same folder, {str(run_dir)!r}; give two")
     other = None if other_dir is None else {**build_report(other_dir), "figures": []}
     results = read_results(run_dir)
-    contents = {name: [content for _, content in files] for name, files in results.items()}
-    training, geometry, ledger, reading = (
-        contents[name][0] if contents[name] else None for name in ("training", "geometry", "ledger", "reading")
-    )
-    reference = read_reference()
+    sections = _sections(Path(run_dir), results)
     report: dict[str, Any] = {
         "kind": "report",
         "run": {
             "name": Path(run_dir).resolve().name,
             "files": [path for files in results.values() for path, _ in files],
         },
-        "training": training_section(training) if training else None,
-        "geometry": geometry_section(geometry, reference) if geometry else None,
-        "ledger": ledger_section(ledger) if ledger else None,
-        "reading": reading_section(reading) if reading else None,
-        "downstream": [task_section(content) for content in contents["downstream"]],
-        "similarity": [similarity_section(content) for content in contents["similarity"]],
-        "settings": settings(training, geometry),
+        **{name: next(iter(sections[name]), None) for name in ("training", "geometry", "ledger", "reading")},
+        **{name: sections[name] for name in ("downstream", "similarity")},
         "missing": _missing(results),
         "other": other,
     }
-    report["comparison"] = compare(report, reference, other)
-    _judge(report)
-    report["figures"] = figure_rows(report)
-    report["summary"] = summary_rows(report)
+    with _named(f"a result file of {run_dir}"):
+        training, geometry = (next((content for _, content in results[name]), None) for name in RUN_PARTS)
+        report["settings"] = settings(training, geometry)
+        report["comparison"] = compare(report, read_reference(), other)
+        _judge(report)
+        report["figures"] = figure_rows(report)
+        report["summary"] = summary_rows(report)
     return {name: report[name] for name in SECTIONS}
+
+
+def _sections(folder: Path, results: Mapping[str, Sequence[tuple[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
+    """Part -> sections, one for each of its files."""
+    reference = read_reference()
+    make: dict[str, Callable[[Any], dict[str, Any]]] = {
+        "training": training_section,
+        "geometry": lambda content: geometry_section(content, reference),
+        "ledger": ledger_section,
+        "reading": reading_section,
+        "downstream": task_section,
+        "similarity": similarity_section,
+    }
+    sections: dict[str, list[dict[str, Any]]] = {name: [] for name in PARTS}
+    for name, files in results.items():
+        for path, content in files:
+            with _named(str(folder / path), f": {PARTS[name].command}"):
+                sections[name].append(make[name](content))
+    return sections
+
+
+@contextmanager
+def _named(what: str, command: str = "") -> Iterator[None]:
+    """Whatever a result of another form than its command writes leads to, as a ValueError that names it."""
+    try:
+        yield
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())
+        raise ValueError(
+            f"{what} is not as its command writes it ({type(error).__name__}: {said}); write it anew{command}"
+        ) from error
 
 
 def _missing(results: Mapping[str, Sequence]) -> dict[str, dict[str, str | None]]:
@@ -158,7 +182,7 @@ def write_report(run_dir: str | Path, other_dir: str | Path | None = None) -> di
     """
     folder = Path(run_dir)
     report = build_report(folder, other_dir)
-    with replaced_together(folder, last="report.json") as staged:
+    with _named(f"a result file of {run_dir}"), replaced_together(folder, last="report.json") as staged:
         draw_figures(report, staged)
         pages = {"report.md": render_markdown(report), "report.html": render_html(report, staged)}
         for name, page in pages.items():

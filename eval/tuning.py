@@ -476,7 +476,9 @@ def _save_model(trainer: Trainer, folder: Path) -> None:
     """Complete under its name, or not there at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".", dir=folder.parent) as scratch:
-        trainer.save_model(f"{scratch}/model")
+        # Not the Trainer's own, which pickles its arguments beside the weights.
+        trainer.model.save_pretrained(f"{scratch}/model")
+        trainer.processing_class.save_pretrained(f"{scratch}/model")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(f"{scratch}/model", folder)
 

@@ -12,7 +12,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 from .. import modeling_concept
 from ..trainers.data import DataArguments, load_corpus
 from ..trainers.files import replaced_together
-from .checkpoints import check_checkpoint, checkpoint_folder, load_tokenizer, longest_text
+from .checkpoints import check_checkpoint, checkpoint_folder, load_model, load_tokenizer, longest_text
 from .surfaces import sentence_transformers_files
 
 SMALLEST_VARIANCE = 1e-6  # relative: below it a direction is empty, as the one that the output LayerNorm takes away
@@ -48,7 +48,7 @@ def whiten(checkpoint: str, output_dir: Path, data: DataArguments) -> dict[str, 
         raise ValueError(f"{folder} is whitened already; give the checkpoint it was made from")
     tokenizer = load_tokenizer(folder, config)
     head = getattr(modeling_concept, (config.architectures or ["ConceptEncoderModel"])[0])
-    model = head.from_pretrained(folder, dtype=torch.float32, pooler_whitening=True)
+    model, _ = load_model(head, folder, pooler_whitening=True)
     encoder = getattr(model, model.base_model_prefix, model)
     longest = longest_text(config, data.max_length)
     texts = [row["text"] for row in load_corpus(dataclasses.replace(data, partner_column=None), "train")]

@@ -12,10 +12,16 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 LOCALHUB = SHARED / "localhub" / "localhub"
 SMALL_HUB = Path(__file__).parent / "small_hub.py"
+
+# Property tests try the same cases in every run, and others with --hypothesis-profile=random.
+settings.register_profile("repeatable", derandomize=True, database=None)
+settings.register_profile("random", derandomize=False, print_blob=True)
+settings.load_profile("repeatable")
 
 
 def pytest_configure(config):

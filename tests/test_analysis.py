@@ -244,12 +244,12 @@ def test_max_length_beyond_the_positions(checkpoint: Path, corpus: Path) -> None
 def test_checkpoint_of_another_architecture(tmp_path: Path) -> None:
     config = BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     BertModel(config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="model_type 'bert'; only 'concept_encoder' can be analysed"):
+    with pytest.raises(ValueError, match="model of type 'bert'; only type 'concept_encoder'"):
         load_encoder(tmp_path)
 
 
 def test_folder_without_config(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds no config\.json"):
+    with pytest.raises(ValueError, match=r"it has no config\.json"):
         load_encoder(tmp_path)
 
 

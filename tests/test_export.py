@@ -116,7 +116,7 @@ def other_model(folder):
     ("head", "spoil", "message"),
     [
         (ConceptEncoderModel, drop_weight, "lacks weights of ConceptEncoderModel: latents.weight"),
-        (ConceptEncoderModel, other_model, "holds a model of type 'bert', not a concept encoder"),
+        (ConceptEncoderModel, other_model, "holds a model of type 'bert'; only type 'concept_encoder'"),
         (ConceptEncoderModel, lambda folder: (folder / "config.json").unlink(), "has no config.json"),
         (ConceptEncoderModel, lambda folder: [p.unlink() for p in folder.glob("tok*")], "has no tokenizer"),
         (ConceptEncoderForSentencePairClassification, lambda folder: None, "compares two texts"),

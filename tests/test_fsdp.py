@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import FullyShardedDataParallelPlugin
 from helpers import tiny_config
 from test_trainer import losses, make_trainer, noise_by_text
 from torch import nn
@@ -137,6 +138,22 @@ def test_what_fsdp_leaves_out_is_refused(tokenizer, tmp_path, monkeypatch):
         make_trainer(tokenizer, tmp_path, objective=learned)
     with pytest.raises(ValueError, match="ema_decay needs whole weights on each device"):
         make_trainer(tokenizer, tmp_path, ema_decay=0.9)
+
+
+def test_sharded_checkpoints_are_refused(tokenizer, tmp_path, monkeypatch):
+    create = Trainer.create_accelerator_and_postprocess
+
+    def sharding(self):
+        create(self)
+        self.is_fsdp_enabled = True
+        monkeypatch.setattr(type(self.accelerator.state), "fsdp_plugin", plugin, raising=False)
+
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, state_dict_type="SHARDED_STATE_DICT")
+    monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", sharding)
+    with pytest.raises(
+        ValueError, match="fsdp_state_dict_type must be FULL_STATE_DICT, got SHARDED_STATE_DICT: torch"
+    ):
+        make_trainer(tokenizer, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp2", "multinode"])

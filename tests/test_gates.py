@@ -156,6 +156,9 @@ def test_a_bad_interval_is_an_error(interval):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"comparison": []}, r"gate 'n': comparison must be text, got \[\]"),
+        ({"name": 3}, "gate 3: name must be text, got 3"),
+        ({"threshold": Share(["a"], 1.0)}, r"gate 'n': threshold metric must be text, got \['a'\]"),
         ({"comparison": "=="}, r"gate 'n': comparison must be one of >, >=, <, <=, got '=='"),
         ({"threshold": "0.5"}, r"gate 'n': threshold must be a finite number or .*, got '0.5'"),
         ({"threshold": float("nan")}, r"threshold must be a finite number or .*, got nan"),
@@ -185,7 +188,7 @@ def test_gate_file_with_several_sets(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("sets: [", "gates.yaml is not YAML"),
+        ("sets: [", "gates.yaml cannot be read as YAML"),
         ("", "must hold named sets of gates under the key 'sets'"),
         ("sets: {}", "must hold named sets of gates"),
         (f"sets: [{GOOD}]", "must hold named sets of gates"),

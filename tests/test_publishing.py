@@ -119,7 +119,7 @@ def test_the_upload_set_of_a_run(run, tmp_path):
     for name in ("configuration_concept.py", "modeling_concept.py"):
         assert (tmp_path / name).read_bytes() == (ROOT / name).read_bytes()
     assert (tmp_path / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
-    assert 'repo = "me/example"' in (tmp_path / "README.md").read_text()
+    assert 'repo, revision = "me/example", "the full commit hash"' in (tmp_path / "README.md").read_text()
     assert files(run) == before
 
 
@@ -132,7 +132,8 @@ def test_an_older_run_gets_the_whole_map_and_this_code(pretrained, tmp_path):
     (tmp_path / "set").mkdir()
     notes = assemble(source, tmp_path / "set", "me/example")
     assert json.loads((tmp_path / "set/config.json").read_text()) == {**config, "auto_map": AUTO_MAP}
-    assert "modeling_concept.py is this package's; the run's own is older or was changed" in notes
+    changed = "modeling_concept.py is this package's; the run's own is older or was changed. "
+    assert f"{changed}python scripts/check_code.py {source} shows how" in notes
     assert "left out, README.md: the card is rendered from what was measured" in notes
     assert any("nothing was measured, and the card says so" in note for note in notes)
     assert "**Not judged.**" in (tmp_path / "set/README.md").read_text()
@@ -212,7 +213,7 @@ def broken(source: Path, how: str) -> None:
         ("pickle", r"holds pytorch_model.bin and no model.safetensors. A pickle can run code .* call save_pretrained"),
         ("no weights", "is not a checkpoint: it has no model.safetensors"),
         ("no tokenizer", "has no tokenizer; save the one it was trained with"),
-        ("no config", "is not a checkpoint: it has no config.json; give the --output_dir"),
+        ("no config", "is not a checkpoint: it has no config.json; save_pretrained writes one"),
         ("other type", "holds a model of type 'bert'; only type 'concept_encoder'"),
         ("other class", "architectures must name one of ConceptEncoder.*, got 'BertModel'"),
         ("stale report", r"report.json is not of these results \(finetune/microworld_similarity.reference.json\)"),
@@ -228,6 +229,58 @@ def test_what_cannot_be_published(run, tmp_path, how, message, capsys):
     code, line = fails([source, "--repo_id", "me/example", "--dry_run"], capsys)
     assert code == 2
     assert line.startswith("push_to_hub.py: error: ")
+
+
+def leads_out(source: Path, how: str) -> None:
+    """Makes a run folder name, or link to, a file beside it."""
+    (source.parent / "secret.png").write_bytes(b"of nobody else")
+    (source.parent / "secret.safetensors").write_bytes((source / "model.safetensors").read_bytes())
+    report = json.loads((source / "report.json").read_text())
+    index = {"weight_map": {"lm_head.weight": "../secret.safetensors"}}
+    if how == "figure":
+        report["figures"][0]["light"] = "../secret.png"
+        (source / "report.json").write_text(json.dumps(report))
+    elif how == "absolute figure":
+        report["figures"][0]["light"] = str(source.parent / "secret.png")
+        (source / "report.json").write_text(json.dumps(report))
+    elif how == "link":
+        (source / "recipe.yaml").unlink()
+        (source / "recipe.yaml").symlink_to(source.parent / "secret.png")
+    elif how == "shard":
+        (source / "model.safetensors").rename(source / "other.safetensors")
+        (source / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("how", ["figure", "absolute figure", "link", "shard"])
+def test_nothing_from_outside_the_folder_is_published(run, tmp_path, how):
+    source = shutil.copytree(run, tmp_path / "run")
+    leads_out(source, how)
+    (tmp_path / "deep" / "set").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"leads out of .*run; put the file itself into the folder"):
+        assemble(source, tmp_path / "deep" / "set", "me/example")
+    assert not any(b"of nobody else" in path.read_bytes() for path in (tmp_path / "deep").rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        (
+            "tokenizer_config.json",
+            {"auto_map": {"AutoTokenizer": ["evil--code.Evil", None]}},
+            "has an auto_map, which",
+        ),
+        ("config.json", {"custom_pipelines": {"x": {"impl": "evil.Evil"}}}, "has custom_pipelines, which would fetch"),
+        ("config.json", {"attn_implementation": "evil/kernel"}, "has attn_implementation, which would fetch or run"),
+        ("report.json", {"figures": None, "kind": None, "run": None}, "is not of these results|is no report"),
+    ],
+)
+def test_other_code_is_not_published(run, tmp_path, file, content, message):
+    source = shutil.copytree(run, tmp_path / "run")
+    held = json.loads((source / file).read_text()) if file != "report.json" else {}
+    (source / file).write_text(json.dumps({**held, **content}))
+    (tmp_path / "set").mkdir()
+    with pytest.raises(ValueError, match=message):
+        assemble(source, tmp_path / "set", "me/example")
 
 
 @pytest.mark.parametrize(
@@ -598,7 +651,7 @@ def test_a_push_that_fails_during_training_is_made_good_at_the_end(hub, repo_id,
 
 
 def test_a_token_among_the_arguments_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"hub_token would be written into training_args.bin; log in") as error:
+    with pytest.raises(ValueError, match=r"hub_token would be written into recipe.yaml; log in") as error:
         ConceptTrainingArguments(output_dir=str(tmp_path), hub_token="hf_secret")
     assert "hf_secret" not in str(error.value)
 

@@ -1,10 +1,15 @@
+import dataclasses
 from pathlib import Path
 
 import pytest
 import yaml
+from fuzzing import VALUES, cases, mutated, names_one_of
+from huggingface_hub.errors import StrictDataclassError
+from hypothesis import given
+from hypothesis import strategies as st
 
 from concept_encoder import ConceptEncoderConfig
-from concept_encoder.trainers.recipes import find_recipe, load_recipe, recipe_parser
+from concept_encoder.trainers.recipes import SECTIONS, find_recipe, load_recipe, recipe_data, recipe_parser
 
 RECIPES = Path(__file__).parents[1] / "scripts" / "recipes"
 
@@ -170,3 +175,86 @@ def test_the_tokenizer_gives_vocabulary_and_special_tokens(tokenizer):
         read("tiny", "--vocab_size", "10").model_config(tokenizer)
     with pytest.raises(ValueError, match=r"max_length \(256\) is larger than max_position_embeddings \(128\)"):
         read("tiny", "--max_length", "256").model_config(tokenizer)
+
+
+# ----------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize("name", ["../tiny", "recipes/../tiny", "/etc/passwd", ".", "..", "../..yaml", "a/b"])
+def test_names_that_lead_out_of_the_recipes_are_unknown(tmp_path, name):
+    (tmp_path / "tiny.yaml").write_text("model: {}\n")
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "tiny.yaml").write_text("model: {}\n")
+    (tmp_path / "..yaml").write_text("model: {}\n")
+    with pytest.raises(ValueError, match=r"Unknown recipe .*\. Available: tiny"):
+        find_recipe(name, tmp_path / "recipes")
+
+
+@pytest.mark.parametrize("base", ["../base.yaml", "/etc/base.yaml", "../base", "link.yaml"])
+def test_a_recipe_extends_nothing_outside_its_folder(tmp_path, base):
+    (tmp_path / "base.yaml").write_text("model: {}\n")
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    (folder / "link.yaml").symlink_to(tmp_path / "base.yaml")
+    (folder / "own.yaml").write_text(f"extends: {base}\n")
+    with pytest.raises(ValueError, match=r"own\.yaml: extends: '.*' leads out of .*recipes"):
+        load_recipe(folder / "own.yaml", [], recipe_parser())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: [1, 2]\n", r"section 'model' must map fields to values, got \[1, 2\]"),
+        ("model: {num_concepts: [1, 2]}\n", "field 'num_concepts' takes one value, got"),
+        ("model: {num_concepts: {a: 1}}\n", "field 'num_concepts' takes one value, got"),
+        ("objective: {regularizers: [variance=1, --seed=7]}\n", "field 'regularizers' cannot hold '--seed=7'"),
+        ("objective: {regularizers: {a: 1}}\n", "field 'regularizers' takes a list, got"),
+        ("? [1]\n: x\n", "cannot be read as YAML: "),
+        ("model: !!python/name:os.system\n", "cannot be read as YAML: could not determine a constructor"),
+        ("{1: {}}\n", "unknown section 1"),
+        ("model: {1: 2}\n", "unknown field 1 in section 'model'"),
+    ],
+)
+def test_values_that_no_field_takes(tmp_path, text, message):
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_recipe(tmp_path / "bad.yaml", [], recipe_parser())
+
+
+PARSER = recipe_parser()
+FIELDS = {name: sorted(f.name for f in dataclasses.fields(cls) if f.init) for name, cls in SECTIONS.items()}
+
+
+@pytest.mark.slow
+@cases(600)
+@given(st.data())
+def test_a_recipe_is_resolved_or_refused_by_name(tmp_path, data):
+    section = st.sampled_from(["model", "data", "objective"])
+    field = section.flatmap(lambda name: st.tuples(st.just(name), st.sampled_from(FIELDS[name]), VALUES))
+    content = {"training": {"bf16": False, "use_cpu": True}}
+    for name, key, value in data.draw(st.lists(field, max_size=3)):
+        content.setdefault(name, {})[key] = value
+    if not data.draw(st.integers(0, 3)):
+        content = data.draw(mutated(content))
+    path = tmp_path / "drawn.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    try:
+        recipe = load_recipe(path, [], PARSER)
+    except (ValueError, StrictDataclassError):
+        return
+    except SystemExit as stopped:  # argparse has named the field on stderr
+        assert stopped.code == 2  # noqa: PT017
+        return
+    assert recipe.name == "drawn"
+    yaml.safe_dump(recipe.as_dict())
+
+
+@cases(400)
+@given(VALUES)
+def test_the_data_section_of_a_checkpoint_is_a_mapping_or_refused(tmp_path, content):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"data": content} if isinstance(content, str | dict) else content))
+    try:
+        assert isinstance(recipe_data(tmp_path), dict)
+    except ValueError as error:
+        names_one_of(error, [str(path)])

@@ -395,7 +395,7 @@ def test_folder_without_results(tmp_path):
         ("{", r"geometry.json cannot be read as JSON: Expecting property name"),
         ('{"kind": "geometry", "x": NaN}', r"geometry.json cannot be read as JSON: NaN is not JSON"),
         ('{"kind": "pretrain"}', r"geometry.json must be a JSON object with kind 'geometry', got kind 'pretrain'"),
-        ("[]", r"geometry.json must be a JSON object with kind 'geometry', got kind None"),
+        ("[]", "geometry.json must hold a JSON object, got list"),
         (
             '{"kind": "geometry", "metrics": {}}',
             r"lacks num_concepts, hidden_size, grades; write it anew with: python",

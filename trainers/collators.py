@@ -138,7 +138,12 @@ class DataCollatorForReconstruction:
         Returns:
             Inputs of the head of the corruption; `labels` (B, N'), -100 where not rebuilt or not drawn for the loss;
             `loss_weights` (B, N'); and `num_items` (B,), what each row adds to the denominator of the loss.
+
+        Raises:
+            ValueError: timesteps outside (0, 1], on a CPU.
         """
+        if timesteps is not None and timesteps.device.type == "cpu" and not ((timesteps > 0) & (timesteps <= 1)).all():
+            raise ValueError(f"timesteps must lie in (0, 1], got {timesteps.tolist()}")
         ids, real = batch["input_ids"], batch["attention_mask"].bool()
         eligible = real & ~torch.isin(ids, self._special_ids.to(ids.device))
         text = Text(ids, real, eligible, self.tokenizer.mask_token_id, self.tokenizer.pad_token_id)

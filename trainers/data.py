@@ -19,7 +19,9 @@ import pyarrow as pa
 from accelerate import PartialState
 from datasets import Dataset, Features, IterableDataset, List, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
+
+from .untrusted import read_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -173,7 +175,7 @@ def load_tokenizer(args: DataArguments) -> PreTrainedTokenizerBase:
 
         return microworld_tokenizer(max_length=args.max_length)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name)
+        tokenizer = read_tokenizer(args.tokenizer_name)
     except OSError as error:
         raise ValueError(
             f"tokenizer_name {args.tokenizer_name!r} is neither a local folder with a tokenizer nor a Hub id that "

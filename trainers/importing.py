@@ -6,7 +6,6 @@ from its recorded outputs; three things differ from this package's own defaults.
 1e-12, its timestep enters the sinusoids unscaled, and it ignores `hidden_act`: the activation is always the GELU.
 """
 
-import json
 import re
 import shutil
 import tempfile
@@ -37,6 +36,7 @@ from ..modeling_concept import (
     sinusoidal_embedding,
 )
 from .files import TOKENIZER_FILES, write_json
+from .untrusted import inside, read_object
 
 # Classes of the original and what they become.
 CLASSES: dict[str, type[ConceptEncoderPreTrainedModel]] = {
@@ -139,7 +139,7 @@ def import_checkpoint(source: str, out: Path) -> tuple[ConceptEncoderPreTrainedM
         model.save_pretrained(fresh)
         for name in TOKENIZER_FILES:
             if (folder / name).is_file():
-                shutil.copy(folder / name, fresh)
+                shutil.copy(inside(folder, name), fresh)
         content = {
             "source": folder.name if Path(source).is_dir() else source,
             "source_class": original["architectures"][0],
@@ -204,7 +204,7 @@ def read_original_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"no config.json in {folder}: give the folder that the original's save_pretrained wrote")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_object(path)
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from transformers import HfArgumentParser, PreTrainedTokenizerBase
 
 from ..configuration_concept import ConceptEncoderConfig
 from .data import DataArguments
 from .objectives import ObjectiveArguments
 from .trainer import ConceptTrainingArguments
+from .untrusted import inside, read_yaml
 
 RECIPE_FILE = "recipe.yaml"
 # Taken from the tokenizer, so that they cannot contradict it.
@@ -100,9 +100,12 @@ def recipe_data(checkpoint: Path) -> dict[str, Any]:
     path = checkpoint / RECIPE_FILE
     if not path.is_file():
         return {}
-    section = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("data") or {}
+    content = read_yaml(path) or {}
+    section = (content.get("data") or {}) if isinstance(content, dict) else content
+    if not isinstance(section, dict):
+        raise ValueError(f"{path} is not a recipe: its data section must map fields to values, got {section!r}")
     fields = [field.name for field in dataclasses.fields(DataArguments)]
-    unknown = sorted(set(section) - set(fields))
+    unknown = sorted(str(name) for name in set(section) - set(fields))
     if unknown:
         raise ValueError(
             f"{path} has unknown data fields: {', '.join(unknown)}. The known fields are: {', '.join(fields)}"
@@ -117,11 +120,10 @@ def recipe_parser(**kwargs: Any) -> HfArgumentParser:
 
 def find_recipe(name: str, folder: Path) -> Path:
     """`name` as a path, or as the name of a recipe in `folder`; ValueError that lists them otherwise."""
-    if name.endswith((".yaml", ".yml")):
-        path = Path(name)
-    else:
-        path = folder / f"{name}.yaml"
-    if not path.is_file():
+    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    is_name = name.endswith((".yaml", ".yml")) or path.parent == folder
+    # The stem names the folder of the run.
+    if not is_name or not path.is_file() or not path.stem.strip("."):
         known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
         raise ValueError(f"Unknown recipe {name!r}. Available: {known}; or give the path of a .yaml file")
     return path
@@ -142,7 +144,7 @@ def load_recipe(path: Path, overrides: list[str], parser: HfArgumentParser) -> R
     for fields in _read_sections(path).values():
         for name, value in fields.items():
             if value not in (None, []):  # argparse has no empty list
-                argv += [f"--{name}", *_as_flags(value)]
+                argv += _as_flags(name, value)
     defaults = ["--output_dir", f"runs/{path.stem}"]
     known = {f.name for cls in SECTIONS.values() for f in dataclasses.fields(cls) if f.init}
     for word in overrides:
@@ -158,36 +160,46 @@ def _read_sections(path: Path, below: tuple[Path, ...] = ()) -> dict[str, dict[s
     if path.resolve() in below:
         chain = " extends ".join(each.stem for each in (*below, path))
         raise ValueError(f"{path}: a recipe cannot extend itself: {chain}")
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not a recipe: expected the sections {', '.join(SECTIONS)}")
     base = content.pop("extends", None)
     sections: dict[str, dict[str, Any]] = {}
     if base is not None:
-        name = str(path.parent / base) if str(base).endswith((".yaml", ".yml")) else str(base)
         try:
-            found = find_recipe(name, path.parent)
+            named = str(inside(path.parent, str(base)))
+            found = find_recipe(named if named.endswith((".yaml", ".yml")) else str(base), path.parent)
         except ValueError as error:
             raise ValueError(f"{path}: extends: {error}") from None
         sections = _read_sections(found, (*below, path.resolve()))
     for section, fields in content.items():
         if section not in SECTIONS:
             raise ValueError(f"{path}: unknown section {section!r}. Sections: {', '.join(SECTIONS)}")
-        for name in fields or {}:
-            _check_field(path, section, name)
+        if not isinstance(fields, dict | None):
+            raise ValueError(f"{path}: section {section!r} must map fields to values, got {fields!r}")
+        for name, value in (fields or {}).items():
+            _check_field(path, section, name, value)
         sections[section] = {**sections.get(section, {}), **(fields or {})}
     return sections
 
 
-def _as_flags(value: Any) -> list[str]:
+def _as_flags(name: str, value: Any) -> list[str]:
     if isinstance(value, list):
-        return [str(item) for item in value]
-    return [json.dumps(value) if isinstance(value, dict) else str(value)]
+        return [f"--{name}", *(str(item) for item in value)]
+    return [f"--{name}={json.dumps(value) if isinstance(value, dict) else value}"]
 
 
-def _check_field(path: Path, section: str, name: str) -> None:
+def _check_field(path: Path, section: str, name: str, value: Any) -> None:
     owners = {key: [f.name for f in dataclasses.fields(cls) if f.init] for key, cls in SECTIONS.items()}
     if name in owners[section]:
+        many = next(f for f in dataclasses.fields(SECTIONS[section]) if f.name == name).default_factory is list
+        # The Trainer's own fields may be mappings, or either of one value and several.
+        wrong = dict if many else (dict, list)
+        if section != "training" and isinstance(value, wrong):
+            raise ValueError(f"{path}: field {name!r} takes {'a list' if many else 'one value'}, got {value!r}")
+        for item in value if isinstance(value, list) else []:
+            if str(item).startswith("--"):  # would be read as another field
+                raise ValueError(f"{path}: field {name!r} cannot hold {item!r}")
         return
     for other, names in owners.items():
         if name in names:
@@ -196,5 +208,5 @@ def _check_field(path: Path, section: str, name: str) -> None:
 
 
 def _suggest(name: str, known) -> str:
-    close = difflib.get_close_matches(name, known, n=3)
+    close = difflib.get_close_matches(str(name), known, n=3)
     return f"; did you mean {', '.join(close)}?" if close else ""

@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
@@ -18,7 +19,7 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import (
     PREFIX_CHECKPOINT_DIR,
     EvalLoopOutput,
@@ -52,6 +53,7 @@ logger = logging.getLogger(__name__)
 WATCHED_TEXTS = 8  # per process, of the batch at a logged step
 OBJECTIVE_FILE = "objective.safetensors"  # parameters of the objective, in a checkpoint
 SUMS_SINCE_LOG = "log_sums_{rank}.pth"  # what the next log entry will be the mean of, in a checkpoint, per process
+FULL_STATE = "FULL_STATE_DICT"
 # (B, C, D) concepts of a training batch -> figures to log, and a warning in words or None.
 ConceptMonitor = Callable[[Tensor], tuple[dict[str, float], str | None]]
 # (folder of a checkpoint, empty folder, repository) -> notes; copies what is published, card included.
@@ -109,7 +111,7 @@ class ConceptTrainingArguments(TrainingArguments):
             raise ValueError(f"on_divergence must be 'stop' or 'rollback', got {self.on_divergence!r}")
         if self.hub_token is not None:
             raise ValueError(
-                "hub_token would be written into training_args.bin; log in with `hf auth login`, or set HF_TOKEN"
+                "hub_token would be written into recipe.yaml; log in with `hf auth login`, or set HF_TOKEN"
             )
         if self.enable_jit_checkpoint:
             raise ValueError(
@@ -235,6 +237,13 @@ class ConceptTrainer(Trainer):
         self.stop = StopOnSignal()
         self.add_callback(self.stop)
         self._staging: Path | None = None
+        if self.is_fsdp_enabled:
+            kind = self.accelerator.state.fsdp_plugin.state_dict_type.name
+            if kind != FULL_STATE:
+                raise ValueError(
+                    f"fsdp_state_dict_type must be {FULL_STATE}, got {kind}: torch reads sharded checkpoints through "
+                    "a pickle, which can run code; see scripts/accelerate/fsdp2.yaml"
+                )
 
     # ------------------------------------------------------------------------------------------------------ training
 
@@ -256,6 +265,11 @@ class ConceptTrainer(Trainer):
             self._loss_of_step = 0.0
             try:
                 return super().train(resume_from_checkpoint, *args, **kwargs)
+            except UnpicklingError as error:
+                raise ValueError(
+                    f"{resume_from_checkpoint} holds a state of training that is broken, or would run code when it is "
+                    f"read, and was not read: {str(error).splitlines()[0]} Resume from another checkpoint"
+                ) from error
             except DivergenceError as error:
                 if self.args.on_divergence == "stop":
                     raise
@@ -447,12 +461,17 @@ class ConceptTrainer(Trainer):
             super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        if self._staging is not None or not self.args.should_save:
-            return super()._save(output_dir, state_dict)
-        # Weights last: a folder that has them has the configuration, code and tokenizer that belong to them.
         folder = Path(output_dir or self.args.output_dir)
+        if self._staging is not None or not self.args.should_save:
+            self._save_without_pickle(folder, state_dict)
+            return
+        # Weights last: a folder that has them has the configuration, code and tokenizer that belong to them.
         with _disk_trouble_named(folder / SAFE_WEIGHTS_NAME), replaced_together(folder, SAFE_WEIGHTS_NAME) as staged:
-            return super()._save(str(staged), state_dict)
+            self._save_without_pickle(staged, state_dict)
+
+    def _save_without_pickle(self, folder: Path, state_dict: dict | None) -> None:
+        super()._save(str(folder), state_dict)
+        (folder / TRAINING_ARGS_NAME).unlink()  # nothing reads it: recipe.yaml says how the run was made
 
     def _get_output_dir(self, trial) -> str:
         return super()._get_output_dir(trial) if self._staging is None else str(self._staging)

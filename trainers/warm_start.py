@@ -2,10 +2,11 @@
 
 import torch
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration_concept import ConceptEncoderConfig
 from ..modeling_concept import ConceptEncoderModel, ConceptEncoderPreTrainedModel
+from .untrusted import read_tokenizer
 
 # What the weights of an encoder can be used under another value of: all else decides what it computes.
 FREE_FIELDS = (
@@ -25,7 +26,7 @@ FREE_FIELDS = (
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, source: str, field: str) -> None:
     """ValueError with the first differences if `source` gives some token another id than `tokenizer` does."""
-    own, others = tokenizer.get_vocab(), _read(AutoTokenizer, source, field).get_vocab()
+    own, others = tokenizer.get_vocab(), _read(read_tokenizer, source, field).get_vocab()
     differing = sorted(
         (t for t in own.keys() | others.keys() if own.get(t) != others.get(t)), key=lambda t: (len(t), t)
     )
@@ -86,7 +87,7 @@ def start_from_checkpoint(
         ValueError: `source` cannot be read; another vocabulary or architecture; encoder weights that are not there.
     """
     check_vocabulary(tokenizer, source, "start_from")
-    theirs = _read(head.config_class, source, "start_from")
+    theirs = _read(head.config_class.from_pretrained, source, "start_from")
     names = [name for name in ConceptEncoderConfig.__annotations__ if name not in FREE_FIELDS]
     differing = [name for name in names if getattr(theirs, name, None) != getattr(config, name)]
     if differing:
@@ -96,7 +97,8 @@ def start_from_checkpoint(
         )
         raise ValueError(f"start_from {source!r} has another architecture ({shown}); set these fields alike")
     trained_class = head if head.__name__ in (theirs.architectures or []) else ConceptEncoderModel
-    trained, info = trained_class.from_pretrained(source, config=config, dtype=torch.float32, output_loading_info=True)
+    load = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+    trained, info = trained_class.from_pretrained(source, config=config, **load)
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:5])
         raise ValueError(f"start_from {source!r} lacks weights: {missing}; they would be random")
@@ -109,12 +111,16 @@ def start_from_checkpoint(
 
 def read_encoder(source: str, field: str) -> PreTrainedModel:
     """The encoder that `field` of a recipe names; ValueError if it cannot be read."""
-    return _read(AutoModel, source, field)
+
+    def load(source: str) -> PreTrainedModel:
+        return AutoModel.from_pretrained(source, trust_remote_code=False, use_safetensors=True)
+
+    return _read(load, source, field)
 
 
-def _read(auto_class, source: str, field: str):
+def _read(load, source: str, field: str):
     try:
-        return auto_class.from_pretrained(source)
+        return load(source)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{field} {source!r} is neither a local folder with an encoder and its tokenizer nor a Hub "
