@@ -54,6 +54,9 @@ def _parser() -> argparse.ArgumentParser:
         if field.type is bool:
             group.add_argument(f"--{field.name}", action=argparse.BooleanOptionalAction)
             continue
+        if typing.get_origin(field.type) is typing.Literal:
+            group.add_argument(f"--{field.name}", choices=typing.get_args(field.type))
+            continue
         kind = (typing.get_args(field.type) or (field.type,))[0]  # of `tuple[float, ...]` and `int | None` the first
         several = typing.get_origin(field.type) is tuple
         group.add_argument(f"--{field.name}", type=kind, nargs="+" if several else None)
