@@ -14,12 +14,13 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TYPES := .cache/types
 
-.PHONY: help run test lint versions
+.PHONY: help run test lint docs versions
 
 help:
 	@echo "make run    pretrain, analyse, fine-tune and report on the built-in microworld, into a new folder of runs/"
 	@echo "make test   lint, types and every test"
 	@echo "make lint   ruff and mypy only"
+	@echo "make docs   the documentation site, into site/"
 	@echo "make versions   model and remote-code tests with the lowest and the newest transformers, in new environments"
 
 $(INSTALLED): pyproject.toml Makefile
@@ -45,6 +46,10 @@ lint: $(INSTALLED)
 # One thread per worker: torch would otherwise start one per core in each of them.
 test: lint
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -n 2 --dist loadfile -q -rs
+
+# mkdocs-material announces MkDocs 2 on every build otherwise.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 # VERSIONS="5.22.2 5.23.0" names others; the lowest is what pyproject.toml asks for. Nothing but the model's own
 # requirements is installed, and the package is found by a link, so that the environment of the checkout stays as it is.
