@@ -1023,6 +1023,8 @@ class ConceptMaskedLMModel(ConceptEncoderPreTrainedModel):
     """What the heads that rebuild text share: `lm_head` on the rows that carry a label, and their cross-entropy."""
 
     _keys_to_ignore_on_load_unexpected = [r"^(pooling|token_pooling|classifier)\."]
+    # In training mode; a Trainer may put another kernel of the same arguments and results here.
+    linear_cross_entropy = staticmethod(linear_cross_entropy)
 
     def _score(self, encoded, decode, labels, loss_weights, label_smoothing, num_items_in_batch):
         """`ConceptMaskedLMOutput`, given `decode`: positions -> decoded states; the rest as in the heads' forward."""
@@ -1037,7 +1039,7 @@ class ConceptMaskedLMModel(ConceptEncoderPreTrainedModel):
             states = decoded.last_hidden_state[real]  # (M, D)
             row_weights = torch.ones_like(states[:, 0]) if loss_weights is None else loss_weights[labelled]
             if self.training:
-                total, losses = linear_cross_entropy(
+                total, losses = self.linear_cross_entropy(
                     states, self.lm_head.weight, labels[labelled], row_weights, label_smoothing
                 )
             else:

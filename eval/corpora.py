@@ -23,8 +23,17 @@ RULE = (
     "exact: a sentence of the row has the words of a benchmark sentence, in order, without case and punctuation; "
     f"near: the resemblance of two sentences (Jaccard index of their sets of word bigrams) is at least {NEAR}"
 )
-SOURCE_FIELDS = ("dataset_name", "dataset_config_name", "dataset_revision", "train_split", "text_column")
-SOURCE_FIELDS += ("partner_column", "keep_rows", "max_train_documents", "corpus_seed")
+SOURCE_FIELDS = (
+    "dataset_name",
+    "dataset_config_name",
+    "dataset_revision",
+    "train_split",
+    "text_column",
+    "partner_column",
+    "keep_rows",
+    "max_train_documents",
+    "corpus_seed",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,9 +164,9 @@ class SentenceIndex:
         """(rows,) bool each: rows of which some sentence matches."""
         sentences, owners = [], []
         for row, texts in enumerate(zip(*(corpus[name] for name in corpus.column_names), strict=True)):
-            found = [sentence for text in texts for sentence in re.split(r"(?<=[.!?])\s+|\n+", text)]
-            sentences += found
-            owners += [row] * len(found)
+            own = [sentence for text in texts for sentence in re.split(r"(?<=[.!?])\s+|\n+", text)]
+            sentences += own
+            owners += [row] * len(own)
         masks = []
         for found in self.matches(sentences, description):
             mask = np.zeros(len(corpus), dtype=bool)

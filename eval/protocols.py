@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from transformers import SchedulerType
 
-Comparison = Literal["joint", "features", "cosine"]
+Comparison = Literal["joint", "apart"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,8 @@ class Protocol:
     bf16: bool
     """automatic mixed precision"""
     comparison: Comparison = "joint"
-    """how the sentences of a pair meet. joint: as one text, `A [SEP] B`; features and cosine: encoded apart, and
-    compared as `pair_comparison` of the configuration says"""
+    """how the sentences of a pair meet. joint: as one text, `A [SEP] B`; apart: each is encoded alone, a regression is
+    fitted by the cosine of the two and classes by a linear layer on `[a; b; |a - b|; a * b]`"""
 
     def __post_init__(self):
         for name in ("learning_rates", "batch_sizes", "seeds"):
@@ -122,6 +122,17 @@ _COMMON: dict[str, Any] = {
     "max_grad_norm": 1.0,
     "bf16": False,
 }
+_TUNED: dict[str, Any] = {
+    "learning_rates": (3e-5, 1e-4, 3e-4, 1e-3),
+    "batch_sizes": (32,),
+    "epochs": 15,
+    "epochs_by_task": _LARGE_TASK_EPOCHS,
+    "selection_size": 0.1,
+    "patience": 3,
+    "seeds": (42, 43, 44),
+    "warmup_steps": 0.1,
+    **_COMMON,
+}
 PROTOCOLS: dict[str, Protocol] = {
     "reference": Protocol(
         name="reference",
@@ -135,18 +146,8 @@ PROTOCOLS: dict[str, Protocol] = {
         warmup_steps=100,
         **_COMMON,
     ),
-    "tuned": Protocol(
-        name="tuned",
-        learning_rates=(3e-5, 1e-4, 3e-4, 1e-3),
-        batch_sizes=(32,),
-        epochs=15,
-        epochs_by_task=_LARGE_TASK_EPOCHS,
-        selection_size=0.1,
-        patience=3,
-        seeds=(42, 43, 44),
-        warmup_steps=0.1,
-        **_COMMON,
-    ),
+    "tuned": Protocol(name="tuned", **_TUNED),
+    "apart": Protocol(name="apart", comparison="apart", **_TUNED),
     "quick": Protocol(
         name="quick",
         learning_rates=(1e-3,),

@@ -60,7 +60,7 @@ class PreparedTask:
     """the same with `label` and, for each text that is encoded, `input_ids` and `attention_mask`; names of the two
     texts of a pair that is encoded apart end in `_a` and `_b`"""
     label_range: tuple[float, float]
-    """of the training labels, which the cosine is fitted to as 0 and 1; (0, 1) otherwise"""
+    """of the training labels where a cosine is fitted to them, as 0 and 1; (0, 1) otherwise"""
     digest: str
     """of the encoded data"""
 
@@ -69,8 +69,13 @@ class PreparedTask:
         return self.protocol.epochs_for(self.benchmark.name)
 
     @property
+    def apart(self) -> bool:
+        """whether the two texts of an example are encoded apart"""
+        return self.protocol.comparison == "apart" and len(self.benchmark.sentence_columns) == 2
+
+    @property
     def head(self) -> str:
-        return self.benchmark.head if self.protocol.comparison == "joint" else PAIR_HEAD
+        return PAIR_HEAD if self.apart else self.benchmark.head
 
 
 @dataclass(frozen=True)
@@ -86,19 +91,8 @@ class Setting:
 def prepare_task(
     benchmark: Benchmark, protocol: Protocol, tokenizer: PreTrainedTokenizerBase, config: ConceptEncoderConfig
 ) -> PreparedTask:
-    """Load, cap and tokenise a benchmark.
-
-    Raises:
-        ValueError: a comparison of pairs for a task of single sentences, the cosine for one of classes; whatever
-            `load_benchmark` raises.
-    """
-    comparison = protocol.comparison
-    if comparison != "joint" and len(benchmark.sentence_columns) < 2:
-        raise ValueError(
-            f"comparison={comparison!r} needs pairs, and {benchmark.name} has single sentences; use 'joint'"
-        )
-    if comparison == "cosine" and benchmark.problem_type != "regression":
-        raise ValueError(f"comparison='cosine' gives a number, and {benchmark.name} has classes; use 'features'")
+    """Load, cap and tokenise a benchmark; raises whatever `load_benchmark` does."""
+    apart = protocol.comparison == "apart" and len(benchmark.sentence_columns) == 2
     max_length = longest_text(config, protocol.max_length)
     texts = load_benchmark(benchmark)
     cap = protocol.max_train_examples
@@ -108,7 +102,7 @@ def prepare_task(
     def encode(batch: Mapping[str, list]) -> Mapping[str, list]:
         sentences = [batch[name] for name in ("sentence1", "sentence2") if name in batch]
         options = {"truncation": True, "max_length": max_length, "return_token_type_ids": False}
-        if comparison == "joint":
+        if not apart:
             return tokenizer(*sentences, **options)
         sides = zip("ab", sentences, strict=True)
         return {f"{name}_{side}": rows for side, texts in sides for name, rows in tokenizer(texts, **options).items()}
@@ -126,7 +120,7 @@ def prepare_task(
         max_length=max_length,
         texts=texts,
         encoded=encoded,
-        label_range=(min(labels), max(labels)) if comparison == "cosine" else (0.0, 1.0),
+        label_range=(min(labels), max(labels)) if apart and benchmark.problem_type == "regression" else (0.0, 1.0),
         digest=digest.hexdigest()[:16],
     )
 
@@ -227,7 +221,6 @@ def _settings(folder: Path, task: PreparedTask, setting: Setting, seed: int) -> 
     return {
         "task": task.benchmark.name,
         "head": task.head,
-        "comparison": task.protocol.comparison,
         "batching": BATCHING,
         "data": task.digest,
         "weights": weights_digest(folder),
@@ -311,7 +304,8 @@ def _seed_cell(
         )
     low, high = task.label_range
     predictions = _predictions(task.benchmark, logits)
-    predictions = predictions * (high - low) + low if task.protocol.comparison == "cosine" else predictions
+    if task.apart and task.benchmark.problem_type == "regression":
+        predictions = predictions * (high - low) + low
     if model_folder is not None:
         _save_model(trainer, model_folder)
     return {
@@ -382,7 +376,7 @@ class PairCollator:
         self.label_range = label_range
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        batch = {}
+        batch: dict[str, Tensor] = {}
         for side in "ab":
             texts = [{name: row[f"{name}_{side}"] for name in ("input_ids", "attention_mask")} for row in rows]
             padded = self.tokenizer.pad(texts, return_tensors="pt")
@@ -425,9 +419,11 @@ def _train(
     """The trained Trainer and the keys of `load_classifier`; with `select_on`, scored on it after each epoch."""
     row, protocol = task.benchmark, task.protocol
     set_seed(seed)  # before the head is drawn
-    pair = {} if protocol.comparison == "joint" else {"pair_comparison": protocol.comparison}
-    model, keys = load_classifier(folder, task.head, row, **pair)
-    collator = PairCollator(task.tokenizer, task.label_range) if pair else DataCollatorWithPadding(task.tokenizer)
+    comparison = {"pair_comparison": "cosine" if row.problem_type == "regression" else "features"}
+    model, keys = load_classifier(folder, task.head, row, **(comparison if task.apart else {}))
+    collator = (
+        PairCollator(task.tokenizer, task.label_range) if task.apart else DataCollatorWithPadding(task.tokenizer)
+    )
 
     def score(prediction: EvalPrediction) -> dict[str, float]:
         if not np.isfinite(prediction.predictions).all():

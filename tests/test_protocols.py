@@ -60,7 +60,7 @@ def test_overrides_become_part_of_the_name():
             {"learning_rates": (1e-3, 1e-4)},
             r"2 settings \(learning_rates 0\.001,0\.0001; .* selection_size is 0; give",
         ),
-        ({"comparison": "cosin"}, "comparison must be one of joint, features, cosine, got 'cosin'"),
+        ({"comparison": "cosin"}, "comparison must be one of joint, apart, got 'cosin'"),
         ({"lr_scheduler_type": "lineal"}, "lr_scheduler_type must be one of linear, .*, got 'lineal'"),
         ({"dropout": 0.1}, "Unknown protocol field 'dropout'. Available: learning_rates, batch_sizes"),
     ],
@@ -71,5 +71,5 @@ def test_bad_protocol(changes, message):
 
 
 def test_unknown_protocol():
-    with pytest.raises(ValueError, match=r"Unknown protocol 'tuend'\. Available: reference, tuned, quick"):
+    with pytest.raises(ValueError, match=r"Unknown protocol 'tuend'\. Available: reference, tuned, apart, quick"):
         find_protocol("tuend")

@@ -24,6 +24,7 @@ from .collators import PARTNER, DataCollatorForReconstruction, visible_concept_c
 from .corruptions import Diffusion
 from .data_wait import DataWait
 from .distillation import load_distillation
+from .kernels import liger_linear_cross_entropy
 from .objectives import ObjectiveArguments, ReconstructionObjective
 from .stability import (
     MAX_ROLLBACKS,
@@ -194,6 +195,13 @@ class ConceptTrainer(Trainer):
         self.guard = DivergenceGuard(training_args.divergence_ratio, clipped=training_args.max_grad_norm > 0)
         self.average = WeightAverage(training_args.ema_decay) if training_args.ema_decay else None
         super().__init__(*args, data_collator=self.collator.pad, **kwargs)
+        if self.args.use_liger_kernel:
+            if self.args.device.type != "cuda":
+                kind = self.args.device.type
+                raise ValueError(
+                    f"use_liger_kernel=True needs a CUDA device, and training runs on {kind}; leave it out"
+                )
+            self.model.linear_cross_entropy = liger_linear_cross_entropy
         self.loss_is_scaled_for_ga = True
         self.objective.learned.to(self.args.device)
         if self.is_fsdp_enabled and list(self.objective.learned.parameters()):
