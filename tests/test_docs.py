@@ -1,4 +1,4 @@
-"""Every command and snippet of README.md, CONTRIBUTING.md and docs/ does what the page says.
+"""Every command and snippet of README.md, CONTRIBUTING.md, CHANGELOG.md and docs/ does what the page says.
 
 Python blocks are run page by page, each page in one namespace, in a scratch folder that holds a tiny run under
 `runs/mine` and `organisation/checkpoint`. Sessions (`pycon`) are doctests. Commands are read by the script's own `main`,
@@ -26,7 +26,7 @@ from concept_encoder.trainers.recipes import find_recipe, load_recipe, recipe_pa
 
 ROOT = Path(__file__).resolve().parents[1]
 RENDERED = {"LOG.md", "SPEED.md", "SCALING.md"}  # a diary, and pages that their own tests compare with a rendering
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 PAGES += sorted(path for path in (ROOT / "docs").rglob("*.md") if path.name not in RENDERED)
 LANGUAGES = {"bash", "python", "pycon", "yaml", "text", "bibtex"}
 RUN = "<!-- run -->"
@@ -49,7 +49,7 @@ WORK = {
     "sampling_steps.py": "sampling_steps",
     "scaling.py": "render_page",
     "similarity.py": "similarity_tasks",
-    "train_tokenizer.py": "train_tokenizer",
+    "train_tokenizer.py": "load_tokenizer",
     "whiten.py": "whiten",
 }
 
@@ -220,11 +220,10 @@ def check_command(words: list[str], monkeypatch) -> None:
 def test_commands_are_read_by_their_scripts(page, scratch, monkeypatch, capsys):
     for block in blocks(page, "bash"):
         for words in commands(block):
-            # Folders of other runs that the page's commands read.
-            for word in re.findall(r"(?<!\S)runs/[\w-]+(?=\s|$)", " ".join(words)):
-                shutil.copytree(scratch / "runs/mine", scratch / word, dirs_exist_ok=True)
-            if words[0] == "python" and words[1].endswith("train_tokenizer.py"):
-                shutil.rmtree(scratch / words[2])  # has to be new
+            # Folders of other runs that the page's commands read; a tokenizer's has to be new.
+            for word in words if "scripts/train_tokenizer.py" not in words else []:
+                if re.fullmatch(r"runs/[\w-]+", word) and not Path(word).exists():
+                    shutil.copytree("runs/mine", word)
             try:
                 check_command(words, monkeypatch)
             except SystemExit:
@@ -275,8 +274,8 @@ def test_every_script_is_on_the_page_of_commands():
 def test_files_that_a_page_names_exist(page):
     prose = FENCE.sub("", page.read_text(encoding="utf-8"))
     named = re.findall(r"`((?:scripts|trainers|eval|tests|docs|model_cards|\.github|\.ci)/[\w./*-]*)`", prose)
-    named += re.findall(r"`(\w+\.(?:cff|toml|md))`", prose)
-    missing = sorted(name for name in set(named) if not list(ROOT.glob(name.rstrip("/"))))
+    named += re.findall(r"`([A-Z]+\.(?:md|cff)|pyproject\.toml)`", prose)
+    missing = sorted(name for name in set(named) if not any(list(at.glob(name)) for at in (ROOT, ROOT / "docs")))
     assert not missing
 
 
