@@ -1,8 +1,8 @@
 """Every command and snippet of README.md, CONTRIBUTING.md, CHANGELOG.md and docs/ does what the page says.
 
 Python blocks are run page by page, each page in one namespace, in a scratch folder that holds a tiny run under
-`runs/mine` and `organisation/checkpoint`. Sessions (`pycon`) are doctests. Commands are read by the script's own `main`,
-stopped where its work would begin; blocks below `<!-- run -->` are run for real. YAML blocks are recipes.
+`runs/mine` and `organisation/checkpoint`. Sessions (`pycon`) are doctests. Commands are read by the script's own
+`main`, stopped where its work would begin; blocks below `<!-- run -->` are run for real. YAML blocks are recipes.
 """
 
 import doctest
@@ -30,7 +30,9 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 PAGES += sorted(path for path in (ROOT / "docs").rglob("*.md") if path.name not in RENDERED)
 LANGUAGES = {"bash", "python", "pycon", "yaml", "text", "bibtex"}
 RUN = "<!-- run -->"
-FENCE = re.compile(rf"^(?P<run>{RUN}\n\n?)?(?P<indent> *)```(?P<language>\S*)\n(?P<text>.*?)^(?P=indent)```$", re.M | re.S)
+FENCE = re.compile(
+    rf"^(?P<run>{RUN}\n\n?)?(?P<indent> *)```(?P<language>\S*)\n(?P<text>.*?)^(?P=indent)```$", re.M | re.S
+)
 
 # Where the work of a script begins: the first function of the package that it calls with arguments read and checked.
 WORK = {
@@ -236,7 +238,7 @@ def test_blocks_marked_to_run_do(page, scratch):
     shutil.rmtree(scratch / "runs")
     for block in blocks(page, "bash"):
         if block.run:
-            script = f"set -eu\npython() {{ {shlex.quote(sys.executable)} \"$@\"; }}\n{block.text}"
+            script = f'set -eu\npython() {{ {shlex.quote(sys.executable)} "$@"; }}\n{block.text}'
             done = subprocess.run(["bash", "-c", script], cwd=scratch, capture_output=True, text=True, check=False)
             assert done.returncode == 0, f"{page.name}:{block.line}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
 
@@ -267,7 +269,7 @@ def test_every_script_is_on_the_page_of_commands():
     assert listed == {path.name for path in (ROOT / "scripts").glob("*.py")}
 
 
-# --------------------------------------------------------------------------------------------------- names, links, site
+# ------------------------------------------------------------------------------------------------- names, links, site
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
