@@ -15,11 +15,14 @@ import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
 import torch
+import yaml
+from accelerate.commands.launch import launch_command_parser
 
 from concept_encoder.eval.benchmarks import find_benchmark
 from concept_encoder.trainers.recipes import find_recipe, load_recipe, recipe_parser
@@ -158,12 +161,17 @@ def build_recipes(recipe_of: Callable, names: list[str], seeds: list[int], folde
     raise Reached
 
 
+def load_script(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def check_script(words: list[str], monkeypatch) -> None:
     """`main` of the script takes the arguments, and the tasks exist."""
     path, arguments = Path(words[0]), words[1:]
-    module_of = importlib.util.spec_from_file_location(path.stem, ROOT / path)
-    module = importlib.util.module_from_spec(module_of)
-    module_of.loader.exec_module(module)
+    module = load_script(path)
     if arguments in (["--help"], ["--fields"]):
         return
     monkeypatch.setattr(module, WORK[path.name], build_recipes if path.name == "compare.py" else stop)
@@ -179,8 +187,6 @@ def check_script(words: list[str], monkeypatch) -> None:
 
 
 def check_accelerate(words: list[str], monkeypatch) -> None:
-    from accelerate.commands.launch import launch_command_parser
-
     arguments = launch_command_parser().parse_args(words)
     if arguments.config_file is not None:
         assert (ROOT / arguments.config_file).is_file(), arguments.config_file
@@ -267,6 +273,29 @@ def test_every_script_is_on_the_page_of_commands():
     page = (ROOT / "docs" / "reference" / "commands.md").read_text(encoding="utf-8")
     listed = set(re.findall(r"^\| `(\w+\.py)`", page, re.M))
     assert listed == {path.name for path in (ROOT / "scripts").glob("*.py")}
+
+
+def test_options_named_in_a_sentence_exist(capsys):
+    """Those of any script, of a recipe's fields and of accelerate."""
+    for path in (ROOT / "scripts").glob("*.py"):
+        with pytest.raises(SystemExit):
+            load_script(path).main(["--help"])
+    known = set(re.findall(r"--\w+", capsys.readouterr().out + recipe_parser().format_help()))
+    known |= set(launch_command_parser()._option_string_actions)
+    for page in PAGES:
+        prose = FENCE.sub("", page.read_text(encoding="utf-8"))
+        named = {option for code in re.findall(r"`([^`]+)`", prose) for option in re.findall(r"(?<!\S)--\w+", code)}
+        assert named <= known, f"{name_of(page)}: {', '.join(sorted(named - known))}"
+
+
+def test_pre_commit_runs_what_ci_runs():
+    """One definition of the checks: the targets of the Makefile."""
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    entries = [shlex.split(hook["entry"]) for hook in hooks]
+    for words in entries:
+        check_make(words[1:])
+    assert ["make", "test"] in entries
+    assert "make test " in (ROOT / ".ci" / "run").read_text()
 
 
 # ------------------------------------------------------------------------------------------------- names, links, site
