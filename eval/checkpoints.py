@@ -16,6 +16,7 @@ from transformers.utils import logging
 from .. import modeling_concept
 from ..configuration_concept import ConceptEncoderConfig
 from .benchmarks import Benchmark
+from .bert_twin import TWINS, BertTwinConfig, BertTwinModel
 
 PRETRAINING_PREFIXES = ("decoder.", "lm_head.")  # weights of the pretraining head, dropped here
 CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
@@ -42,16 +43,20 @@ def load_classifier(
             the encoder's nor the pretraining head's; the keys are named.
     """
     fields = {"num_labels": benchmark.num_labels, "problem_type": benchmark.problem_type, **config_fields}
-    return _load(getattr(modeling_concept, head), folder, **fields)
+    is_twin = isinstance(check_checkpoint(folder), BertTwinConfig)
+    return _load(TWINS[head] if is_twin else getattr(modeling_concept, head), folder, **fields)
 
 
 def load_encoder(folder: Path) -> PreTrainedModel:
     """The encoder of a checkpoint, in float32 and evaluation mode; a ValueError as from `load_classifier`."""
-    return _load(modeling_concept.ConceptEncoderModel, folder)[0].eval()
+    return _load(_encoder_class(check_checkpoint(folder)), folder)[0].eval()
+
+
+def _encoder_class(config: ConceptEncoderConfig) -> type[PreTrainedModel]:
+    return BertTwinModel if isinstance(config, BertTwinConfig) else modeling_concept.ConceptEncoderModel
 
 
 def _load(head: type[PreTrainedModel], folder: Path, **options) -> tuple[PreTrainedModel, dict[str, list[str]]]:
-    check_checkpoint(folder)
     with _quiet():  # the keys are checked here, and reported by the caller
         model, info = head.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **options)
     prefix = f"{model.base_model_prefix}."
@@ -79,13 +84,14 @@ def checkpoint_folder(checkpoint: str) -> Path:
 
 
 def check_checkpoint(folder: Path) -> ConceptEncoderConfig:
-    """Its configuration, if it is a concept encoder's with weights and without a classification head."""
+    """Its configuration, if it is a concept encoder's, or its BERT twin's, with weights and without a classifier."""
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is not a checkpoint: it has no config.json")
     model_type = PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
-    if model_type != ConceptEncoderConfig.model_type:
+    known = {each.model_type: each for each in (ConceptEncoderConfig, BertTwinConfig)}
+    if model_type not in known:
         raise ValueError(
-            f"{folder} holds a model of type {model_type!r}; only type {ConceptEncoderConfig.model_type!r} can be "
+            f"{folder} holds a model of type {model_type!r}; only type {' and '.join(map(repr, known))} can be "
             "fine-tuned here"
         )
     names = _weight_names(folder)
@@ -96,7 +102,7 @@ def check_checkpoint(folder: Path) -> ConceptEncoderConfig:
         raise ValueError(
             f"{folder} is already fine-tuned: it holds {', '.join(trained)}. Give the checkpoint it was made from"
         )
-    return ConceptEncoderConfig.from_pretrained(folder)
+    return known[model_type].from_pretrained(folder)
 
 
 def _weight_names(folder: Path) -> set[str]:
@@ -128,11 +134,11 @@ def longest_text(config: ConceptEncoderConfig, max_length: int) -> int:
     )
 
 
-def random_encoder(config: ConceptEncoderConfig) -> modeling_concept.ConceptEncoderModel:
+def random_encoder(config: ConceptEncoderConfig) -> PreTrainedModel:
     """Encoder of this architecture with random weights, always the same ones: what every random twin is."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(TWIN_SEED)
-        return modeling_concept.ConceptEncoderModel(config)
+        return _encoder_class(config)(config)
 
 
 def random_twin(folder: Path, output_dir: str | os.PathLike) -> Path:
@@ -151,7 +157,7 @@ def random_twin(folder: Path, output_dir: str | os.PathLike) -> Path:
     config = check_checkpoint(folder)
     twin = Path(output_dir) / TWIN_FOLDER
     if twin.is_dir():
-        kept, own = (_architecture(each) for each in (ConceptEncoderConfig.from_pretrained(twin), config))
+        kept, own = (_architecture(each) for each in (type(config).from_pretrained(twin), config))
         if kept != own:
             names = ", ".join(sorted(name for name in own if kept.get(name) != own[name]))
             raise ValueError(f"{twin} is the twin of another architecture ({names}); remove it to make a new one")

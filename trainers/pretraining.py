@@ -14,6 +14,8 @@ from accelerate import PartialState
 from transformers import TrainerState, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
+from ..configuration_concept import ConceptEncoderConfig
+from ..modeling_concept import ConceptMaskedLMModel
 from .data import load_pretraining_data, load_tokenizer
 from .files import write_atomically, write_json
 from .recipes import RECIPE_FILE, Recipe
@@ -50,7 +52,10 @@ def checkpoint_to_resume(output_dir: str, resume_from_checkpoint: str | None) ->
 
 
 def pretrain(
-    recipe: Recipe, monitor: ConceptMonitor | None = None, assemble: UploadAssembler | None = None
+    recipe: Recipe,
+    monitor: ConceptMonitor | None = None,
+    assemble: UploadAssembler | None = None,
+    head: type[ConceptMaskedLMModel] | None = None,
 ) -> dict[str, Any]:
     """Train `recipe` and leave model, tokenizer, `recipe.yaml` and `pretrain.json` in its output folder.
 
@@ -58,6 +63,8 @@ def pretrain(
         recipe: from `load_recipe`.
         monitor: watches the geometry of the concepts while training; passed in, since it belongs to evaluation.
         assemble: chooses what is pushed to the Hub; passed in, since the card is made of what was measured.
+        head: class to train in place of the corruption's own, which its `trained_as` names; with a configuration
+            class of its own, which takes the fields of the recipe's.
 
     Returns:
         The content of `pretrain.json`.
@@ -71,7 +78,11 @@ def pretrain(
     config = recipe.model_config(tokenizer)
     train, validation = load_pretraining_data(recipe.data, tokenizer)
     set_seed(training.seed)
-    head = recipe.objective.build_corruption().head
+    if head is None:
+        head = recipe.objective.build_corruption().head
+    else:
+        fields = [name for name in ConceptEncoderConfig.__annotations__ if name != "auto_map"]
+        config = head.config_class(**{name: getattr(config, name) for name in fields})
     if training.start_from is not None and checkpoint is None:
         model = start_from_checkpoint(head, config, tokenizer, training.start_from)
     else:

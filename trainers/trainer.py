@@ -594,9 +594,11 @@ class ConceptTrainer(Trainer):
 
 def _check_model(model: nn.Module, settings: ObjectiveArguments, paired: bool) -> None:
     head = settings.build_corruption().head.__name__
-    # By name: a class loaded with a checkpoint's own code is another object.
-    if type(model).__name__ != head:
-        raise ValueError(f"corruption {settings.corruption!r} trains a {head}, got a {type(model).__name__}")
+    # By name: a class loaded with a checkpoint's own code is another object. A model that is none of the heads says
+    # which one it can be trained as.
+    own = getattr(model, "trained_as", type(model).__name__)
+    if own != head:
+        raise ValueError(f"corruption {settings.corruption!r} trains a {head}, got a {own}")
     settings.check(model.config, paired)
 
 

@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration_concept import ConceptEncoderConfig
 from ..modeling_concept import ConceptEncoderModel, ConceptEncoderPreTrainedModel
@@ -86,7 +86,7 @@ def start_from_checkpoint(
         ValueError: `source` cannot be read; another vocabulary or architecture; encoder weights that are not there.
     """
     check_vocabulary(tokenizer, source, "start_from")
-    theirs = _read(AutoConfig, source, "start_from")
+    theirs = _read(head.config_class, source, "start_from")
     names = [name for name in ConceptEncoderConfig.__annotations__ if name not in FREE_FIELDS]
     differing = [name for name in names if getattr(theirs, name, None) != getattr(config, name)]
     if differing:
