@@ -49,6 +49,7 @@ WORK = {
     "generate.py": "_sample",
     "import_checkpoint.py": "import_checkpoint",
     "pretrain.py": "pretrain",
+    "pretrain_twin.py": "pretrain",
     "push_to_hub.py": "_publish",
     "report.py": "write_report",
     "sampling_steps.py": "sampling_steps",
@@ -315,6 +316,18 @@ def test_recipes_that_a_page_names_exist(page):
     prose = FENCE.sub("", page.read_text(encoding="utf-8"))
     for name in re.findall(r"recipes? `(\w+)`", prose):
         find_recipe(name, ROOT / "scripts" / "recipes")
+
+
+def test_entries_of_the_log_that_a_page_names_exist():
+    headings = re.findall(r"^## (.*)$", (ROOT / "docs" / "LOG.md").read_text(encoding="utf-8"), re.M)
+    named = 0
+    for page in PAGES:
+        prose = " ".join(page.read_text(encoding="utf-8").split())
+        for entries in re.findall(r'LOG\.md\), ((?:"[^"]+"(?: and )?)+)', prose):
+            for entry in re.findall(r'"([^"]+)"', entries):
+                assert any(entry in heading for heading in headings), f"{name_of(page)}: {entry}"
+                named += 1
+    assert named > 5
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
