@@ -14,12 +14,13 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TYPES := .cache/types
 
-.PHONY: help run test lint audit lock versions
+.PHONY: help run test lint docs audit lock versions
 
 help:
 	@echo "make run    pretrain, analyse, fine-tune and report on the built-in microworld, into a new folder of runs/"
 	@echo "make test   lint, types and every test"
 	@echo "make lint   ruff and mypy only"
+	@echo "make docs   the documentation site, into site/"
 	@echo "make audit  known vulnerabilities of what is installed; needs the network, and says when it could not ask"
 	@echo "make lock   write the installed versions to constraints.txt, which the set-up installs"
 	@echo "make versions   model and remote-code tests with the lowest and the newest transformers, in new environments"
@@ -55,6 +56,10 @@ audit: $(INSTALLED)
 lock: $(INSTALLED)
 	@{ head -2 constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | grep == | sed 's/+[a-z0-9.]*$$//'; } > constraints.new
 	@mv constraints.new constraints.txt
+
+# mkdocs-material announces MkDocs 2 on every build otherwise.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 # VERSIONS="5.22.2 5.23.0" names others; the lowest is what pyproject.toml asks for. Nothing but the model's own
 # requirements is installed, and the package is found by a link, so that the environment of the checkout stays as it is.
