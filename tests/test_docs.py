@@ -44,6 +44,8 @@ WORK = {
     "build_corpus.py": "build_corpus",
     "cards.py": "render_cards",
     "compare.py": "compare",
+    "check_code.py": "code_of",
+    "explore.py": "load_explorer",
     "export.py": "export_checkpoint",
     "finetune.py": "finetune_tasks",
     "generate.py": "_sample",
@@ -55,6 +57,7 @@ WORK = {
     "sampling_steps.py": "sampling_steps",
     "scaling.py": "render_page",
     "similarity.py": "similarity_tasks",
+    "soak.py": "soak",
     "train_tokenizer.py": "load_tokenizer",
     "whiten.py": "whiten",
 }
