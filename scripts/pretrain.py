@@ -20,7 +20,6 @@ from concept_encoder.eval.publishing import assemble, explain
 from concept_encoder.trainers.planning import plan_pretraining
 from concept_encoder.trainers.pretraining import RESULT_FILE, pretrain
 from concept_encoder.trainers.recipes import Recipe, find_recipe, load_recipe, recipe_parser
-from concept_encoder.trainers.saving import find_checkpoints
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -99,9 +98,7 @@ def _print_plan(recipe: Recipe, plan: dict, words: list[str]) -> None:
 
 def _hub_trouble(error: Exception, recipe: Recipe | None) -> str:
     if recipe is None or not recipe.training.push_to_hub:
-        kept = find_checkpoints(recipe.training.output_dir) if recipe is not None else []
-        go_on = f"; {kept[-1][1].name} is kept, go on with --resume_from_checkpoint last" if kept else ""
-        return " ".join(str(error).split()) + go_on
+        return " ".join(str(error).split())
     folder, repo_id = recipe.training.output_dir, recipe.training.hub_model_id or "owner/name"
     again = f"python scripts/push_to_hub.py {folder} --repo_id {repo_id}"
     if not (Path(folder) / RESULT_FILE).exists():
