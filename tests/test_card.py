@@ -239,7 +239,8 @@ def test_a_fine_tuned_head(report):
     assert (data["base_model"], data["base_model_relation"]) == ("me/pretrained", "finetune")
     assert {result.dataset_name for result in card.data.eval_results} == {"microworld_paraphrase"}
     assert {result.metric_args["how"] for result in card.data.eval_results} == {"fine-tuned, protocol tuned"}
-    assert 'pipeline("text-classification", model="me/example"' in card.text
+    assert 'repo, revision = "me/example", "the full commit hash"' in card.text
+    assert 'pipeline("text-classification", model=repo, revision=revision, trust_remote_code=True)' in card.text
     assert paragraphs(card)[0] == (
         "**Not told from chance.** On microworld\\_paraphrase: accuracy 0.530 (0.500 to 0.560); chance 0.510; the "
         "same from random weights 0.520; a linear model on word counts 0.620."
