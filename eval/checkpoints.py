@@ -3,7 +3,7 @@
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from .code import FOREIGN_FIELDS, warn_of_other_code
 
 PRETRAINING_PREFIXES = ("decoder.", "lm_head.")  # weights of the pretraining head, dropped here
 CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
+FAMILIES = (ConceptEncoderConfig, BertTwinConfig)  # of what the evaluations can score
 TWIN_FOLDER = "random_init"
 TWIN_SEED = 20_250  # no recipe's seed, so that the twin does not start where the run did
 
@@ -94,7 +95,7 @@ def load_model(
     Raises:
         ValueError: as `read_config`; weights that are broken, not finite, or of other shapes than the configuration's.
     """
-    config, names = read_config(folder), weight_names(folder)
+    config, names = read_config(folder, FAMILIES), weight_names(folder)
     layers = max(config.num_hidden_layers, config.decoder_num_hidden_layers)
     if layers > len(names):  # a model of so many would take long to make, only to lack them
         raise ValueError(
@@ -118,8 +119,14 @@ def load_model(
     return model, info
 
 
-def read_config(folder: Path) -> ConceptEncoderConfig:
+def read_config(
+    folder: Path, families: Sequence[type[ConceptEncoderConfig]] = (ConceptEncoderConfig,)
+) -> ConceptEncoderConfig:
     """Configuration of a checkpoint.
+
+    Args:
+        folder: of the checkpoint.
+        families: configuration classes that it may be of.
 
     Raises:
         ValueError: no config.json, not a concept encoder's, or a field of it refused: one with an illegal value, or
@@ -130,11 +137,10 @@ def read_config(folder: Path) -> ConceptEncoderConfig:
         raise ValueError(f"{folder} is not a checkpoint: it has no config.json; save_pretrained writes one")
     content = read_object(path)
     model_type = content.get("model_type")
-    known = {each.model_type: each for each in (ConceptEncoderConfig, BertTwinConfig)}
+    known = {each.model_type: each for each in families}
     if model_type not in known:
-        raise ValueError(
-            f"{folder} holds a model of type {model_type!r}; only {' and '.join(map(repr, known))} can be read here"
-        )
+        legal = " or ".join(map(repr, known))
+        raise ValueError(f"{folder} holds a model of type {model_type!r}; only type {legal} can be read here")
     foreign = [name for name in FOREIGN_FIELDS if content.get(name) is not None]
     if foreign:
         raise ValueError(f"{path} has {', '.join(foreign)}, which would fetch or run other code; take it out")
@@ -176,7 +182,7 @@ def checkpoint_folder(checkpoint: str, revision: str | None = None) -> Path:
 
 def check_checkpoint(folder: Path) -> ConceptEncoderConfig:
     """Its configuration, if it is a concept encoder's, or its BERT twin's, with weights and without a classifier."""
-    config = read_config(folder)
+    config = read_config(folder, FAMILIES)
     names = weight_names(folder)
     trained = sorted(name for name in names if name.startswith(("pooling.", "classifier.")))
     if trained:
@@ -269,7 +275,7 @@ def random_twin(folder: Path, output_dir: str | os.PathLike) -> Path:
     config = check_checkpoint(folder)
     twin = Path(output_dir) / TWIN_FOLDER
     if twin.is_dir():
-        kept, own = (_architecture(each) for each in (read_config(twin), config))
+        kept, own = (_architecture(each) for each in (read_config(twin, FAMILIES), config))
         if kept != own:
             names = ", ".join(sorted(name for name in own if kept.get(name) != own[name]))
             raise ValueError(f"{twin} is the twin of another architecture ({names}); remove it to make a new one")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,9 @@ TINY = ["--max_steps", "2", "--max_train_documents", "40", "--max_validation_doc
 def recipes(tmp_path_factory) -> tuple[str, str]:
     """Two recipes, one of them without a diffusion decoder."""
     folder = tmp_path_factory.mktemp("recipes")
-    tiny = ROOT / "scripts" / "recipes" / "tiny.yaml"
+    shutil.copy(ROOT / "scripts" / "recipes" / "tiny.yaml", folder)
     for name, corruption in (("plain", "diffusion"), ("masked", "mlm")):
-        (folder / f"{name}.yaml").write_text(f"extends: {tiny}\nobjective:\n  corruption: {corruption}\n")
+        (folder / f"{name}.yaml").write_text(f"extends: tiny\nobjective:\n  corruption: {corruption}\n")
     return str(folder / "plain.yaml"), str(folder / "masked.yaml")
 
 
@@ -95,8 +96,10 @@ def test_an_unfinished_run_is_resumed(recipes, tmp_path, monkeypatch):
     ],
 )
 def test_unequal_data_or_steps_are_refused_before_anything_is_trained(recipes, tmp_path, capsys, changes, message):
+    for name in ("plain", "tiny"):
+        shutil.copy(Path(recipes[0]).parent / f"{name}.yaml", tmp_path)
     other = tmp_path / "other.yaml"
-    other.write_text(f"extends: {recipes[0]}\n{changes}")
+    other.write_text(f"extends: plain\n{changes}")
     with pytest.raises(SystemExit, match="2"):
         main([recipes[0], str(other), "--output_dir", str(tmp_path / "out")])
     assert re.search(message, " ".join(capsys.readouterr().err.split()))

@@ -143,7 +143,7 @@ def test_bfloat16_stays_near_float32(name):
         one, other = (m(input_ids=ids, attention_mask=mask, labels=ids) for m in (wide, narrow))
     assert other.loss.dtype == torch.float32 and other.token_losses.dtype == torch.float32
     drift = (one.concepts - other.concepts.float()).norm() / one.concepts.norm()
-    assert drift < 0.03  # a bfloat16 has 8 bits: 0.004 per rounding
+    assert drift < 0.05  # a bfloat16 has 8 bits: 0.004 per rounding
     assert abs(one.loss - other.loss) / one.loss < 0.03
 
 

@@ -371,7 +371,7 @@ def test_every_kind_of_checkpoint_verifies(pretrained, tmp_path, kind):
 @pytest.mark.hub
 @pytest.mark.slow
 def test_push_pull_and_use(run, hub, repo_id, tmp_path, capfd):
-    """The whole way, by somebody without the package: the examples of the pushed card run as they stand."""
+    """The whole way, by somebody without the package: the examples of the pushed card run, with their commit."""
     hub.fault(path_regex="resolve/.*model.safetensors", method="GET", truncate_after_bytes=100)
     push_to_hub.main([str(run), "--repo_id", repo_id])
     printed = capfd.readouterr()
@@ -385,6 +385,7 @@ def test_push_pull_and_use(run, hub, repo_id, tmp_path, capfd):
     blocks = (local / "README.md").read_text().split("```python\n")[1:]
     blocks = [block.split("```")[0] for block in blocks]
     examples = "\n".join(block for block in blocks if "sentence_transformers" not in block)
+    examples = examples.replace("the full commit hash", sha)
     code = f"import sys\nsys.modules['concept_encoder'] = None\n{examples}\nprint(max_sim.shape, ids.shape)"
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home")}
     done = subprocess.run(

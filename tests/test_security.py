@@ -92,7 +92,7 @@ def test_models_are_read_without_pickles():
         "eval/speed_finetuning.py": ["AutoTokenizer.from_pretrained"],  # BERT's, by its id
         "trainers/importing.py": ["type(model).from_pretrained"],  # what was imported a moment ago
         "trainers/untrusted.py": ["AutoTokenizer.from_pretrained"],
-        "trainers/warm_start.py": ["AutoModel.from_pretrained"],
+        "trainers/warm_start.py": ["trained_class.from_pretrained", "AutoModel.from_pretrained"],
     }
     for name in ("eval/checkpoints.py", "trainers/warm_start.py"):
         assert re.search(r"use_safetensors\W+True", (ROOT / name).read_text(encoding="utf-8"))
@@ -118,7 +118,7 @@ def laid(folder: Path, trap: Path, *names: str) -> Path:
 
 DOORS = {
     "encoder": load_encoder,
-    "classifier": lambda folder: load_classifier(folder, BENCHMARKS["mrpc"]),
+    "classifier": lambda folder: load_classifier(folder, BENCHMARKS["mrpc"].head, BENCHMARKS["mrpc"]),
     "analysis": load_models,
     "sampling": lambda folder: load_sampler(str(folder)),
     "export": load_exportable,
@@ -180,7 +180,7 @@ def checkpoint(tokenizer, tmp_path_factory) -> Path:
 def test_a_checkpoint_holds_no_arguments_and_only_plain_state(checkpoint):
     assert not (checkpoint / "training_args.bin").exists()
     pickles = [path for path in checkpoint.iterdir() if zipfile.is_zipfile(path)]
-    assert {path.name for path in pickles} == {"optimizer.pt", "scheduler.pt", "rng_state.pth"}
+    assert {path.name for path in pickles} == {"optimizer.pt", "scheduler.pt", "rng_state.pth", "log_sums_0.pth"}
 
 
 # ------------------------------------------------------------------------------------------- what documentation says

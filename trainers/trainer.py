@@ -471,7 +471,8 @@ class ConceptTrainer(Trainer):
 
     def _save_without_pickle(self, folder: Path, state_dict: dict | None) -> None:
         super()._save(str(folder), state_dict)
-        (folder / TRAINING_ARGS_NAME).unlink()  # nothing reads it: recipe.yaml says how the run was made
+        # Nothing reads it, recipe.yaml says how the run was made; and of several processes one alone writes it.
+        (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def _get_output_dir(self, trial) -> str:
         return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
