@@ -45,7 +45,7 @@ WORK = {
     "cards.py": "render_cards",
     "compare.py": "compare",
     "check_code.py": "code_of",
-    "explore.py": "load_explorer",
+    "explore.py": "load_explorer write_space",
     "export.py": "export_checkpoint",
     "finetune.py": "finetune_tasks",
     "generate.py": "_sample",
@@ -178,7 +178,8 @@ def check_script(words: list[str], monkeypatch) -> None:
     module = load_script(path)
     if arguments in (["--help"], ["--fields"]):
         return
-    monkeypatch.setattr(module, WORK[path.name], build_recipes if path.name == "compare.py" else stop)
+    for name in WORK[path.name].split():
+        monkeypatch.setattr(module, name, build_recipes if path.name == "compare.py" else stop)
     # Recipes for GPUs ask for bfloat16, which transformers refuses to promise without one.
     on_cpu = path.name == "pretrain.py" and not torch.cuda.is_available()
     with pytest.raises(Reached):
