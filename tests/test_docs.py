@@ -223,6 +223,8 @@ def check_command(words: list[str], monkeypatch) -> None:
             check_pip(rest)
         case ["hf", "auth", "login"] | ["pre-commit", "install"] | ["pre-commit", "run", "--all-files"]:
             pass
+        case ["hf", "upload", _, _, "--repo-type", "space"]:
+            pass
         case ["git", "tag" | "push" | "clone", *_] | ["cd", _]:
             pass
         case _:

@@ -251,7 +251,7 @@ def without_pad_token(folder: Path) -> None:
     [
         (bert, "holds a model of type 'bert'; only type 'concept_encoder'"),
         (lambda folder: (folder / "config.json").unlink(), "is not a checkpoint: it has no config.json"),
-        (lambda folder: (folder / "model.safetensors").unlink(), r"it has no \.safetensors weights"),
+        (lambda folder: (folder / "model.safetensors").unlink(), r"it has no model\.safetensors"),
         (lambda folder: [p.unlink() for p in folder.glob("tokenizer*")], "has no tokenizer; save the one it was"),
         (without_pad_token, "has no padding token; set pad_token"),
         (lambda folder: shutil.rmtree(folder), "No checkpoint folder|is no folder to write results to"),
