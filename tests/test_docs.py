@@ -50,7 +50,7 @@ WORK = {
     "finetune.py": "finetune_tasks",
     "generate.py": "_sample",
     "import_checkpoint.py": "import_checkpoint",
-    "pretrain.py": "pretrain",
+    "pretrain.py": "pretrain plan_pretraining",
     "pretrain_twin.py": "pretrain",
     "push_to_hub.py": "_publish",
     "report.py": "write_report",
