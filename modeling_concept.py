@@ -1048,13 +1048,15 @@ class LinearCrossEntropy(torch.autograd.Function):
         return state_grads * grad.to(state_grads.dtype), (weight_grad * grad).to(state_grads.dtype), None, None, None
 
 
-def linear_cross_entropy(states, weight, labels, row_weights, label_smoothing) -> tuple[Tensor, Tensor]:
-    """`LinearCrossEntropy`, its products in the precision of autocast where that is on."""
+def linear_cross_entropy(
+    states, weight, labels, row_weights, label_smoothing, kernel: Callable = LinearCrossEntropy.apply
+) -> tuple[Tensor, Tensor]:
+    """`LinearCrossEntropy` or its like, its products in the precision of autocast where that is on."""
     device = states.device.type
     if torch.is_autocast_enabled(device):
         states, weight = (each.to(torch.get_autocast_dtype(device)) for each in (states, weight))
     with torch.autocast(device, enabled=False):
-        return LinearCrossEntropy.apply(states, weight, labels, row_weights, label_smoothing)
+        return kernel(states, weight, labels, row_weights, label_smoothing)
 
 
 class ConceptMaskedLMModel(ConceptEncoderPreTrainedModel):
@@ -1062,7 +1064,7 @@ class ConceptMaskedLMModel(ConceptEncoderPreTrainedModel):
 
     _keys_to_ignore_on_load_unexpected = [r"^(pooling|token_pooling|classifier)\."]
     # In training mode; a Trainer may put another kernel of the same arguments and results here.
-    linear_cross_entropy = staticmethod(linear_cross_entropy)
+    loss_kernel = staticmethod(LinearCrossEntropy.apply)
 
     def _score(self, encoded, decode, labels, loss_weights, label_smoothing, num_items_in_batch):
         """`ConceptMaskedLMOutput`, given `decode`: positions -> decoded states; the rest as in the heads' forward."""
@@ -1077,8 +1079,8 @@ class ConceptMaskedLMModel(ConceptEncoderPreTrainedModel):
             states = decoded.last_hidden_state[real]  # (M, D)
             row_weights = torch.ones_like(states[:, 0]) if loss_weights is None else loss_weights[labelled]
             if self.training:
-                total, losses = self.linear_cross_entropy(
-                    states, self.lm_head.weight, labels[labelled], row_weights, label_smoothing
+                total, losses = linear_cross_entropy(
+                    states, self.lm_head.weight, labels[labelled], row_weights, label_smoothing, self.loss_kernel
                 )
             else:
                 logits = self.lm_head(states)  # (M, V)

@@ -86,12 +86,8 @@ class BertTwinModel(BertTwinPreTrainedModel):
         **kwargs,
     ) -> ConceptEncoderOutput:
         """Arguments as in `ConceptEncoderModel.forward`; the mean token state (B, 1, D) as `last_hidden_state`."""
-        states = self.token_states(input_ids, attention_mask, position_ids, inputs_embeds)
-        return self.summary(states, attention_mask)
-
-    def token_states(self, *inputs: Tensor | None) -> Tensor:  # (B, N, D)
-        names = ("input_ids", "attention_mask", "position_ids", "inputs_embeds")
-        return self.bert(**dict(zip(names, inputs, strict=False))).last_hidden_state
+        inputs = {"position_ids": position_ids, "inputs_embeds": inputs_embeds}
+        return self.summary(self.bert(input_ids, attention_mask, **inputs).last_hidden_state, attention_mask)
 
     def summary(self, states: Tensor, attention_mask: Tensor | None) -> ConceptEncoderOutput:
         real = torch.ones_like(states[:, :, :1]) if attention_mask is None else attention_mask[:, :, None].to(states)
@@ -127,7 +123,7 @@ class BertTwinForMaskedLM(BertTwinPreTrainedModel, ConceptMaskedLMModel):
         **kwargs,
     ) -> ConceptMaskedLMOutput:
         """Arguments and result as in `ConceptEncoderForMaskedLMPerceiver.forward`."""
-        states = self.encoder.token_states(input_ids, attention_mask)
+        states = self.encoder.bert(input_ids, attention_mask).last_hidden_state  # (B, N, D)
         encoded = self.encoder.summary(states, attention_mask)
 
         def decode(positions: Tensor | None) -> ConceptDecoderOutput:

@@ -18,6 +18,7 @@ from transformers.utils import logging
 from .. import modeling_concept
 from ..configuration_concept import ConceptEncoderConfig
 from ..trainers.untrusted import inside, read_object, read_tokenizer
+from ..trainers.warm_start import architecture
 from .benchmarks import Benchmark
 from .bert_twin import TWINS, BertTwinConfig, BertTwinModel
 from .code import FOREIGN_FIELDS, warn_of_other_code
@@ -275,7 +276,7 @@ def random_twin(folder: Path, output_dir: str | os.PathLike) -> Path:
     config = check_checkpoint(folder)
     twin = Path(output_dir) / TWIN_FOLDER
     if twin.is_dir():
-        kept, own = (_architecture(each) for each in (read_config(twin, FAMILIES), config))
+        kept, own = (architecture(each) for each in (read_config(twin, FAMILIES), config))
         if kept != own:
             names = ", ".join(sorted(name for name in own if kept.get(name) != own[name]))
             raise ValueError(f"{twin} is the twin of another architecture ({names}); remove it to make a new one")
@@ -307,9 +308,3 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def _architecture(config: ConceptEncoderConfig) -> dict:
-    """The fields that decide shapes and wiring, and the initialisation."""
-    named = ConceptEncoderConfig.__annotations__.keys() - {"auto_map"}
-    return {name: getattr(config, name) for name in named}

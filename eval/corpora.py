@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from datasets import Dataset, concatenate_datasets, load_dataset
 from sklearn.feature_extraction.text import HashingVectorizer
 from tqdm import tqdm
 
 from ..trainers.data import DataArguments, load_corpus
 from ..trainers.files import write_json
+from ..trainers.untrusted import read_yaml
 from .benchmarks import Benchmark, find_benchmark, resolve_dataset_id
 
 TRAIN_FILE, CHECK_FILE = "train.parquet", "contamination.json"
@@ -50,7 +50,7 @@ def load_plan(path: Path) -> CorpusPlan:
     Raises:
         ValueError: not such a file, an unknown field or task, or sources of which some are pairs and some are not.
     """
-    plan = yaml.safe_load(path.read_text(encoding="utf-8"))
+    plan = read_yaml(path)
     if not isinstance(plan, dict) or set(plan) != {"sources", "keep_clean_of"} or not all(plan.values()):
         raise ValueError(f"{path} must hold `sources` and `keep_clean_of`, each with at least one entry")
     for source in plan["sources"]:

@@ -5,7 +5,6 @@ generates. Letters: N tokens of a text, C concepts.
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..modeling_concept import ConceptEncoderForDiffusionMLM, ConceptEncoderModel
 from ..trainers.microworld import microworld_corpus, microworld_task
+from ..trainers.untrusted import read_object
 from . import sampling
 from .analysis import load_models
 from .benchmarks import MICROWORLD
@@ -323,7 +323,7 @@ def load_explorer(checkpoint: str, revision: str | None = None) -> Explorer:
         model.eval().set_attn_implementation("eager")
     encoder.eval().set_attn_implementation("eager")  # the other implementations do not return their weights
     path = folder / "pretrain.json"
-    run = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    run = read_object(path) if path.is_file() else {}
     name = folder.resolve().name if Path(checkpoint).is_dir() else checkpoint
     return Explorer(name, encoder, model, tokenizer, run)
 

@@ -110,7 +110,7 @@ def interpolate(model, tokenizer, first: str, second: str, num_texts: int, **sam
     a, b = _concepts(model, batch)
     start, end = batch["attention_mask"].sum(-1).tolist()
     shares = torch.linspace(0, 1, num_texts).tolist()
-    canvas, mask = blank_canvas(model, [round(start + share * (end - start)) for share in shares])
+    canvas, mask = _blank_canvas(model, [round(start + share * (end - start)) for share in shares])
     concepts = torch.stack([slerp_concepts(a, b, share) for share in shares])
     return _decode(tokenizer, model.generate(None, mask, concepts, canvas, **sampling))
 
@@ -124,7 +124,7 @@ def swap(model, tokenizer, first: str, second: str, indices: Sequence[int], **sa
     batch = encode_texts(model, tokenizer, [first, second], split_special_tokens=True)
     a, b = _concepts(model, batch)
     concepts = torch.stack(swap_concepts(a, b, indices))
-    canvas, mask = blank_canvas(model, batch["attention_mask"].sum(-1).tolist())
+    canvas, mask = _blank_canvas(model, batch["attention_mask"].sum(-1).tolist())
     return _decode(tokenizer, model.generate(None, mask, concepts, canvas, **sampling))
 
 
@@ -167,7 +167,7 @@ def _concepts(model, batch: dict[str, Tensor]) -> Tensor:
     return model.encoder(**batch).last_hidden_state  # (B, C, D)
 
 
-def blank_canvas(model, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _blank_canvas(model, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
     """[MASK]s between the first and the last special token, `lengths` tokens in all."""
     config = model.config
     start = [] if config.bos_token_id is None else [config.bos_token_id]

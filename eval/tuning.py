@@ -60,7 +60,7 @@ class PreparedTask:
     """the same with `label` and, for each text that is encoded, `input_ids` and `attention_mask`; names of the two
     texts of a pair that is encoded apart end in `_a` and `_b`"""
     label_range: tuple[float, float]
-    """of the training labels where a cosine is fitted to them, as 0 and 1; (0, 1) otherwise"""
+    """of the training labels, which a cosine is fitted to as 0 and 1"""
     digest: str
     """of the encoded data"""
 
@@ -70,8 +70,12 @@ class PreparedTask:
 
     @property
     def apart(self) -> bool:
-        """whether the two texts of an example are encoded apart"""
-        return self.protocol.comparison == "apart" and len(self.benchmark.sentence_columns) == 2
+        return encodes_apart(self.benchmark, self.protocol)
+
+    @property
+    def pair_comparison(self) -> str:
+        """of the head of texts encoded apart"""
+        return "cosine" if self.benchmark.problem_type == "regression" else "features"
 
     @property
     def head(self) -> str:
@@ -88,11 +92,16 @@ class Setting:
     """passes after which training stops; the schedule spans those of the protocol"""
 
 
+def encodes_apart(benchmark: Benchmark, protocol: Protocol) -> bool:
+    """Whether the two texts of an example are encoded apart."""
+    return protocol.comparison == "apart" and len(benchmark.sentence_columns) == 2
+
+
 def prepare_task(
     benchmark: Benchmark, protocol: Protocol, tokenizer: PreTrainedTokenizerBase, config: ConceptEncoderConfig
 ) -> PreparedTask:
     """Load, cap and tokenise a benchmark; raises whatever `load_benchmark` does."""
-    apart = protocol.comparison == "apart" and len(benchmark.sentence_columns) == 2
+    apart = encodes_apart(benchmark, protocol)
     max_length = longest_text(config, protocol.max_length)
     texts = load_benchmark(benchmark)
     cap = protocol.max_train_examples
@@ -112,7 +121,7 @@ def prepare_task(
     digest = hashlib.sha256()
     for split in ("train", "validation"):
         digest.update(json.dumps([*_token_ids(encoded[split]), encoded[split]["label"][:]]).encode())
-    labels = texts["train"]["label"]
+    labels = texts["train"]["label"][:]
     return PreparedTask(
         benchmark=benchmark,
         protocol=protocol,
@@ -120,7 +129,7 @@ def prepare_task(
         max_length=max_length,
         texts=texts,
         encoded=encoded,
-        label_range=(min(labels), max(labels)) if apart and benchmark.problem_type == "regression" else (0.0, 1.0),
+        label_range=(min(labels), max(labels)),
         digest=digest.hexdigest()[:16],
     )
 
@@ -302,9 +311,9 @@ def _seed_cell(
             f"Training on {task.benchmark.name} diverged: predictions are not finite; lower learning_rates "
             f"(here {setting.learning_rate})"
         )
-    low, high = task.label_range
     predictions = _predictions(task.benchmark, logits)
-    if task.apart and task.benchmark.problem_type == "regression":
+    if task.apart and task.pair_comparison == "cosine":
+        low, high = task.label_range
         predictions = predictions * (high - low) + low
     if model_folder is not None:
         _save_model(trainer, model_folder)
@@ -369,7 +378,7 @@ class LengthGroupedTrainer(Trainer):
 
 
 class PairCollator:
-    """Pads the two texts of each pair apart, and moves labels from `label_range` to [0, 1]."""
+    """Pads the two texts of each pair apart, and moves labels that are no classes from `label_range` to [0, 1]."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, label_range: tuple[float, float]):
         self.tokenizer = tokenizer
@@ -419,11 +428,11 @@ def _train(
     """The trained Trainer and the keys of `load_classifier`; with `select_on`, scored on it after each epoch."""
     row, protocol = task.benchmark, task.protocol
     set_seed(seed)  # before the head is drawn
-    comparison = {"pair_comparison": "cosine" if row.problem_type == "regression" else "features"}
-    model, keys = load_classifier(folder, task.head, row, **(comparison if task.apart else {}))
-    collator = (
-        PairCollator(task.tokenizer, task.label_range) if task.apart else DataCollatorWithPadding(task.tokenizer)
-    )
+    fields: dict[str, str] = {}
+    collator: Callable = DataCollatorWithPadding(task.tokenizer)
+    if task.apart:
+        fields, collator = {"pair_comparison": task.pair_comparison}, PairCollator(task.tokenizer, task.label_range)
+    model, keys = load_classifier(folder, task.head, row, **fields)
 
     def score(prediction: EvalPrediction) -> dict[str, float]:
         if not np.isfinite(prediction.predictions).all():

@@ -12,18 +12,18 @@ from concept_encoder.trainers.pretraining import pretrain
 
 COMPARE = """
 import torch
-from concept_encoder.modeling_concept import linear_cross_entropy
+from concept_encoder.modeling_concept import LinearCrossEntropy, linear_cross_entropy
 from concept_encoder.trainers.kernels import liger_linear_cross_entropy
 
 for smoothing, autocast in ((0.0, False), (0.1, False), (0.1, True)):
     torch.manual_seed(0)
     labels, row_weights = torch.randint(0, 300, (40,)), torch.rand(40) * 5
     results = []
-    for function in (linear_cross_entropy, liger_linear_cross_entropy):
+    for kernel in (LinearCrossEntropy.apply, liger_linear_cross_entropy):
         generator = torch.Generator().manual_seed(1)
         states, weight = (torch.randn(n, 64, generator=generator).requires_grad_() for n in (40, 300))
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            total, losses = function(states, weight, labels, row_weights, smoothing)
+            total, losses = linear_cross_entropy(states, weight, labels, row_weights, smoothing, kernel)
         total.backward()
         assert not losses.requires_grad and states.grad.dtype == weight.grad.dtype == torch.float32
         results.append([total.detach(), losses, states.grad, weight.grad])

@@ -145,6 +145,15 @@ def test_scientific_notation_without_a_dot_is_a_number(tmp_path):
         ("model: {num_concept: 3}\n", "unknown field 'num_concept' in section 'model'; did you mean num_concepts"),
         ("model: {learning_rate: 3}\n", "field 'learning_rate' belongs in section 'training', not 'model'"),
         ("objective: {label_smoothing: 2.0}\n", "label_smoothing must lie in"),
+        ("model: [1, 2]\n", r"section 'model' must map fields to values, got \[1, 2\]"),
+        ("model: {num_concepts: [1, 2]}\n", "field 'num_concepts' takes one value, got"),
+        ("model: {num_concepts: {a: 1}}\n", "field 'num_concepts' takes one value, got"),
+        ("objective: {regularizers: [variance=1, --seed=7]}\n", "field 'regularizers' cannot hold '--seed=7'"),
+        ("objective: {regularizers: {a: 1}}\n", "field 'regularizers' takes a list, got"),
+        ("? [1]\n: x\n", "cannot be read as YAML: "),
+        ("model: !!python/name:os.system\n", "cannot be read as YAML: could not determine a constructor"),
+        ("{1: {}}\n", "unknown section 1"),
+        ("model: {1: 2}\n", "unknown field 1 in section 'model'"),
     ],
 )
 def test_bad_recipes_are_named(tmp_path, text, message):
@@ -199,26 +208,6 @@ def test_a_recipe_extends_nothing_outside_its_folder(tmp_path, base):
     (folder / "own.yaml").write_text(f"extends: {base}\n")
     with pytest.raises(ValueError, match=r"own\.yaml: extends: '.*' leads out of .*recipes"):
         load_recipe(folder / "own.yaml", [], recipe_parser())
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("model: [1, 2]\n", r"section 'model' must map fields to values, got \[1, 2\]"),
-        ("model: {num_concepts: [1, 2]}\n", "field 'num_concepts' takes one value, got"),
-        ("model: {num_concepts: {a: 1}}\n", "field 'num_concepts' takes one value, got"),
-        ("objective: {regularizers: [variance=1, --seed=7]}\n", "field 'regularizers' cannot hold '--seed=7'"),
-        ("objective: {regularizers: {a: 1}}\n", "field 'regularizers' takes a list, got"),
-        ("? [1]\n: x\n", "cannot be read as YAML: "),
-        ("model: !!python/name:os.system\n", "cannot be read as YAML: could not determine a constructor"),
-        ("{1: {}}\n", "unknown section 1"),
-        ("model: {1: 2}\n", "unknown field 1 in section 'model'"),
-    ],
-)
-def test_values_that_no_field_takes(tmp_path, text, message):
-    (tmp_path / "bad.yaml").write_text(text)
-    with pytest.raises(ValueError, match=message):
-        load_recipe(tmp_path / "bad.yaml", [], recipe_parser())
 
 
 PARSER = recipe_parser()

@@ -7,7 +7,7 @@ from torch import Tensor
 def liger_linear_cross_entropy(
     states: Tensor, weight: Tensor, labels: Tensor, row_weights: Tensor, label_smoothing: float
 ) -> tuple[Tensor, Tensor]:
-    """What `modeling_concept.linear_cross_entropy` gives, by the fused kernels of Liger.
+    """What `modeling_concept.LinearCrossEntropy` gives, by the fused kernels of Liger.
 
     Weighted rows make these take the logits once more on the way back: four products with the vocabulary, not three.
 
@@ -29,11 +29,7 @@ def liger_linear_cross_entropy(
     except ImportError as error:
         raise ImportError("use_liger_kernel needs Liger: pip install 'concept-encoder[cuda]'") from error
 
-    device = states.device.type
-    if torch.is_autocast_enabled(device):
-        states, weight = (each.to(torch.get_autocast_dtype(device)) for each in (states, weight))
-    with torch.autocast(device, enabled=False):
-        losses = liger_fused_linear_cross_entropy(
-            states, weight, labels, label_smoothing=label_smoothing, reduction="none", accum_dtype=torch.float32
-        )
+    losses = liger_fused_linear_cross_entropy(
+        states, weight, labels, label_smoothing=label_smoothing, reduction="none", accum_dtype=torch.float32
+    )
     return (losses * row_weights.to(losses.dtype)).sum(), losses.detach()

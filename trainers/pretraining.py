@@ -17,7 +17,6 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerState, set_seed
 
-from ..configuration_concept import ConceptEncoderConfig
 from ..modeling_concept import ConceptMaskedLMModel
 from .data import load_pretraining_data, load_tokenizer
 from .files import check_writable, write_atomically, write_json
@@ -25,7 +24,7 @@ from .recipes import RECIPE_FILE, Recipe
 from .saving import damage, find_checkpoints, last_complete
 from .stopping import EXIT_STATUS
 from .trainer import ConceptMonitor, ConceptTrainer, UploadAssembler
-from .warm_start import start_from_checkpoint, warm_start_embeddings
+from .warm_start import architecture, start_from_checkpoint, warm_start_embeddings
 
 logger = logging.getLogger(__name__)
 
@@ -118,8 +117,7 @@ def pretrain(
     if head is None:
         head = recipe.objective.build_corruption().head
     else:
-        fields = [name for name in ConceptEncoderConfig.__annotations__ if name != "auto_map"]
-        config = head.config_class(**{name: getattr(config, name) for name in fields})
+        config = head.config_class(**architecture(config))
     if training.start_from is not None and checkpoint is None:
         model = start_from_checkpoint(head, config, tokenizer, training.start_from)
     else:

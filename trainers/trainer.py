@@ -222,7 +222,7 @@ class ConceptTrainer(Trainer):
                 raise ValueError(
                     f"use_liger_kernel=True needs a CUDA device, and training runs on {kind}; leave it out"
                 )
-            self.model.linear_cross_entropy = liger_linear_cross_entropy
+            self.model.loss_kernel = liger_linear_cross_entropy
         self.loss_is_scaled_for_ga = True
         self.objective.learned.to(self.args.device)
         if self.is_fsdp_enabled and list(self.objective.learned.parameters()):

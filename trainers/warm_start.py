@@ -1,5 +1,7 @@
 """Warm start: from the weights of a concept encoder, or with the token embeddings of any encoder."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
@@ -20,8 +22,12 @@ FREE_FIELDS = (
     "decoder_query",
     "timestep_scale",
     "pair_comparison",
-    "auto_map",
 )
+
+
+def architecture(config: ConceptEncoderConfig) -> dict[str, Any]:
+    """The fields that decide shapes and wiring, and the initialisation."""
+    return {name: getattr(config, name) for name in ConceptEncoderConfig.__annotations__ if name != "auto_map"}
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, source: str, field: str) -> None:
@@ -88,13 +94,10 @@ def start_from_checkpoint(
     """
     check_vocabulary(tokenizer, source, "start_from")
     theirs = _read(head.config_class.from_pretrained, source, "start_from")
-    names = [name for name in ConceptEncoderConfig.__annotations__ if name not in FREE_FIELDS]
-    differing = [name for name in names if getattr(theirs, name, None) != getattr(config, name)]
+    there, here = architecture(theirs), architecture(config)
+    differing = [name for name in here if name not in FREE_FIELDS and there[name] != here[name]]
     if differing:
-        shown = ", ".join(
-            f"{name} is {getattr(theirs, name, None)!r} there, {getattr(config, name)!r} here"
-            for name in differing[:3]
-        )
+        shown = ", ".join(f"{name} is {there[name]!r} there, {here[name]!r} here" for name in differing[:3])
         raise ValueError(f"start_from {source!r} has another architecture ({shown}); set these fields alike")
     trained_class = head if head.__name__ in (theirs.architectures or []) else ConceptEncoderModel
     load = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
