@@ -1,7 +1,6 @@
 """Faults caused for real while training, analysing and reporting: what the user reads, and what is kept."""
 
 import json
-import multiprocessing
 import os
 import resource
 import shutil
@@ -10,21 +9,24 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import datasets
 import numpy as np
 import psutil
 import pytest
+from huggingface_hub import HfApi, hf_file_system
+from huggingface_hub.utils import http_backoff
 from run_files import synthetic_pretrain, write_run
 from test_pretraining import tiny_recipe
-from test_resume import assert_equal_runs, settings
+from test_resume import ENVIRONMENT, assert_equal_runs, command_line, settings
 
 from concept_encoder.eval.monitor import monitor_concepts
 from concept_encoder.eval.report import write_report
 from concept_encoder.scripts import analyze, finetune, push_to_hub
 from concept_encoder.scripts import pretrain as script
-from concept_encoder.trainers import pretraining
+from concept_encoder.trainers import data, pretraining
 from concept_encoder.trainers.files import check_writable, replaced_together, write_json
 from concept_encoder.trainers.microworld import microworld_tokenizer
 from concept_encoder.trainers.pretraining import pretrain
@@ -249,28 +251,29 @@ def test_without_permission_one_line_says_so_before_anything_is_done(tmp_path):
 # -------------------------------------------------------------------------------------------------- memory and workers
 
 
-def killer(number):
-    """A monitor, called in this process at each logged step, that kills the data worker at the `number`-th."""
-    calls = []
-
-    def monitor(concepts):
-        calls.append(1)
-        if len(calls) == number:
-            (worker,) = multiprocessing.active_children()
-            os.kill(worker.pid, signal.SIGKILL)
-        return {}, None
-
-    return monitor
-
-
-def test_a_killed_data_worker_ends_the_run_with_its_checkpoints_kept(tmp_path, capsys, monkeypatch):
-    # What the system does to a process that needs too much memory, while there are batches to make.
-    monkeypatch.setattr(script, "monitor_concepts", killer(2))
-    workers = ["--dataloader_num_workers", "1", "--dataloader_prefetch_factor", "1", "--max_train_documents", "400"]
-    line = train_here(capsys, tmp_path / "run", *workers)
+def test_a_killed_data_worker_ends_the_run_with_its_checkpoints_kept(tmp_path):
+    # What the system does to a process that needs too much memory. In a process of its own: torch goes on raising for
+    # a lost worker at every later SIGCHLD, wherever that comes.
+    run = tmp_path / "run"
+    workers = ["--dataloader_num_workers", "1", "--max_train_documents", "400"]
+    child = subprocess.Popen(
+        command_line(run, *settings(1_000_000), *workers),
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **ENVIRONMENT},
+    )
+    while not find_checkpoints(run):
+        assert child.poll() is None, child.communicate()[1]
+        time.sleep(0.1)
+    while child.poll() is None:  # the last worker of an epoch may be going by itself
+        for worker in psutil.Process(child.pid).children():
+            worker.kill()
+        time.sleep(0.1)
+    *_, line = child.communicate()[1].strip().split("\n")
+    assert child.returncode == 2
     assert "a data worker was lost, killed for its memory perhaps: DataLoader worker" in line
-    assert "checkpoint-5 is kept, go on with --resume_from_checkpoint last" in line
-    assert [damage(folder) for _, folder in find_checkpoints(tmp_path / "run")] == [None]
+    step, last = find_checkpoints(run)[-1]
+    assert f"checkpoint-{step} is kept, go on with --resume_from_checkpoint last" in line and damage(last) is None
 
 
 class Hungry:
@@ -366,3 +369,68 @@ def test_a_truncated_parquet_file_is_named(tmp_path, capsys, streaming, share):
     line = train_here(capsys, tmp_path / "run", *corpus, "--streaming", streaming)
     assert f"dataset {str(file)!r} cannot be read or is empty: " in line
     assert not (tmp_path / "run").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------- network
+
+
+@pytest.fixture
+def stories(seeded_hub, tmp_path, monkeypatch):
+    """Arguments that stream a corpus of 30 files from the Hub, ten at a time, and a monitor that asks for a fault."""
+    for n in range(30):
+        rows = [f"story {n} of the cat that saw {k * k} dogs and birds" for k in range(40)]
+        datasets.Dataset.from_dict({"text": rows}).to_parquet(tmp_path / f"stories/train-{n:05d}-of-00030.parquet")
+    api = HfApi()
+    api.create_repo("me/stories", repo_type="dataset", exist_ok=True)
+    api.upload_folder(repo_id="me/stories", repo_type="dataset", folder_path=tmp_path / "stories")
+    microworld_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    # Both libraries try again, for minutes in all.
+    for name, value in (("STREAMING_READ_MAX_RETRIES", 2), ("STREAMING_READ_RETRY_INTERVAL", 0.01)):
+        monkeypatch.setattr(datasets.config, name, value)
+    monkeypatch.setattr(hf_file_system, "http_backoff", partial(http_backoff, max_retries=1, base_wait_time=0.01))
+    monkeypatch.setattr(data, "STREAM_SHUFFLE_BUFFER", 10)
+    own = ["--dataset_name", "me/stories", "--streaming", "true", "--validation_size", "0.1", "--packing", "truncated"]
+    own += ["--tokenizer_name", str(tmp_path / "tokenizer"), "--max_train_documents", "10000"]
+
+    def when_training(**fault):
+        calls = []
+
+        def monitor(concepts):
+            calls.append(1)
+            if len(calls) == 2:  # at step 7
+                seeded_hub.fault(path_regex="stories", **fault)
+            return {}, None
+
+        return monitor
+
+    return own, when_training
+
+
+@pytest.mark.hub
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ({"close": True}, "Server Disconnected"),
+        ({"truncate_after_bytes": 100}, "Server Disconnected"),
+        ({"status": 503}, "503 Service Unavailable"),
+    ],
+)
+def test_a_network_that_goes_in_mid_stream_ends_the_run_with_its_checkpoints_kept(
+    stories, tmp_path, capsys, monkeypatch, fault, said
+):
+    own, when_training = stories
+    monkeypatch.setattr(script, "monitor_concepts", when_training(times=None, **fault))
+    line = train_here(capsys, tmp_path / "run", *own, "--max_steps", "300")
+    step, last = find_checkpoints(tmp_path / "run")[-1]
+    assert "error: the corpus cannot be read any further: " in line and said in line
+    assert line.endswith(f"; checkpoint-{step} is kept, go on with --resume_from_checkpoint last")
+    assert step >= 5 and damage(last) is None
+
+
+@pytest.mark.hub
+def test_a_network_that_comes_back_changes_nothing(stories, seeded_hub, tmp_path):
+    own, when_training = stories
+    for name, fault in (("straight", {"delay_s": 0}), ("broken", {"close": True})):
+        pretrain(tiny_recipe(tmp_path / name, *settings(100, *own)), monitor=when_training(**fault))
+    assert [row for row in seeded_hub.requests() if row["status"] is None]
+    assert_equal_runs(tmp_path / "straight", tmp_path / "broken")

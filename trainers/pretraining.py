@@ -15,6 +15,7 @@ import transformers
 import yaml
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from huggingface_hub.errors import HTTPError
 from transformers import TrainerState, set_seed
 
 from ..modeling_concept import ConceptMaskedLMModel
@@ -103,7 +104,7 @@ def pretrain(
     Raises:
         ValueError: bad input; raised before anything is written.
         OSError: the folder cannot be written to, before anything is done; a checkpoint could not be written; a data
-            worker was killed.
+            worker was killed; the host of a stream was lost.
         MemoryError: it does not fit, in this process or in a data worker.
         SystemExit: a SIGTERM came while training; the last checkpoint is of the step in which it came.
     """
@@ -138,7 +139,7 @@ def pretrain(
     if checkpoint is not None:  # now, since save_total_limit may remove it
         resumed_at = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")).global_step
     start = time.perf_counter()
-    with trainer.stop.listening(), _exhaustion_named(training.output_dir):
+    with trainer.stop.listening(), _way_on_named(recipe):
         outcome = trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - start
     if trainer.stop.agreed:
@@ -163,15 +164,17 @@ def pretrain(
 
 
 @contextmanager
-def _exhaustion_named(output_dir: str) -> Iterator[None]:
-    """Memory that does not suffice, and workers that the system killed for it, as errors that say the way out."""
+def _way_on_named(recipe: Recipe) -> Iterator[None]:
+    """What the machine or the network ends training by, as errors that say what is kept and the way out."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, ConnectionError, HTTPError) as error:
         lines = str(error).strip().splitlines() or ["no more is said"]
         said = lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"  # without a worker's traceback
-        last = next((folder.name for _, folder in reversed(find_checkpoints(output_dir))), None)
+        last = next((folder.name for _, folder in reversed(find_checkpoints(recipe.training.output_dir))), None)
         go_on = "" if last is None else f"; {last} is kept, go on with --resume_from_checkpoint last"
+        if isinstance(error, ConnectionError | HTTPError) and recipe.data.streaming:
+            raise ConnectionError(f"the corpus cannot be read any further: {said}{go_on}") from error
         if re.search(r"DataLoader worker .* (killed|exited)", said):
             raise ChildProcessError(
                 f"a data worker was lost, killed for its memory perhaps: {said}. Lower dataloader_num_workers{go_on}"
