@@ -18,7 +18,7 @@ from transformers import Trainer
 
 from concept_encoder import ConceptEncoderForDiffusionMLM
 from concept_encoder.trainers.objectives import ObjectiveArguments
-from concept_encoder.trainers.trainer import embeddings_apart, share_tied_embeddings
+from concept_encoder.trainers.sharding import embeddings_apart, share_tied_embeddings
 
 CONFIGURATIONS = Path(__file__).parents[1] / "scripts" / "accelerate"
 

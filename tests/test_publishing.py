@@ -32,7 +32,8 @@ from concept_encoder.modeling_concept import (
 )
 from concept_encoder.scripts import push_to_hub
 from concept_encoder.scripts.pretrain import main as pretrain
-from concept_encoder.trainers.trainer import ConceptTrainer, ConceptTrainingArguments
+from concept_encoder.trainers.arguments import ConceptTrainingArguments
+from concept_encoder.trainers.trainer import ConceptTrainer
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKEN = "hf_local"

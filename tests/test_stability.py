@@ -11,9 +11,9 @@ from datasets import Dataset
 from test_trainer import make_trainer, noise_by_text, parameters
 from torch import nn
 
+from concept_encoder.trainers.arguments import ConceptTrainingArguments
 from concept_encoder.trainers.objectives import ObjectiveArguments
 from concept_encoder.trainers.stability import DivergenceError, DivergenceGuard, gradient_norms
-from concept_encoder.trainers.trainer import ConceptTrainingArguments
 
 
 def test_an_exploding_norm_is_told_from_a_spike_and_from_the_first_steps():

@@ -14,9 +14,10 @@ from helpers import random_examples, tiny_config
 from torch import nn
 
 from concept_encoder import ConceptEncoderForDiffusionMLM
+from concept_encoder.trainers.arguments import ConceptTrainingArguments
 from concept_encoder.trainers.collators import DataCollatorForReconstruction
 from concept_encoder.trainers.objectives import ObjectiveArguments, info_nce
-from concept_encoder.trainers.trainer import ConceptTrainer, ConceptTrainingArguments
+from concept_encoder.trainers.trainer import ConceptTrainer
 
 
 def make_trainer(
