@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,8 @@ from transformers.utils import logging
 
 from .. import modeling_concept
 from ..configuration_concept import ConceptEncoderConfig
-from ..trainers.untrusted import inside, read_object, read_tokenizer
+from ..trainers.files import whole_folder
+from ..trainers.untrusted import inside, is_hub_id, read_object, read_tokenizer
 from ..trainers.warm_start import architecture
 from .benchmarks import Benchmark
 from .bert_twin import TWINS, BertTwinConfig, BertTwinModel
@@ -176,7 +176,7 @@ def checkpoint_folder(checkpoint: str, revision: str | None = None) -> Path:
         if revision is not None:
             raise ValueError(f"{checkpoint} is a folder, which has no revision {revision!r}; leave the revision out")
         return Path(checkpoint)
-    if checkpoint.count("/") != 1 or checkpoint.startswith((".", "/", "~")):
+    if not is_hub_id(checkpoint):
         raise FileNotFoundError(f"No checkpoint folder {checkpoint}")
     return Path(snapshot_download(checkpoint, revision=revision, allow_patterns=list(CHECKPOINT_FILES)))
 
@@ -281,10 +281,8 @@ def random_twin(folder: Path, output_dir: str | os.PathLike) -> Path:
             names = ", ".join(sorted(name for name in own if kept.get(name) != own[name]))
             raise ValueError(f"{twin} is the twin of another architecture ({names}); remove it to make a new one")
         return twin
-    twin.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".", dir=twin.parent) as scratch:
-        random_encoder(config).save_pretrained(f"{scratch}/twin")
-        os.replace(f"{scratch}/twin", twin)
+    with whole_folder(twin) as staged:
+        random_encoder(config).save_pretrained(staged)
     return twin
 
 

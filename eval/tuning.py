@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 import shutil
 import tempfile
 import time
@@ -33,7 +32,7 @@ from transformers import (
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ..configuration_concept import ConceptEncoderConfig
-from ..trainers.files import write_json
+from ..trainers.files import whole_folder, write_json
 from .benchmark_score import benchmark_score
 from .benchmarks import Benchmark, load_benchmark
 from .checkpoints import load_classifier, longest_text, weights_digest
@@ -483,13 +482,11 @@ def _train(
 
 def _save_model(trainer: Trainer, folder: Path) -> None:
     """Complete under its name, or not there at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".", dir=folder.parent) as scratch:
+    with whole_folder(folder) as staged:
         # Not the Trainer's own, which pickles its arguments beside the weights.
-        trainer.model.save_pretrained(f"{scratch}/model")
-        trainer.processing_class.save_pretrained(f"{scratch}/model")
+        trainer.model.save_pretrained(staged)
+        trainer.processing_class.save_pretrained(staged)
         shutil.rmtree(folder, ignore_errors=True)
-        os.replace(f"{scratch}/model", folder)
 
 
 def _without_nan(value: Any) -> Any:
