@@ -1,7 +1,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_trainer import losses, make_trainer, parameters
+from small_runs import losses, make_trainer, parameters
 from transformers import TrainerCallback
 
 from concept_encoder import ConceptEncoderForDiffusionMLM

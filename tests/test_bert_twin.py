@@ -2,8 +2,8 @@ import json
 
 import pytest
 import torch
+from small_runs import tiny_recipe
 from small_tasks import small_task
-from test_pretraining import tiny_recipe
 
 from concept_encoder.eval import finetuning
 from concept_encoder.eval.benchmarks import BENCHMARKS

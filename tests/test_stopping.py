@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from test_trainer import make_trainer, parameters
+from small_runs import make_trainer, parameters
 from transformers import TrainerCallback
 
 from concept_encoder.trainers.arguments import ConceptTrainingArguments

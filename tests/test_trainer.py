@@ -1,69 +1,22 @@
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from datasets import Dataset
 from helpers import random_examples, tiny_config
+from small_runs import launch_two, losses, make_trainer, noise_by_text, parameters
 from torch import nn
 
 from concept_encoder import ConceptEncoderForDiffusionMLM
+from concept_encoder.trainers import data_wait
 from concept_encoder.trainers.arguments import ConceptTrainingArguments
 from concept_encoder.trainers.collators import DataCollatorForReconstruction
 from concept_encoder.trainers.objectives import ObjectiveArguments, info_nce
 from concept_encoder.trainers.trainer import ConceptTrainer
-
-
-def make_trainer(
-    tokenizer, output_dir, rows=64, objective=None, monitor=None, dropout=0.0, data=None, **training
-) -> ConceptTrainer:
-    torch.manual_seed(0)
-    objective = objective or ObjectiveArguments()
-    corruption = objective.build_corruption()
-    config = tiny_config(
-        vocab_size=len(tokenizer),
-        mask_token_id=tokenizer.mask_token_id,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
-        **corruption.needs,
-    )
-    data = data or Dataset.from_list(random_examples(tokenizer, rows=rows, longest=20))
-    settings = {
-        "output_dir": str(output_dir),
-        "max_steps": 6,
-        "per_device_train_batch_size": 8,
-        "per_device_eval_batch_size": 8,
-        "learning_rate": 3e-3,
-        "logging_steps": 2,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-        **training,
-    }
-    return ConceptTrainer(
-        model=corruption.head(config),
-        args=ConceptTrainingArguments(**settings),
-        objective_args=objective,
-        monitor=monitor,
-        train_dataset=data,
-        eval_dataset=data.select(range(min(rows, 20))),
-        processing_class=tokenizer,
-    )
-
-
-def parameters(trainer) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
-
-
-def losses(trainer) -> list[float]:
-    return [row["loss"] for row in trainer.state.log_history if "loss" in row]
 
 
 def test_training_lowers_the_loss_and_logs_its_parts(tokenizer, tmp_path):
@@ -101,27 +54,26 @@ def test_tokens_are_counted_over_micro_batches(tokenizer, tmp_path, how):
     assert trainer.state.num_input_tokens_seen == expected
 
 
-def test_time_spent_on_data_is_logged(tokenizer, tmp_path):
-    shares = []
-    for delay in (0.0, 0.05):
-        trainer = make_trainer(tokenizer, tmp_path / str(delay), rows=24, max_steps=3, logging_steps=1)
-        collate = trainer.data_collator
-        trainer.data_collator = lambda examples, delay=delay, collate=collate: time.sleep(delay) or collate(examples)
-        trainer.train()
-        rows = [row["data_wait_share"] for row in trainer.state.log_history if "data_wait_share" in row]
-        assert len(rows) == 3 and all(0 < share < 1 for share in rows)
-        shares.append(trainer.largest_data_wait_share())
-        assert min(rows) <= shares[-1] <= max(rows)
-        if delay:
-            assert trainer.data_wait.data_seconds >= 3 * delay
-    assert shares[0] < shares[1]
+def test_time_spent_on_data_is_logged(tokenizer, tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(data_wait, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    trainer = make_trainer(tokenizer, tmp_path, rows=24, max_steps=3, logging_steps=1)
+    collate, step = trainer.data_collator, trainer.training_step
 
+    def slow_collate(examples):
+        now[0] += 3
+        return collate(examples)
 
-def noise_by_text(trainer) -> ConceptTrainer:
-    """Training noise made a function of the text, so that runs that cut the same batches differently compare."""
+    def slow_step(*args):
+        now[0] += 1
+        return step(*args)
 
-    trainer.collator.draw = lambda batch, *_: trainer.collator.fixed_noise(batch)
-    return trainer
+    trainer.data_collator, trainer.training_step = slow_collate, slow_step
+    trainer.train()
+    assert trainer.data_wait.data_seconds == 9 and trainer.data_wait.step_seconds == 3
+    rows = [row["data_wait_share"] for row in trainer.state.log_history if "data_wait_share" in row]
+    assert rows == pytest.approx([6 / 7, 3 / 4, 0])  # accelerate fetches one batch ahead
+    assert trainer.largest_data_wait_share() == pytest.approx(0.75)
 
 
 OBJECTIVES = {
@@ -371,16 +323,6 @@ distributed.destroy_process_group()
 """
 
 
-def launch_two(script):
-    """Run a script in two processes on the CPU."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    env = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, "--main_process_port", "0", str(script)], env=env, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 @pytest.mark.slow
 def test_info_nce_of_two_processes_is_that_of_one_large_batch(tmp_path):
     script = tmp_path / "two.py"
@@ -402,7 +344,7 @@ TWO_PROCESSES = """
 import json, sys
 sys.path.insert(0, {tests!r})
 import torch
-from test_trainer import losses, make_trainer, noise_by_text, parameters
+from small_runs import losses, make_trainer, noise_by_text, parameters
 from concept_encoder.trainers.microworld import microworld_tokenizer
 
 trainer = make_trainer(microworld_tokenizer(), {out!r}, per_device_train_batch_size=4, per_device_eval_batch_size=3)
