@@ -60,11 +60,11 @@ def concept_ledger(
         seed: of derangement and resampling.
 
     Returns:
-        The fields of ledger.json but for `kind` and `corpus`: `bits_per_token` {"shuffled", "null"} with value and
-        95 % interval; `by_timestep`; `by_position`, bins of positions `from` ... `to`, both inclusive, whose bits
-        weigh each masking rate alike; `leave_one_out`, (C,) bits per token lost when one concept is replaced by its
-        template; `concepts_for_90_percent` of the sum of these losses, gains left out; None below 0.001.
-        A figure without any token is None.
+        The fields of ledger.json but for `kind`, `checkpoint` and `corpus`: `bits_per_token` {"shuffled", "null"} with
+        value and 95 % interval; `by_timestep`; `by_position`, bins of positions `from` ... `to`, both inclusive, whose
+        bits weigh each masking rate alike; `leave_one_out`, (C,) bits per token lost when one concept is replaced by
+        its template; `concepts_for_90_percent` of the sum of these losses, gains left out; None below 0.001. A figure
+        without any token is None.
 
     Raises:
         ValueError: fewer than two documents, a number of concept matrices other than that of documents, no token
