@@ -116,8 +116,14 @@ class ConceptTrainer(Trainer):
         self._rollbacks = 0
         self._base_rates: list[float] | None = None
         self._staging: Path | None = None
-        inputs = {"train_dataset": train_dataset, "processing_class": processing_class}
-        super().__init__(model, args, data_collator=self.collator.pad, **inputs, **kwargs)
+        super().__init__(
+            model,
+            args,
+            data_collator=self.collator.pad,
+            train_dataset=train_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
         self._check_devices()
         self.loss_is_scaled_for_ga = True
         self.objective.learned.to(self.args.device)
@@ -623,7 +629,7 @@ def _check_task(
     own = getattr(model, "trained_as", type(model).__name__)
     if own != head:
         raise ValueError(f"corruption {settings.corruption!r} trains a {head}, got a {own}")
-    columns = None if train_dataset is None else train_dataset.column_names
-    settings.check(model.config, paired="partner_ids" in (columns or ()))
+    columns = getattr(train_dataset, "column_names", None) or ()  # a stream may not know its own
+    settings.check(model.config, paired="partner_ids" in columns)
     if settings.contrastive and args.per_device_train_batch_size * args.world_size < 2:
         raise ValueError("contrastive needs other texts as negatives: raise per_device_train_batch_size to 2 or more")
