@@ -16,7 +16,6 @@ import yaml
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedTokenizerBase, TrainerState, set_seed
-from transformers.trainer import TRAINER_STATE_NAME
 
 from ..configuration_concept import ConceptEncoderConfig
 from ..modeling_concept import ConceptMaskedLMModel
@@ -127,7 +126,7 @@ def pretrain(
     )
     resumed_at = 0
     if checkpoint is not None:  # now, since save_total_limit may remove it
-        resumed_at = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME)).global_step
+        resumed_at = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")).global_step
     start = time.perf_counter()
     with trainer.stop.listening(), _exhaustion_named(training.output_dir):
         outcome = trainer.train(resume_from_checkpoint=checkpoint)
@@ -140,7 +139,7 @@ def pretrain(
     result = _result(recipe, trainer, seconds, outcome.global_step - resumed_at)
     if trainer.is_world_process_zero():
         folder = Path(training.output_dir)
-        trainer.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+        trainer.state.save_to_json(str(folder / "trainer_state.json"))
         write_atomically(folder / RECIPE_FILE, yaml.safe_dump(recipe.as_dict(), sort_keys=False))
         write_json(folder / RESULT_FILE, result)
     if training.push_to_hub:
