@@ -16,7 +16,6 @@ import torch
 import transformers
 from scipy.stats import theilslopes
 from tqdm import tqdm
-from transformers.trainer import TRAINER_STATE_NAME
 
 from ..trainers.saving import find_checkpoints, last_complete
 from ..trainers.stopping import EXIT_STATUS
@@ -157,7 +156,7 @@ def _training(output_dir: Path, seen: set[int], status: int) -> dict[str, Any]:
     last = last_complete(output_dir)
     if last is None:
         raise ValueError(f"{output_dir} has no whole checkpoint after the run")
-    state = json.loads((Path(last) / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    state = json.loads((Path(last) / "trainer_state.json").read_text(encoding="utf-8"))
     loss, evaluation = ([row[name] for row in state["log_history"] if name in row] for name in ("loss", "eval_loss"))
     return {
         "steps": state["global_step"],
