@@ -73,5 +73,5 @@ versions:
 		"$$python" -m pip install -qq "$(TORCH)" "transformers==$$version" numpy pytest; \
 		echo "transformers $$version"; \
 		PYTHONPATH="$$folder" OMP_NUM_THREADS=1 "$$python" -m pytest -q -p no:cacheprovider \
-			tests/test_modeling_concept.py tests/test_remote_code.py; \
+			tests/test_modeling_concept.py tests/test_heads.py tests/test_generation.py tests/test_remote_code.py; \
 	done

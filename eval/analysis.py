@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration_concept import ConceptEncoderConfig
 from ..modeling_concept import ConceptEncoderForDiffusionMLM, ConceptEncoderModel
@@ -93,24 +93,10 @@ def analyze(
 def load_models(checkpoint: str | Path) -> tuple[ConceptEncoderModel, ConceptEncoderForDiffusionMLM | None]:
     """Encoder of any concept-encoder checkpoint and, if it is one of masked diffusion, the head around that encoder.
 
-    Raises:
-        ValueError: as `load_encoder`, or decoder weights missing from a pretraining checkpoint.
-    """
-    encoder = load_encoder(checkpoint)
-    if ConceptEncoderForDiffusionMLM.__name__ not in (encoder.config.architectures or []):
-        return encoder, None
-    head, loading = load_model(ConceptEncoderForDiffusionMLM, Path(checkpoint))
-    if loading["missing_keys"]:
-        missing = ", ".join(sorted(loading["missing_keys"]))
-        raise ValueError(f"{str(checkpoint)!r} lacks decoder weights ({missing}); they would be random")
-    return head.encoder, head
-
-
-def load_encoder(checkpoint: str | Path) -> ConceptEncoderModel:
-    """The encoder of any concept-encoder checkpoint folder, in float32 and evaluation mode.
+    In float32 and evaluation mode.
 
     Raises:
-        ValueError: no such folder, encoder weights missing, or as `load_model`.
+        ValueError: no such folder, weights missing, or as `load_model`.
     """
     folder = Path(checkpoint)
     if not folder.is_dir():
@@ -118,10 +104,18 @@ def load_encoder(checkpoint: str | Path) -> ConceptEncoderModel:
             f"checkpoint must be a folder, got {str(checkpoint)!r}; fetch one from the Hub with "
             f"`hf download REPO_ID --local-dir FOLDER`"
         )
-    model, loading = load_model(ConceptEncoderModel, folder)
+    encoder = _load_whole(ConceptEncoderModel, folder, "encoder")
+    if ConceptEncoderForDiffusionMLM.__name__ not in (encoder.config.architectures or []):
+        return encoder, None
+    head = _load_whole(ConceptEncoderForDiffusionMLM, folder, "decoder")
+    return head.encoder, head
+
+
+def _load_whole(head: type[PreTrainedModel], folder: Path, part: str) -> Any:
+    model, loading = load_model(head, folder)
     if loading["missing_keys"]:
         missing = ", ".join(sorted(loading["missing_keys"]))
-        raise ValueError(f"{str(checkpoint)!r} lacks encoder weights ({missing}); they would be random")
+        raise ValueError(f"{str(folder)!r} lacks {part} weights ({missing}); they would be random")
     return model
 
 

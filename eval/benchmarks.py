@@ -12,10 +12,10 @@ from datasets.data_files import EmptyDatasetError
 from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
+from ..trainers.data import MICROWORLD
 from ..trainers.microworld import microworld_task
 from .benchmark_score import TASK_METRICS
 
-MICROWORLD = "microworld"
 MICROWORLD_SIZES = {"train": 4000, "validation": 1000}
 PARQUET_REVISION = "refs/convert/parquet"  # branch on which the Hub exports every dataset
 UNLABELLED = -1  # what GLUE writes where the labels are hidden

@@ -2,11 +2,10 @@
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import snapshot_download
@@ -17,7 +16,8 @@ from transformers.utils import logging
 
 from .. import modeling_concept
 from ..configuration_concept import ConceptEncoderConfig
-from ..trainers.untrusted import inside, read_object, read_tokenizer
+from ..trainers.files import whole_folder
+from ..trainers.untrusted import inside, is_hub_id, read_object, read_tokenizer
 from ..trainers.warm_start import architecture
 from .benchmarks import Benchmark
 from .bert_twin import TWINS, BertTwinConfig, BertTwinModel
@@ -28,6 +28,18 @@ CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 FAMILIES = (ConceptEncoderConfig, BertTwinConfig)  # of what the evaluations can score
 TWIN_FOLDER = "random_init"
 TWIN_SEED = 20_250  # no recipe's seed, so that the twin does not start where the run did
+
+
+class _Checkpoint(NamedTuple):
+    """What a checkpoint holds: its configuration, of one of `FAMILIES`, and the names of its weights."""
+
+    folder: Path
+    config: ConceptEncoderConfig
+    names: set[str]
+
+
+def _read(folder: Path) -> _Checkpoint:
+    return _Checkpoint(folder, read_config(folder, FAMILIES), weight_names(folder))
 
 
 def load_classifier(
@@ -49,26 +61,31 @@ def load_classifier(
             the encoder's nor the pretraining head's; the keys are named.
     """
     fields = {"num_labels": benchmark.num_labels, "problem_type": benchmark.problem_type, **config_fields}
-    is_twin = isinstance(check_checkpoint(folder), BertTwinConfig)
-    return _load(TWINS[head] if is_twin else getattr(modeling_concept, head), folder, **fields)
+    checkpoint = _pretrained(folder)
+    is_twin = isinstance(checkpoint.config, BertTwinConfig)
+    return _with_encoder(TWINS[head] if is_twin else getattr(modeling_concept, head), checkpoint, **fields)
 
 
 def load_encoder(folder: Path) -> PreTrainedModel:
     """The encoder of a checkpoint, in float32 and evaluation mode; a ValueError as from `load_classifier`."""
-    return _load(_encoder_class(check_checkpoint(folder)), folder)[0].eval()
+    checkpoint = _pretrained(folder)
+    return _with_encoder(_encoder_class(checkpoint.config), checkpoint)[0].eval()
 
 
 def _encoder_class(config: ConceptEncoderConfig) -> type[PreTrainedModel]:
     return BertTwinModel if isinstance(config, BertTwinConfig) else modeling_concept.ConceptEncoderModel
 
 
-def _load(head: type[PreTrainedModel], folder: Path, **options) -> tuple[PreTrainedModel, dict[str, list[str]]]:
-    model, info = load_model(head, folder, **options)
+def _with_encoder(
+    head: type[PreTrainedModel], checkpoint: _Checkpoint, **options
+) -> tuple[PreTrainedModel, dict[str, list[str]]]:
+    folder = checkpoint.folder
+    model, info = _load(head, checkpoint, **options)
     prefix = f"{model.base_model_prefix}."
     known = set(model.state_dict())
     # The encoder's weights bear the prefix in the file of a head, and none in the file of a bare encoder.
     own = known | {prefix + key for key in known} | {key.removeprefix(prefix) for key in known}
-    dropped = sorted(weight_names(folder) - own)
+    dropped = sorted(checkpoint.names - own)
     is_head = hasattr(model, model.base_model_prefix)
     new = sorted(key for key in known if not key.startswith(prefix)) if is_head else []
     missing = sorted(set(info["missing_keys"]) - set(new))
@@ -96,7 +113,13 @@ def load_model(
     Raises:
         ValueError: as `read_config`; weights that are broken, not finite, or of other shapes than the configuration's.
     """
-    config, names = read_config(folder, FAMILIES), weight_names(folder)
+    return _load(head, _read(folder), **options)
+
+
+def _load(
+    head: type[PreTrainedModel], checkpoint: _Checkpoint, **options: Any
+) -> tuple[PreTrainedModel, dict[str, set[str]]]:
+    folder, config, names = checkpoint
     layers = max(config.num_hidden_layers, config.decoder_num_hidden_layers)
     if layers > len(names):  # a model of so many would take long to make, only to lack them
         raise ValueError(
@@ -176,21 +199,24 @@ def checkpoint_folder(checkpoint: str, revision: str | None = None) -> Path:
         if revision is not None:
             raise ValueError(f"{checkpoint} is a folder, which has no revision {revision!r}; leave the revision out")
         return Path(checkpoint)
-    if checkpoint.count("/") != 1 or checkpoint.startswith((".", "/", "~")):
+    if not is_hub_id(checkpoint):
         raise FileNotFoundError(f"No checkpoint folder {checkpoint}")
     return Path(snapshot_download(checkpoint, revision=revision, allow_patterns=list(CHECKPOINT_FILES)))
 
 
 def check_checkpoint(folder: Path) -> ConceptEncoderConfig:
     """Its configuration, if it is a concept encoder's, or its BERT twin's, with weights and without a classifier."""
-    config = read_config(folder, FAMILIES)
-    names = weight_names(folder)
-    trained = sorted(name for name in names if name.startswith(("pooling.", "classifier.")))
+    return _pretrained(folder).config
+
+
+def _pretrained(folder: Path) -> _Checkpoint:
+    checkpoint = _read(folder)
+    trained = sorted(name for name in checkpoint.names if name.startswith(("pooling.", "classifier.")))
     if trained:
         raise ValueError(
             f"{folder} is already fine-tuned: it holds {', '.join(trained)}. Give the checkpoint it was made from"
         )
-    return config
+    return checkpoint
 
 
 def weight_files(folder: Path) -> list[str]:
@@ -281,10 +307,8 @@ def random_twin(folder: Path, output_dir: str | os.PathLike) -> Path:
             names = ", ".join(sorted(name for name in own if kept.get(name) != own[name]))
             raise ValueError(f"{twin} is the twin of another architecture ({names}); remove it to make a new one")
         return twin
-    twin.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".", dir=twin.parent) as scratch:
-        random_encoder(config).save_pretrained(f"{scratch}/twin")
-        os.replace(f"{scratch}/twin", twin)
+    with whole_folder(twin) as staged:
+        random_encoder(config).save_pretrained(staged)
     return twin
 
 

@@ -11,7 +11,7 @@ from huggingface_hub import HfApi, snapshot_download
 
 from .. import configuration_concept, modeling_concept
 from ..configuration_concept import AUTO_MAP
-from ..trainers.untrusted import read_object
+from ..trainers.untrusted import is_hub_id, read_object
 
 logger = logging.getLogger(__name__)
 CODE = tuple(Path(module.__file__ or "") for module in (configuration_concept, modeling_concept))
@@ -75,7 +75,7 @@ def code_of(checkpoint: str, revision: str = "main") -> CheckpointCode:
     """
     commit, folder = None, Path(checkpoint)
     if not folder.is_dir():
-        if checkpoint.count("/") != 1 or checkpoint.startswith((".", "/", "~")):
+        if not is_hub_id(checkpoint):
             raise ValueError(f"no folder {checkpoint!r}; give one, or owner/name on the Hub")
         commit = HfApi().repo_info(checkpoint, revision=revision).sha
         folder = Path(snapshot_download(checkpoint, revision=commit, allow_patterns=["*.py", "*.json"]))

@@ -48,22 +48,32 @@ def load_plan(path: Path) -> CorpusPlan:
     """Plan of a YAML file: `sources`, each a mapping of corpus flags of pretraining, and `keep_clean_of`, task names.
 
     Raises:
-        ValueError: not such a file, an unknown field or task, or sources of which some are pairs and some are not.
+        ValueError: not such a file, an unknown field or task, a value of the wrong kind, or sources of which some are
+            pairs and some are not.
     """
     plan = read_yaml(path)
     if not isinstance(plan, dict) or set(plan) != {"sources", "keep_clean_of"} or not all(plan.values()):
         raise ValueError(f"{path} must hold `sources` and `keep_clean_of`, each with at least one entry")
-    for source in plan["sources"]:
-        unknown = [name for name in source if name not in SOURCE_FIELDS]
-        if unknown:
-            raise ValueError(
-                f"{path}: unknown field {unknown[0]!r} of a source. Available: {', '.join(SOURCE_FIELDS)}"
-            )
-    # Of a pair each text is an example of its own; nothing is packed here.
-    sources = tuple(DataArguments(**source, packing="truncated") for source in plan["sources"])
+    for name, kind, what in (("sources", dict, "mappings of fields"), ("keep_clean_of", str, "names of tasks")):
+        if not isinstance(plan[name], list) or not all(isinstance(entry, kind) for entry in plan[name]):
+            raise ValueError(f"{path}: `{name}` must be a list of {what}, got {plan[name]!r}")
+    sources = tuple(_source(path, fields) for fields in plan["sources"])
     if len({source.partner_column is None for source in sources}) > 1:
         raise ValueError(f"{path}: some sources have a partner_column and some have none; make two corpora of them")
     return CorpusPlan(sources, tuple(find_benchmark(name) for name in plan["keep_clean_of"]))
+
+
+def _source(path: Path, fields: Mapping[str, Any]) -> DataArguments:
+    """A source of the plan; as in a recipe, null is the default."""
+    for name, value in fields.items():
+        if name not in SOURCE_FIELDS:
+            raise ValueError(f"{path}: unknown field {name!r} of a source. Available: {', '.join(SOURCE_FIELDS)}")
+        kind = int if name in ("max_train_documents", "corpus_seed") else str
+        if value is not None and type(value) is not kind:
+            raise ValueError(f"{path}: {name} of a source must be {kind.__name__}, got {value!r}")
+    given = {name: value for name, value in fields.items() if value is not None}
+    # Of a pair each text is an example of its own; nothing is packed here.
+    return DataArguments(**given, packing="truncated")
 
 
 def build_corpus(plan: CorpusPlan, output_dir: Path) -> dict[str, Any]:

@@ -18,11 +18,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..modeling_concept import ConceptEncoderForDiffusionMLM, ConceptEncoderModel
+from ..trainers.data import MICROWORLD
 from ..trainers.microworld import microworld_corpus, microworld_task
 from ..trainers.untrusted import read_object
 from . import sampling
 from .analysis import load_models
-from .benchmarks import MICROWORLD
 from .checkpoints import checkpoint_folder, load_tokenizer, longest_text, random_encoder
 from .reading import ReadingSums, attention_weights
 from .similarity import cosine, max_sim

@@ -1,7 +1,6 @@
 """Checkpoints as graphs for other runtimes: `torch.export` and ONNX, each compared with the model it came from."""
 
 import os
-import tempfile
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,8 +13,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.exporters import DynamoConfig, DynamoExporter, ExportedModel, OnnxConfig, OnnxExporter
 
 from .. import modeling_concept
-from ..trainers.files import write_json
-from .checkpoints import checkpoint_folder, load_model, load_tokenizer, read_config
+from ..trainers.files import whole_folder, write_json
+from .checkpoints import checkpoint_folder, load_model, load_tokenizer, longest_text, read_config
 
 EXPORTERS = {"onnx": (OnnxExporter, OnnxConfig), "pt2": (DynamoExporter, DynamoConfig)}
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -60,24 +59,21 @@ def export_checkpoint(checkpoint: str, output_dir: str | os.PathLike, export_for
     model = load_exportable(folder)
     tokenizer = load_tokenizer(folder, model.config)
     exporter, config = EXPORTERS[export_format]
-    sample = random_texts(model.config, 2, min(7, longest_text(model.config)))
+    sample = random_texts(model.config, 2, longest_text(model.config, 7))
     texts = Dim("texts")
-    tokens = Dim("tokens", max=model.config.max_position_embeddings) if has_limit(model.config) else Dim("tokens")
+    limited = model.config.position_embedding_type == "learned"
+    tokens = Dim("tokens", max=model.config.max_position_embeddings if limited else None)
     axes = {name: {0: texts, 1: tokens} for name in sample}
     exported = exporter().export(model, sample, config=config(dynamic_shapes=axes))
-    parent = Path(output_dir).resolve().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".", dir=parent) as scratch:
-        target = Path(scratch) / "export"
-        exported.save_pretrained(target)
+    with whole_folder(Path(output_dir)) as staged:
+        exported.save_pretrained(staged)
         check = {
             "exported": type(model).__name__,
             "format": export_format,
-            **compare(model, ExportedModel.from_pretrained(target)),
+            **compare(model, ExportedModel.from_pretrained(staged)),
         }
-        tokenizer.save_pretrained(target)
-        write_json(target / CHECK_FILE, check)
-        os.replace(target, output_dir)
+        tokenizer.save_pretrained(staged)
+        write_json(staged / CHECK_FILE, check)
     return check
 
 
@@ -95,17 +91,6 @@ def load_exportable(folder: Path) -> PreTrainedModel:
     if info["missing_keys"]:
         raise ValueError(f"{folder} lacks weights of {head.__name__}: {', '.join(sorted(info['missing_keys']))}")
     return model.eval()
-
-
-def has_limit(config: PreTrainedConfig) -> bool:
-    """Whether texts may have `max_position_embeddings` tokens at most."""
-    return config.position_embedding_type == "learned"
-
-
-def longest_text(config: PreTrainedConfig) -> int:
-    """Tokens that the shapes compared here may have at most."""
-    longest = max(columns for _, columns in CHECKED_SHAPES)
-    return min(longest, config.max_position_embeddings) if has_limit(config) else longest
 
 
 def random_texts(config: PreTrainedConfig, rows: int, columns: int, seed: int = 0) -> dict[str, Tensor]:
@@ -133,8 +118,7 @@ def compare(
     Raises:
         ValueError: the difference of some shape is beyond `TOLERANCE`, or not a number.
     """
-    longest = longest_text(model.config)
-    shapes = [(rows, min(columns, longest)) for rows, columns in shapes]
+    shapes = [(rows, longest_text(model.config, columns)) for rows, columns in shapes]
     largest = 0.0
     for seed, (rows, columns) in enumerate(shapes):
         batch = random_texts(model.config, rows, columns, seed)

@@ -60,11 +60,11 @@ def concept_ledger(
         seed: of derangement and resampling.
 
     Returns:
-        The fields of ledger.json but for `kind` and `corpus`: `bits_per_token` {"shuffled", "null"} with value and
-        95 % interval; `by_timestep`; `by_position`, bins of positions `from` ... `to`, both inclusive, whose bits
-        weigh each masking rate alike; `leave_one_out`, (C,) bits per token lost when one concept is replaced by its
-        template; `concepts_for_90_percent` of the sum of these losses, gains left out; None below 0.001.
-        A figure without any token is None.
+        The fields of ledger.json but for `kind`, `checkpoint` and `corpus`: `bits_per_token` {"shuffled", "null"} with
+        value and 95 % interval; `by_timestep`; `by_position`, bins of positions `from` ... `to`, both inclusive, whose
+        bits weigh each masking rate alike; `leave_one_out`, (C,) bits per token lost when one concept is replaced by
+        its template; `concepts_for_90_percent` of the sum of these losses, gains left out; None below 0.001. A figure
+        without any token is None.
 
     Raises:
         ValueError: fewer than two documents, a number of concept matrices other than that of documents, no token
@@ -72,30 +72,13 @@ def concept_ledger(
     """
     _check(batches, concepts)
     collator = DataCollatorForReconstruction(tokenizer)
-    special = torch.tensor(tokenizer.all_special_ids)
     grid = (np.arange(NUM_TIMESTEPS) + 0.5) / NUM_TIMESTEPS
     width = -(-max(batch["input_ids"].shape[1] for batch in batches) // POSITION_BINS)
-    parts: list[np.ndarray] = []  # (B, 4, T, P): NLL in nats of the three variants, and masked tokens
-    eligible = np.zeros(POSITION_BINS, dtype=np.int64)
-    start = 0
-    stand_ins = _stand_ins(concepts, seed)
-    for batch in tqdm(batches, desc="Ledger", unit="batch"):
-        rows = slice(start, start + len(batch["input_ids"]))
-        start = rows.stop
-        noise = collator.fixed_noise(batch)
-        sums = []
-        for t in grid:
-            noised = collator.corrupt(batch, noise, torch.full((len(batch["input_ids"]),), float(t)))
-            drawn = noised["loss_weights"] > 0
-            scored = [_token_losses(model, noised, each[rows]) * drawn for each in stand_ins]
-            sums.append(np.stack([_binned(each, width) for each in (*scored, drawn)], axis=1))
-        parts.append(np.stack(sums, axis=2))
-        could = batch["attention_mask"].bool() & ~torch.isin(batch["input_ids"], special)
-        eligible += _binned(could, width).sum(axis=0).astype(np.int64)
+    eligible = _eligible_tokens(batches, tokenizer, width)
     if not eligible.any():
         raise ValueError("the documents hold nothing but special tokens; the ledger needs tokens to rebuild")
-    totals = np.concatenate(parts)  # (S, 4, T, P)
-    totals[:, :3] /= np.log(2)
+    stand_ins = _stand_ins(concepts, seed)
+    totals = _bits_and_tokens(model, collator, batches, stand_ins, grid, width)
     lost = _leave_one_out(model, collator, batches, stand_ins, grid)
     return {
         "num_documents": len(concepts),
@@ -109,7 +92,7 @@ def concept_ledger(
         "by_position": _by_position(totals.sum(axis=0), grid, eligible, width),
         "leave_one_out": lost,
         "leave_one_out_documents": min(len(concepts), LEAVE_ONE_OUT_DOCUMENTS),
-        "concepts_for_90_percent": concepts_for_share(lost),
+        "concepts_for_90_percent": concepts_for_90_percent(lost),
     }
 
 
@@ -121,12 +104,11 @@ def derangement(count: int, seed: int) -> np.ndarray:
     return partner
 
 
-def concepts_for_share(lost: Sequence[float], share: float = CARRIED) -> int | None:
-    """Fewest concepts that hold `share` of the bits lost, a concept whose absence gains bits counting 0.
+def concepts_for_90_percent(lost: Sequence[float]) -> int | None:
+    """Fewest concepts that hold `CARRIED` of the bits lost, a concept whose absence gains bits counting 0.
 
     Args:
         lost: (C,) bits per token lost without each concept.
-        share: in (0, 1].
 
     Returns:
         Between 1 and C, or None where the losses sum to less than 0.001 bits per token.
@@ -135,7 +117,7 @@ def concepts_for_share(lost: Sequence[float], share: float = CARRIED) -> int | N
     if positive.sum() < NEGLIGIBLE_BITS:
         return None
     cumulated = np.cumsum(positive) / positive.sum()
-    return int(np.count_nonzero(cumulated < share - 1e-12)) + 1
+    return int(np.count_nonzero(cumulated < CARRIED - 1e-12)) + 1
 
 
 def _stand_ins(concepts: np.ndarray, seed: int) -> list[Tensor]:
@@ -143,6 +125,39 @@ def _stand_ins(concepts: np.ndarray, seed: int) -> list[Tensor]:
     true = torch.from_numpy(np.ascontiguousarray(concepts, dtype=np.float32))
     partner = torch.from_numpy(derangement(len(concepts), seed))
     return [true, true[partner], true.mean(0, dtype=torch.float64).float().expand_as(true)]
+
+
+def _eligible_tokens(batches: Sequence[Batch], tokenizer: PreTrainedTokenizerBase, width: int) -> np.ndarray:
+    """(P,) int: tokens that could be masked, by bin of positions."""
+    special = torch.tensor(tokenizer.all_special_ids)
+    could = (batch["attention_mask"].bool() & ~torch.isin(batch["input_ids"], special) for batch in batches)
+    return np.sum([_binned(each, width).sum(axis=0) for each in could], axis=0).astype(np.int64)
+
+
+def _bits_and_tokens(
+    model: ConceptEncoderForDiffusionMLM,
+    collator: DataCollatorForReconstruction,
+    batches: Sequence[Batch],
+    stand_ins: Sequence[Tensor],
+    grid: np.ndarray,
+    width: int,
+) -> np.ndarray:
+    """(S, 4, T, P): bits of the masked tokens under each of the three variants, and the number of these tokens."""
+    parts, start = [], 0
+    for batch in tqdm(batches, desc="Ledger", unit="batch"):
+        rows = slice(start, start + len(batch["input_ids"]))
+        start = rows.stop
+        noise = collator.fixed_noise(batch)
+        sums = []
+        for t in grid:
+            noised = collator.corrupt(batch, noise, torch.full((len(batch["input_ids"]),), float(t)))
+            drawn = noised["loss_weights"] > 0
+            scored = [_token_losses(model, noised, each[rows]) * drawn for each in stand_ins]
+            sums.append(np.stack([_binned(each, width) for each in (*scored, drawn)], axis=1))
+        parts.append(np.stack(sums, axis=2))
+    totals = np.concatenate(parts)
+    totals[:, :3] /= np.log(2)  # from nats
+    return totals
 
 
 def _token_losses(model: ConceptEncoderForDiffusionMLM, noised: Batch, concepts: Tensor) -> Tensor:

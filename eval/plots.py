@@ -81,8 +81,7 @@ def plot_learning_curves(
         ValueError: no curve, or no point in one.
     """
     _require(bool(curves), "learning curves")
-    with themed(theme) as colours:
-        figure = Figure(figsize=(WIDTH, 0.7 + 1.55 * len(curves)), layout="constrained")
+    with figure_file(path, theme, height=0.7 + 1.55 * len(curves)) as (figure, colours):
         panels = figure.subplots(len(curves), 1, sharex=True, squeeze=False)[:, 0]
         for panel, (title, curve) in zip(panels, curves.items(), strict=True):
             beside = (other or {}).get(title, {"series": {}})["series"]
@@ -98,7 +97,6 @@ def plot_learning_curves(
             if len(panel.get_legend_handles_labels()[1]) > 1:
                 panel.legend(loc="upper right")
         panels[-1].set_xlabel("optimizer step")
-        save_figure(figure, path)
 
 
 def plot_loss_by_timestep(
@@ -118,8 +116,7 @@ def plot_loss_by_timestep(
         ValueError: no rows.
     """
     _require(bool(rows), "loss by timestep")
-    with themed(theme) as colours:
-        figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
+    with figure_file(path, theme, height=4.2) as (figure, colours):
         upper, lower = figure.subplots(2, 1, sharex=True)
         for axes, key, colour in ((upper, "nll_bits", "main"), (lower, "accuracy", "good")):
             line = {"color": colours[colour], "marker": "o"}
@@ -137,7 +134,6 @@ def plot_loss_by_timestep(
         lower.set_ylim(0, 1)
         lower.set_xlim(0, 1)
         lower.set_xlabel("timestep t (share of tokens masked)")
-        save_figure(figure, path)
 
 
 def plot_singular_values(
@@ -163,8 +159,7 @@ def plot_singular_values(
         ValueError: no values, or a largest value that is not positive.
     """
     _require(bool(values) and values[0] > 0, "singular values, of which the largest must be positive")
-    with themed(theme) as colours:
-        figure = Figure(figsize=(WIDTH, 3.5), layout="constrained")
+    with figure_file(path, theme, height=3.5) as (figure, colours):
         axes = figure.subplots()
         shown = _shares(values)
         if null is not None:
@@ -188,7 +183,6 @@ def plot_singular_values(
         axes.set_xlabel("singular value, by size")
         axes.set_ylabel("share of the largest")
         figure.legend(loc="outside lower center", ncols=2)
-        save_figure(figure, path)
 
 
 def plot_spectrum_views(
@@ -212,9 +206,8 @@ def plot_spectrum_views(
         dict.fromkeys(m for rows in views.values() for m, row in rows.items() if not row["by_construction"])
     )
     _require(bool(metrics), "a metric that is not fixed by construction")
-    with themed(theme) as colours:
-        lines = math.ceil(len(metrics) / 2)
-        figure = Figure(figsize=(WIDTH, 0.75 + (0.7 + 0.22 * len(views)) * lines), layout="constrained")
+    lines = math.ceil(len(metrics) / 2)
+    with figure_file(path, theme, height=0.75 + (0.7 + 0.22 * len(views)) * lines) as (figure, colours):
         panels = figure.subplots(lines, 2, sharey=True, squeeze=False).ravel()
         for panel in panels[len(metrics) :]:
             panel.set_axis_off()
@@ -237,7 +230,6 @@ def plot_spectrum_views(
             if any(row["nulls"].get(name) is not None for rows in views.values() for row in rows.values()):
                 handles[label] = Line2D([], [], color=colours[colour], marker=marker, ls="none", ms=7)
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2)
-        save_figure(figure, path)
 
 
 def _draw_against_nulls(axes: Axes, y: float, row: Mapping[str, Any], colours: Mapping[str, str]) -> None:
@@ -262,8 +254,7 @@ def plot_similarity_matrix(matrix: Sequence[Sequence[float]], path: Path, theme:
     square = similarity.ndim == 2 and similarity.shape[0] == similarity.shape[1] > 1
     _require(square, f"a square matrix of at least two concepts, got shape {similarity.shape}")
     order = cluster_order(similarity)
-    with themed(theme) as colours:
-        figure = Figure(figsize=(WIDTH, 4.3), layout="constrained")
+    with figure_file(path, theme, height=4.3) as (figure, colours):
         axes = figure.subplots()
         image = axes.imshow(similarity[np.ix_(order, order)], cmap=colours["diverging"], vmin=-1, vmax=1)
         every = math.ceil(len(order) / 16)
@@ -274,7 +265,6 @@ def plot_similarity_matrix(matrix: Sequence[Sequence[float]], path: Path, theme:
         axes.set_ylabel("concept")
         _heat_map(axes)
         figure.colorbar(image, ax=axes, label="mean cosine", shrink=0.85).outline.set_visible(False)
-        save_figure(figure, path)
 
 
 def cluster_order(similarity: np.ndarray) -> list[int]:
@@ -306,8 +296,7 @@ def plot_dimension_std(
         ValueError: no values.
     """
     _require(bool(values), "standard deviations")
-    with themed(theme) as colours:
-        figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+    with figure_file(path, theme, height=3.2) as (figure, colours):
         axes = figure.subplots()
         if reference is not None:
             low, high = reference["min_dimension_std"], reference["max_dimension_std"]
@@ -320,7 +309,6 @@ def plot_dimension_std(
         axes.set_xlabel("standard deviation over all concept vectors")
         axes.set_ylabel("dimensions")
         figure.legend(loc="outside lower center", ncols=3)
-        save_figure(figure, path)
 
 
 def plot_concept_attention(
@@ -347,8 +335,7 @@ def plot_concept_attention(
     top = max(shares.max(), 4 * shares.mean())  # so that even attention looks as pale as it is
     centre = shares @ np.arange(len(tokens)) / np.maximum(shares.sum(axis=1), 1e-12)
     order = np.argsort(centre, kind="stable")
-    with themed(theme) as colours:
-        figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
+    with figure_file(path, theme, height=4.6) as (figure, colours):
         axes = figure.subplots()
         image = axes.imshow(shares[order], cmap=colours["sequential"], aspect="auto", vmin=0, vmax=top)
         every = math.ceil(len(tokens) / 32)
@@ -361,7 +348,6 @@ def plot_concept_attention(
         _heat_map(axes)
         bar = figure.colorbar(image, ax=axes, label="attention share", location="right", shrink=0.85)
         bar.outline.set_visible(False)
-        save_figure(figure, path)
 
 
 def plot_ledger_by_timestep(
@@ -381,8 +367,7 @@ def plot_ledger_by_timestep(
         ValueError: no rows.
     """
     _require(bool(rows), "the ledger by timestep")
-    with themed(theme) as colours:
-        figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
+    with figure_file(path, theme, height=3.4) as (figure, colours):
         axes = figure.subplots()
         places = np.arange(len(rows))
         for shift, key, colour, label in (
@@ -397,7 +382,6 @@ def plot_ledger_by_timestep(
         axes.set_xticks(places, [f"{row['timestep']:.2g}" for row in rows])
         _ledger_axes(axes, colours, "By timestep", "timestep t (share of tokens masked)")
         figure.legend(loc="outside lower center", ncols=1)
-        save_figure(figure, path)
 
 
 def plot_ledger_by_position(
@@ -417,8 +401,7 @@ def plot_ledger_by_position(
         ValueError: no rows.
     """
     _require(bool(rows), "the ledger by position")
-    with themed(theme) as colours:
-        figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+    with figure_file(path, theme, height=3.2) as (figure, colours):
         axes = figure.subplots()
         places = np.arange(len(rows))
         bits = _floats(row["bits_null"] for row in rows)
@@ -430,7 +413,6 @@ def plot_ledger_by_position(
         every = math.ceil(len(rows) / 12)
         axes.set_xticks(places[::every], [f"{row['from']}" for row in rows[::every]])
         _ledger_axes(axes, colours, "By position", "position in the text, from token")
-        save_figure(figure, path)
 
 
 def plot_leave_one_out(
@@ -453,8 +435,7 @@ def plot_leave_one_out(
     """
     _require(bool(values), "bits lost without each concept")
     order = np.argsort(-np.array(values, dtype=float), kind="stable")
-    with themed(theme) as colours:
-        figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+    with figure_file(path, theme, height=3.2) as (figure, colours):
         axes = figure.subplots()
         places = np.arange(len(order))
         axes.bar(places, np.array(values)[order], 0.85, color=colours["main"], label="this run")
@@ -467,7 +448,6 @@ def plot_leave_one_out(
         _ledger_axes(axes, colours, "Without one concept", "concept, most needed first")
         if carrying is not None or other:
             figure.legend(loc="outside lower center", ncols=2)
-        save_figure(figure, path)
 
 
 def plot_scores(groups: Sequence[Mapping[str, Any]], path: Path, theme: str = "light") -> None:
@@ -483,8 +463,7 @@ def plot_scores(groups: Sequence[Mapping[str, Any]], path: Path, theme: str = "l
     """
     _require(bool(groups), "downstream scores")
     count = sum(len(group["rows"]) for group in groups)
-    with themed(theme) as colours:
-        figure = Figure(figsize=(WIDTH, 1.0 + 0.23 * count + 0.42 * len(groups)), layout="constrained")
+    with figure_file(path, theme, height=1.0 + 0.23 * count + 0.42 * len(groups)) as (figure, colours):
         axes = figure.subplots()
         y, ticks = 0.0, []
         for group in groups:
@@ -508,7 +487,6 @@ def plot_scores(groups: Sequence[Mapping[str, Any]], path: Path, theme: str = "l
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel("score; line: 95 % interval; dotted: chance")
-        save_figure(figure, path)
 
 
 SCORE_MARKS = {  # kind of row -> colour, marker
@@ -521,12 +499,17 @@ SCORE_MARKS = {  # kind of row -> colour, marker
 
 
 @contextmanager
-def themed(theme: str) -> Iterator[dict[str, str]]:
-    """Matplotlib settings of a theme; yields its colours."""
+def figure_file(path: Path, theme: str, height: float) -> Iterator[tuple[Figure, dict[str, str]]]:
+    """A figure of that height in inches to draw into, and its colours; written to `path` when the block ends."""
     if theme not in THEMES:
         raise ValueError(f"theme must be one of {', '.join(THEMES)}, got {theme!r}")
     with rc_context(_settings(THEMES[theme])):
-        yield THEMES[theme]
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        yield figure, THEMES[theme]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.tmp")
+        figure.savefig(temporary, format="png")
+        os.replace(temporary, path)
 
 
 def _settings(colours: dict[str, str]) -> dict[str, Any]:
@@ -611,10 +594,3 @@ def _heat_map(axes: Axes) -> None:
 def _require(condition: bool, wanted: str) -> None:
     if not condition:
         raise ValueError(f"nothing to draw: need {wanted}")
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format="png")
-    os.replace(temporary, path)

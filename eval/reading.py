@@ -41,13 +41,13 @@ def concept_reading(
         batches: `input_ids` and `attention_mask`, both (B, N), the first document is also the example.
 
     Returns:
-        The fields of reading.json but for `kind` and `corpus`. Each of `concepts` has `index`; `entropy_bits` of its
-        attention over tokens, mean over documents; `top_tokens`, the ten tokens with the largest share of its
-        attention, [token, share]; `special_share` that special tokens get; `mean_position` it attends to, 0 = first
-        token, 1 = last; `share_read`, its share of the attention of the positions; `read_by_entropy_bits` of how that
-        spreads over the positions, mean over documents. `uniform` holds the same figures for attention that spreads
-        evenly. `example` holds `tokens`, `encoder_weights` (C, N), `decoder_weights` (N, C), four decimals. Without a
-        decoder, or a token to rebuild, the decoder's figures are None.
+        The fields of reading.json but for `kind`, `checkpoint` and `corpus`. Each of `concepts` has `index`;
+        `entropy_bits` of its attention over tokens, mean over documents; `top_tokens`, the ten tokens with the largest
+        share of its attention, [token, share]; `special_share` that special tokens get; `mean_position` it attends to,
+        0 = first token, 1 = last; `share_read`, its share of the attention of the positions; `read_by_entropy_bits` of
+        how that spreads over the positions, mean over documents. `uniform` holds the same figures for attention that
+        spreads evenly. `example` holds `tokens`, `encoder_weights` (C, N), `decoder_weights` (N, C), four decimals.
+        Without a decoder, or a token to rebuild, the decoder's figures are None.
 
     Raises:
         ValueError: no batches.

@@ -18,12 +18,13 @@ from .sampling import load_sampler
 
 NUM_STEPS = (1, 2, 4, 8, 16)
 NUM_RESAMPLES = 2_000
+BATCH_SIZE = 32
 ENCODER_READS = ("text", "canvas")
 
 Batch = dict[str, Tensor]
 
 
-def sampling_steps(checkpoint: str, num_texts: int, batch_size: int = 32, seed: int = 0) -> dict[str, Any]:
+def sampling_steps(checkpoint: str, num_texts: int, seed: int = 0) -> dict[str, Any]:
     """`steps_table` of a run folder on the first validation texts of its own corpus.
 
     Raises:
@@ -40,7 +41,7 @@ def sampling_steps(checkpoint: str, num_texts: int, batch_size: int = 32, seed: 
     encoded = tokenizer(texts, truncation=True, max_length=data.max_length, split_special_tokens=True)["input_ids"]
     collator = DataCollatorForReconstruction(tokenizer, seed=seed)
     examples = [{"input_ids": ids} for ids in encoded]
-    batches = [collator.pad(examples[i : i + batch_size]) for i in range(0, len(examples), batch_size)]
+    batches = [collator.pad(examples[i : i + BATCH_SIZE]) for i in range(0, len(examples), BATCH_SIZE)]
     table = steps_table(model, tokenizer, batches, seed=seed)
     return {"decoder_context": model.config.decoder_context, "num_texts": len(texts), "seed": seed, **table}
 

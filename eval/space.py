@@ -6,6 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
+from ..trainers.untrusted import is_hub_id
 from .report_pages import page_environment
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -35,7 +36,7 @@ def write_space(checkpoint: str, revision: str | None, folder: str | Path) -> st
         OSError: the Hub does not know the checkpoint or the revision.
     """
     folder = Path(folder)
-    if Path(checkpoint).is_dir() or checkpoint.count("/") != 1:
+    if Path(checkpoint).is_dir() or not is_hub_id(checkpoint):
         raise ValueError(
             f"a Space loads its checkpoint from the Hub, and {checkpoint!r} is no Hub id; push it first with "
             "scripts/push_to_hub.py"

@@ -1,6 +1,6 @@
 """How much faster fine-tuning is on length-grouped batches than on batches padded to a fixed length."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -67,17 +67,8 @@ def padding_case(
     model = ConceptEncoderForSequenceClassificationPerceiver(
         ConceptEncoderConfig(**{**fields, **config, "num_labels": benchmark.num_labels})
     )
-    step = _step(model)
     results: dict[str, dict[str, Any]] = {name: _describe(model, batches) for name, batches in ways.items()}
-
-    def epoch(batches: list[Batch]) -> None:
-        for batch in batches:
-            step(batch)
-
-    for batches in ways.values():
-        step(batches[0])
-    runs = {name: partial(epoch, batches) for name, batches in ways.items()}
-    seconds = interleave(runs, repeats, "cpu", "padding", warm=True)
+    seconds = _seconds(model, ways, repeats)
     for name, times in seconds.items():
         each = spread(times)
         results[name] |= {"seconds": each["median"], "spread": [each["min"], each["max"]]}
@@ -126,15 +117,23 @@ def _sample(batches: list[Batch], count: int) -> list[Batch]:
     return [ordered[int((i + 0.5) * len(ordered) / count)] for i in range(count)]
 
 
-def _step(model: ConceptEncoderForSequenceClassificationPerceiver) -> Callable[[Batch], None]:
+def _seconds(
+    model: ConceptEncoderForSequenceClassificationPerceiver, ways: Mapping[str, list[Batch]], repeats: int
+) -> dict[str, list[float]]:
+    """Of a training step on every batch of each way, per repeat."""
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 
-    def step(batch: Batch) -> None:
-        model(**batch).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    def train(batches: list[Batch]) -> None:
+        for batch in batches:
+            model(**batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
 
-    return step
+    for batches in ways.values():
+        train(batches[:1])
+    return interleave(
+        {name: partial(train, each) for name, each in ways.items()}, repeats, "cpu", "padding", warm=True
+    )
 
 
 def _describe(model: ConceptEncoderForSequenceClassificationPerceiver, batches: list[Batch]) -> dict[str, Any]:

@@ -36,13 +36,12 @@ ENCODER_FORMS = ("ours", "tabulated", "chunked", "bert", "modernbert", "perceive
 HELPS = 1.05  # a ratio further from 1 than this is called a help or a loss
 
 
-def render_page(result: Mapping[str, Any], result_name: str, figures: str = "figures") -> str:
+def render_page(result: Mapping[str, Any], result_name: str) -> str:
     """The page as Markdown.
 
     Args:
         result: as from `speed.measure`.
         result_name: of the JSON file, relative to the page.
-        figures: folder of the figures, relative to the page.
     """
     environment = page_environment()
     environment.filters.update(seconds=_seconds, times=_times, percent=_percent, memory=_memory, rate=_rate)
@@ -56,7 +55,6 @@ def render_page(result: Mapping[str, Any], result_name: str, figures: str = "fig
         effect=_effect,
         helps=HELPS,
         result_name=result_name,
-        figures=figures,
         drawn=[name for name, data in _figure_data(result).items() if data],
     )
 

@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from .plots import WIDTH, save_figure, themed
+from .plots import figure_file
 
 LINES: tuple[dict[str, str], ...] = (  # marker, line and colour; our own forms are solid, peers dashed
     {"marker": "o", "ls": "-", "color": "main"},
@@ -32,8 +31,7 @@ def plot_growth(curves: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, t
     """
     if not any(curves.values()):
         raise ValueError("nothing to draw: need a curve")
-    with themed(theme) as colours:
-        figure = Figure(figsize=(WIDTH, 6.2), layout="constrained")
+    with figure_file(path, theme, height=6.2) as (figure, colours):
         panels = figure.subplots(2, 1, sharex=True)
         for line, (name, points) in zip(LINES, curves.items(), strict=False):
             style: dict[str, Any] = {**line, "color": colours[line["color"]], "ms": 5}
@@ -56,7 +54,6 @@ def plot_growth(curves: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, t
         panels[1].xaxis.set_minor_locator(NullLocator())
         panels[1].set_xlabel("tokens N")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-        save_figure(figure, path)
 
 
 def plot_roofline_shares(rows: Sequence[Mapping[str, Any]], path: Path, theme: str = "light") -> None:
@@ -71,8 +68,7 @@ def plot_roofline_shares(rows: Sequence[Mapping[str, Any]], path: Path, theme: s
     """
     if not rows:
         raise ValueError("nothing to draw: need a case")
-    with themed(theme) as colours:
-        figure = Figure(figsize=(WIDTH, 1.2 + 0.27 * len(rows)), layout="constrained")
+    with figure_file(path, theme, height=1.2 + 0.27 * len(rows)) as (figure, colours):
         axes = figure.subplots()
         places = range(len(rows))
         reached = [100 * row["reached"]["median"] for row in rows]
@@ -90,7 +86,6 @@ def plot_roofline_shares(rows: Sequence[Mapping[str, Any]], path: Path, theme: s
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel("% of the fastest square product")
         figure.legend(loc="outside lower center", ncols=2)
-        save_figure(figure, path)
 
 
 def _short(length: int) -> str:

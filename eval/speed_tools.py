@@ -26,6 +26,8 @@ from tqdm import tqdm
 
 aten = torch.ops.aten
 Run = Callable[[], Any]
+PRODUCT_REPEATS = 3
+OPERATORS = 8  # that a row names
 CARDS = {  # dense bf16 peak in FLOP/s, by a part of the card's name, from the makers' data sheets
     "H200": 989e12,
     "H100": 989e12,
@@ -173,7 +175,7 @@ def count_products(run: Run) -> Products:
     return Products(recorder.flops, sum(recorder.signatures.values()), recorder.signatures)
 
 
-def products_alone(products: Products, device: str, repeats: int = 3) -> float:
+def products_alone(products: Products, device: str) -> float:
     """Seconds that the same matrix products take at best, one by one on numbers of the same shapes.
 
     What a call cannot be faster than with these shapes and this library, whatever is done about the rest of it.
@@ -182,7 +184,7 @@ def products_alone(products: Products, device: str, repeats: int = 3) -> float:
     for (func, args, kwargs), count in products.signatures.items():
         # The same numbers each time, so with warm caches, as befits a bound.
         made, named = _made(args, device), {name: _made(value, device) for name, value in kwargs}
-        seconds = interleave({"product": lambda f=func, a=made, k=named: f(*a, **k)}, repeats, device)  # type: ignore[misc]
+        seconds = interleave({"product": lambda f=func, a=made, k=named: f(*a, **k)}, PRODUCT_REPEATS, device)  # type: ignore[misc]
         total += count * min(seconds["product"])
     return total
 
@@ -210,15 +212,15 @@ def square_product(size: int, dtype: torch.dtype, device: str, seconds: float) -
     return run, 2 * size**3 * times
 
 
-def operator_shares(run: Run, most: int = 8) -> list[dict[str, Any]]:
-    """The operators that `run` spends most time in: name, share of the time of all, and whether it is a product."""
+def operator_shares(run: Run) -> list[dict[str, Any]]:
+    """The `OPERATORS` that `run` spends most time in: name, share of the time of all, and whether it is a product."""
     with torch.profiler.profile() as profile:
         run()
     own = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
     total = sum(own.values())
     products = {str(packet).replace(".", "::") for packet in FORMULAS}
     rows = [{"operator": name, "share": own[name] / total, "product": name in products} for name in own]
-    return sorted(rows, key=lambda row: -row["share"])[:most]
+    return sorted(rows, key=lambda row: -row["share"])[:OPERATORS]
 
 
 # ------------------------------------------------------------------------------------------------------------- memory

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 import shutil
 import tempfile
 import time
@@ -33,7 +32,7 @@ from transformers import (
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ..configuration_concept import ConceptEncoderConfig
-from ..trainers.files import write_json
+from ..trainers.files import whole_folder, write_json
 from .benchmark_score import benchmark_score
 from .benchmarks import Benchmark, load_benchmark
 from .checkpoints import load_classifier, longest_text, weights_digest
@@ -426,7 +425,7 @@ def _train(
     select_on: Dataset | None = None,
 ) -> tuple[LengthGroupedTrainer, dict[str, list[str]]]:
     """The trained Trainer and the keys of `load_classifier`; with `select_on`, scored on it after each epoch."""
-    row, protocol = task.benchmark, task.protocol
+    row = task.benchmark
     set_seed(seed)  # before the head is drawn
     fields: dict[str, str] = {}
     collator: Callable = DataCollatorWithPadding(task.tokenizer)
@@ -441,33 +440,9 @@ def _train(
         return {name: value for name, value in scores.items() if value is not None}
 
     with tempfile.TemporaryDirectory(prefix="finetune-") as scratch:
-        arguments = TrainingArguments(
-            output_dir=scratch,
-            per_device_train_batch_size=setting.batch_size,
-            per_device_eval_batch_size=setting.batch_size,
-            num_train_epochs=task.epochs,
-            learning_rate=setting.learning_rate,
-            weight_decay=protocol.weight_decay,
-            warmup_steps=protocol.warmup_steps,
-            lr_scheduler_type=protocol.lr_scheduler_type,
-            max_grad_norm=protocol.max_grad_norm,
-            seed=seed,
-            bf16=protocol.bf16,
-            logging_steps=0.05,  # share of all steps
-            eval_strategy="no" if select_on is None else "epoch",
-            save_strategy="no",
-            dataloader_pin_memory=torch.cuda.is_available(),
-            disable_tqdm=True,
-            report_to="none",
-        )
-        if arguments.train_batch_size * arguments.world_size != setting.batch_size:
-            raise ValueError(
-                f"Fine-tuning uses one device, and sees {max(arguments.n_gpu, arguments.world_size)}: batches would "
-                f"be larger than batch_size ({setting.batch_size}); set CUDA_VISIBLE_DEVICES to one of them"
-            )
         trainer = LengthGroupedTrainer(
             model=model,
-            args=arguments,
+            args=_arguments(task, setting, seed, scratch, eval_strategy="no" if select_on is None else "epoch"),
             train_dataset=train,
             eval_dataset=select_on,
             data_collator=collator,
@@ -481,15 +456,43 @@ def _train(
     return trainer, keys
 
 
+def _arguments(task: PreparedTask, setting: Setting, seed: int, scratch: str, eval_strategy: str) -> TrainingArguments:
+    """Of one training run; ValueError where more than one device would share a batch."""
+    protocol = task.protocol
+    arguments = TrainingArguments(
+        output_dir=scratch,
+        per_device_train_batch_size=setting.batch_size,
+        per_device_eval_batch_size=setting.batch_size,
+        num_train_epochs=task.epochs,
+        learning_rate=setting.learning_rate,
+        weight_decay=protocol.weight_decay,
+        warmup_steps=protocol.warmup_steps,
+        lr_scheduler_type=protocol.lr_scheduler_type,
+        max_grad_norm=protocol.max_grad_norm,
+        seed=seed,
+        bf16=protocol.bf16,
+        logging_steps=0.05,  # share of all steps
+        eval_strategy=eval_strategy,
+        save_strategy="no",
+        dataloader_pin_memory=torch.cuda.is_available(),
+        disable_tqdm=True,
+        report_to="none",
+    )
+    if arguments.train_batch_size * arguments.world_size != setting.batch_size:
+        raise ValueError(
+            f"Fine-tuning uses one device, and sees {max(arguments.n_gpu, arguments.world_size)}: batches would "
+            f"be larger than batch_size ({setting.batch_size}); set CUDA_VISIBLE_DEVICES to one of them"
+        )
+    return arguments
+
+
 def _save_model(trainer: Trainer, folder: Path) -> None:
     """Complete under its name, or not there at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".", dir=folder.parent) as scratch:
+    with whole_folder(folder) as staged:
         # Not the Trainer's own, which pickles its arguments beside the weights.
-        trainer.model.save_pretrained(f"{scratch}/model")
-        trainer.processing_class.save_pretrained(f"{scratch}/model")
+        trainer.model.save_pretrained(staged)
+        trainer.processing_class.save_pretrained(staged)
         shutil.rmtree(folder, ignore_errors=True)
-        os.replace(f"{scratch}/model", folder)
 
 
 def _without_nan(value: Any) -> Any:

@@ -37,8 +37,8 @@ def whiten(checkpoint: str, output_dir: Path, data: DataArguments) -> dict[str, 
         `texts` read, and `rank`: directions that vary.
 
     Raises:
-        ValueError: output_dir holds files; a checkpoint that is whitened already, fine-tuned or no concept encoder's;
-            fewer than two texts; whatever `load_corpus` raises.
+        ValueError: output_dir holds files; a checkpoint that is whitened already, fine-tuned, no concept encoder's or
+            without some of its weights; fewer than two texts; whatever `load_corpus` raises.
     """
     if output_dir.is_dir() and any(output_dir.iterdir()):
         raise ValueError(f"{output_dir} is not empty; name a new folder")
@@ -48,7 +48,10 @@ def whiten(checkpoint: str, output_dir: Path, data: DataArguments) -> dict[str, 
         raise ValueError(f"{folder} is whitened already; give the checkpoint it was made from")
     tokenizer = load_tokenizer(folder, config)
     head = getattr(modeling_concept, (config.architectures or ["ConceptEncoderModel"])[0])
-    model, _ = load_model(head, folder, pooler_whitening=True)
+    model, info = load_model(head, folder, pooler_whitening=True)
+    missing = sorted(name for name in info["missing_keys"] if "whitening" not in name)
+    if missing:
+        raise ValueError(f"{folder} lacks weights ({', '.join(missing)}); they would be random")
     encoder = getattr(model, model.base_model_prefix, model)
     longest = longest_text(config, data.max_length)
     texts = [row["text"] for row in load_corpus(dataclasses.replace(data, partner_column=None), "train")]

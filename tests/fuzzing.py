@@ -10,7 +10,7 @@ CHECKS = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck
 
 
 def cases(number: int) -> settings:
-    """So many cases, however long one takes. tests/test_fuzzing.py adds the numbers up."""
+    """So many cases, however long one takes. tests/test_fuzz_files.py adds the numbers up."""
     return settings(max_examples=number, deadline=None, suppress_health_check=CHECKS)
 
 

@@ -17,7 +17,7 @@ from concept_encoder import (
     ConceptEncoderForSequenceClassificationPerceiver,
     ConceptEncoderModel,
 )
-from concept_encoder.eval.analysis import FILES, analyze, load_encoder, load_models
+from concept_encoder.eval.analysis import FILES, analyze, load_models
 from concept_encoder.eval.checkpoints import random_encoder
 from concept_encoder.eval.concept_geometry import geometry_metrics
 from concept_encoder.eval.concept_spectrum import spectrum_metrics
@@ -140,7 +140,7 @@ def test_isoscore_leaves_out_what_the_trained_layer_norm_removes(checkpoint: Pat
     texts = [text for text in (json.loads(line)["text"] for line in lines) if text.strip()]
     inputs = make_tokenizer()(texts, truncation=True, max_length=40, padding=True, return_tensors="pt")
     with torch.no_grad():
-        concepts = load_encoder(checkpoint)(inputs["input_ids"], inputs["attention_mask"]).last_hidden_state.numpy()
+        concepts = load_models(checkpoint)[0](inputs["input_ids"], inputs["attention_mask"]).last_hidden_state.numpy()
     expected, *wrong = (
         spectrum_metrics(concepts, normal)["within_raw_isoscore"] for normal in (1 / weight.numpy(), weight, None)
     )
@@ -187,7 +187,7 @@ def test_special_tokens_in_a_text_are_plain_characters(checkpoint: Path, corpus:
 
 def test_bfloat16_checkpoint_is_analysed_in_float32(checkpoint: Path, corpus: Path) -> None:
     ConceptEncoderForDiffusionMLM.from_pretrained(checkpoint, dtype=torch.bfloat16).save_pretrained(checkpoint)
-    assert next(load_encoder(checkpoint).parameters()).dtype == torch.float32
+    assert next(load_models(checkpoint)[0].parameters()).dtype == torch.float32
 
 
 def test_analyze_takes_the_output_folder(checkpoint: Path, corpus: Path, tmp_path: Path) -> None:
@@ -245,24 +245,24 @@ def test_checkpoint_of_another_architecture(tmp_path: Path) -> None:
     config = BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     BertModel(config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="model of type 'bert'; only type 'concept_encoder'"):
-        load_encoder(tmp_path)
+        load_models(tmp_path)
 
 
 def test_folder_without_config(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"it has no config\.json"):
-        load_encoder(tmp_path)
+        load_models(tmp_path)
 
 
 def test_no_folder() -> None:
     with pytest.raises(ValueError, match=r"must be a folder, got 'nowhere/at-all'; .*hf download"):
-        load_encoder("nowhere/at-all")
+        load_models("nowhere/at-all")
 
 
 def test_missing_encoder_weights(checkpoint: Path) -> None:
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
     with pytest.raises(ValueError, match=r"lacks encoder weights \(.*layers\.2\."):
-        load_encoder(checkpoint)
+        load_models(checkpoint)
 
 
 # --- command line ---

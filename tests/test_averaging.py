@@ -1,12 +1,12 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_trainer import losses, make_trainer, parameters
+from small_runs import losses, make_trainer, parameters
 from transformers import TrainerCallback
 
 from concept_encoder import ConceptEncoderForDiffusionMLM
+from concept_encoder.trainers.arguments import ConceptTrainingArguments
 from concept_encoder.trainers.averaging import TRAINING_WEIGHTS_FILE
-from concept_encoder.trainers.trainer import ConceptTrainingArguments
 
 SETTINGS = {"ema_decay": 0.6, "dropout": 0.1, "save_strategy": "steps", "save_steps": 2}
 

@@ -2,8 +2,8 @@ import json
 
 import pytest
 import torch
+from small_runs import tiny_recipe
 from small_tasks import small_task
-from test_pretraining import tiny_recipe
 
 from concept_encoder.eval import finetuning
 from concept_encoder.eval.benchmarks import BENCHMARKS
@@ -75,6 +75,7 @@ def trained(tmp_path_factory):
 def test_a_recipe_trains_it_and_no_code_travels_with_it(trained):
     folder, result = trained
     assert result["evaluation"]["rebuilding"]["bits_per_token"] > 0
+    assert (result["model"]["hidden_size"], result["model"]["num_concepts"]) == (32, 1)
     assert json.loads((folder / "config.json").read_text())["model_type"] == "bert_twin"
     assert not list(folder.glob("*.py"))
     kept = BertTwinForMaskedLM.from_pretrained(folder)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from concept_encoder.eval import comparison, similarity
+from concept_encoder.eval import benchmarks, comparison, finetuning, similarity
 from concept_encoder.scripts.compare import main
 
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = ["--frozen", "microworld_similarity", "--tasks", "microworld_similarity", "--protocol", "quick"]
-TINY = ["--max_steps", "2", "--max_train_documents", "40", "--max_validation_documents", "330", "--save_steps", "1"]
+TINY = ["--max_steps", "2", "--max_train_documents", "40", "--max_validation_documents", "40", "--save_steps", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,13 @@ def recipes(tmp_path_factory) -> tuple[str, str]:
 @pytest.fixture(scope="module")
 def compared(recipes, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("comparison")
-    main([*recipes, "--output_dir", str(folder), *TASKS, *TINY])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comparison, "ANALYSIS", (4, 8, 16))
+        for module in (finetuning, similarity):
+            patch.setattr(module, "RESAMPLES", 200)
+        for split, size in (("train", 200), ("validation", 60)):
+            patch.setitem(benchmarks.MICROWORLD_SIZES, split, size)
+        main([*recipes, "--output_dir", str(folder), *TASKS, *TINY])
     return folder
 
 

@@ -126,6 +126,30 @@ def test_plans_that_say_nothing_usable_are_refused(plan, message, tmp_path):
         load_plan(path)
 
 
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        ("{sources: [1], keep_clean_of: [mrpc]}", r"`sources` must be a list of mappings of fields, got \[1\]"),
+        ("{sources: {dataset_name: a/b}, keep_clean_of: [mrpc]}", "`sources` must be a list of mappings"),
+        ("{sources: [{}], keep_clean_of: mrpc}", "`keep_clean_of` must be a list of names of tasks, got 'mrpc'"),
+        ("{sources: [{max_train_documents: many}], keep_clean_of: [mrpc]}", "max_train_documents .* int, got 'many'"),
+        ("{sources: [{dataset_name: 5}], keep_clean_of: [mrpc]}", "dataset_name of a source must be str, got 5"),
+        ("{sources: [{corpus_seed: true}], keep_clean_of: [mrpc]}", "corpus_seed of a source must be int, got True"),
+    ],
+)
+def test_values_of_the_wrong_kind_in_a_plan_are_named(plan, message, tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_text(plan)
+    with pytest.raises(ValueError, match=message):
+        load_plan(path)
+
+
+def test_null_is_the_default(tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_text("{sources: [{dataset_name: a/b, corpus_seed: null}], keep_clean_of: [mrpc]}")
+    assert load_plan(path).sources[0].corpus_seed == 0
+
+
 def test_the_plans_in_the_tree_read(request):
     folder = request.config.rootpath / "scripts" / "corpora"
     plans = {path.stem: load_plan(path) for path in folder.glob("*.yaml")}

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_trainer import losses, make_trainer, parameters
+from small_runs import losses, make_trainer, parameters
 from transformers import BertConfig, BertModel
 
 from concept_encoder.trainers.distillation import Distillation, load_distillation

@@ -112,6 +112,7 @@ def test_infilling_shows_the_probability_of_what_it_took(explorer):
     (_, step) = explorer.infill(GAPS, 1, 0.0, 0)
     batch = explorer.tokenizer(GAPS, return_tensors="pt")
     likely = explorer.model(**batch).logits[0].softmax(-1)
+    assert len(step.committed) == GAPS.count(explorer.tokenizer.mask_token) > 0
     for place, share in step.committed.items():
         assert share == pytest.approx(likely[place].max().item(), abs=1e-5)
 

@@ -86,7 +86,6 @@ def test_a_refused_export_leaves_nothing_behind(checkpoint, tmp_path, monkeypatc
             return self
 
         def save_pretrained(self, target):
-            target.mkdir()
             (target / "model.pt2").write_text("")
 
         def __call__(self, **batch):

@@ -1,9 +1,6 @@
 """FSDP2 in two CPU processes: the losses of one process, and a checkpoint that loads anywhere."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,13 +9,13 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import FullyShardedDataParallelPlugin
 from helpers import tiny_config
-from test_trainer import losses, make_trainer, noise_by_text
+from small_runs import launch_two, losses, make_trainer, noise_by_text
 from torch import nn
 from transformers import Trainer
 
 from concept_encoder import ConceptEncoderForDiffusionMLM
 from concept_encoder.trainers.objectives import ObjectiveArguments
-from concept_encoder.trainers.trainer import embeddings_apart, share_tied_embeddings
+from concept_encoder.trainers.sharding import embeddings_apart, share_tied_embeddings
 
 CONFIGURATIONS = Path(__file__).parents[1] / "scripts" / "accelerate"
 
@@ -43,7 +40,7 @@ def with_fsdp(self, *args, fsdp_plugin=None, **kwargs):
 
 AcceleratorState.__init__ = with_fsdp
 from test_fsdp import settings
-from test_trainer import losses, make_trainer, noise_by_text
+from small_runs import losses, make_trainer, noise_by_text
 from concept_encoder.trainers.microworld import microworld_tokenizer
 
 trainer = make_trainer(microworld_tokenizer(), {out!r}, per_device_train_batch_size=4, **settings())
@@ -69,21 +66,11 @@ def settings():
     return {"monitor": monitor, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
 
 
-def launch(script: Path, configuration: str) -> None:
-    command = [sys.executable, "-m", "accelerate.commands.launch"]
-    command += ["--config_file", str(CONFIGURATIONS / configuration), "--num_processes", "2"]
-    env = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, "--main_process_port", "0", str(script)], env=env, capture_output=True, text=True, timeout=400
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 @pytest.mark.slow
 def test_fsdp2_trains_as_one_process_and_its_checkpoint_loads(tokenizer, tmp_path):
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES.format(tests=str(Path(__file__).parent), out=str(tmp_path)))
-    launch(script, "fsdp2.yaml")
+    launch_two(script, "--config_file", str(CONFIGURATIONS / "fsdp2.yaml"))
     ranks = [json.loads((tmp_path / f"rank{r}.json").read_text()) for r in range(2)]
     alone = make_trainer(tokenizer, tmp_path / "alone", **settings())
     noise_by_text(alone).train()
@@ -174,4 +161,4 @@ def test_configurations_say_how_they_are_launched(name):
 def test_ddp_configuration_launches(tmp_path):
     script = tmp_path / "two.py"
     script.write_text("from accelerate import Accelerator\nassert Accelerator().num_processes == 2\n")
-    launch(script, "ddp.yaml")
+    launch_two(script, "--config_file", str(CONFIGURATIONS / "ddp.yaml"))

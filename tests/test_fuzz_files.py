@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -167,8 +168,6 @@ def test_arguments_are_legal_or_refused_by_name(cls, data):
 
 
 def test_ten_thousand_cases_in_all():
-    import re
-
     total = 0
     for path in Path(__file__).parent.glob("test_*.py"):
         source = path.read_text(encoding="utf-8")

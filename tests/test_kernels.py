@@ -6,7 +6,7 @@ import sys
 from importlib.util import find_spec
 
 import pytest
-from test_pretraining import tiny_recipe
+from small_runs import tiny_recipe
 
 from concept_encoder.trainers.pretraining import pretrain
 

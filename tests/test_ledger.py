@@ -13,7 +13,7 @@ from concept_encoder import ConceptEncoderForDiffusionMLM
 from concept_encoder.eval.ledger import (
     LEAVE_ONE_OUT_DOCUMENTS,
     concept_ledger,
-    concepts_for_share,
+    concepts_for_90_percent,
     derangement,
 )
 from concept_encoder.trainers.collators import DataCollatorForReconstruction
@@ -228,11 +228,11 @@ def test_derangement_moves_everything(count: int) -> None:
 
 
 def test_concepts_that_carry_the_bits() -> None:
-    assert concepts_for_share([0.0, 9.0, 1.0]) == 1
-    assert concepts_for_share([1.0] * 10) == 9
-    assert concepts_for_share([5.0, 5.0, -100.0]) == 2
-    assert concepts_for_share([0.0, -1.0]) is None
-    assert concepts_for_share([1e-5] * 4) is None  # noise
+    assert concepts_for_90_percent([0.0, 9.0, 1.0]) == 1
+    assert concepts_for_90_percent([1.0] * 10) == 9
+    assert concepts_for_90_percent([5.0, 5.0, -100.0]) == 2
+    assert concepts_for_90_percent([0.0, -1.0]) is None
+    assert concepts_for_90_percent([1e-5] * 4) is None  # noise
 
 
 def test_documents_and_concepts_must_match(tokenizer) -> None:

@@ -6,36 +6,21 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from small_runs import SMALL_RECIPE, tiny_recipe
 from transformers import AutoTokenizer
 
 from concept_encoder import ConceptEncoderForDiffusionMLM
+from concept_encoder.scripts.pretrain import main
 from concept_encoder.trainers.pretraining import checkpoint_to_resume, pretrain
-from concept_encoder.trainers.recipes import find_recipe, load_recipe, recipe_parser
+from concept_encoder.trainers.recipes import load_recipe, recipe_parser
 
 ROOT = Path(__file__).parents[1]
-SMALL = [
-    "--max_steps",
-    "6",
-    "--max_train_documents",
-    "64",
-    "--max_validation_documents",
-    "8",
-    "--disable_tqdm",
-    "true",
-]
-
-
 # The small recipes on real prose, on microworld: its tokenizer, two steps of a few texts.
 TWO_STEPS = (
     "--dataset_name microworld --vocab_size 512 --hidden_size 32 --intermediate_size 32 --num_concepts 4 "
     "--max_steps 2 --warmup_steps 0 --logging_steps 1 --per_device_train_batch_size 4 --eval_on_start false "
     "--num_eval_timesteps 2 --save_strategy no"
 ).split()
-
-
-def tiny_recipe(output_dir, *overrides, name="tiny"):
-    arguments = [*SMALL, "--output_dir", str(output_dir), "--use_cpu", "true", *overrides]
-    return load_recipe(find_recipe(name, ROOT / "scripts" / "recipes"), arguments, recipe_parser())
 
 
 @pytest.fixture(scope="module")
@@ -146,16 +131,18 @@ def test_bad_input_leaves_nothing_behind(tmp_path, overrides, message):
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["python", "accelerate"])
 def test_the_command_line_as_a_user_types_it(tmp_path, launcher):
-    prefix = (
-        [sys.executable] if launcher == "python" else [sys.executable, "-m", "accelerate.commands.launch", "--cpu"]
-    )
-    command = [*prefix, "scripts/pretrain.py", "tiny", *SMALL, "--output_dir", str(tmp_path / "out")]
+    prefix = ["-m", "accelerate.commands.launch", "--cpu"] if launcher == "accelerate" else []
+    arguments = ["tiny", *SMALL_RECIPE, "--output_dir", str(tmp_path / "out")]
+    command = [sys.executable, *prefix, "scripts/pretrain.py", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "bits per token" in done.stdout and "next: python scripts/analyze.py" in done.stdout
-    again = subprocess.run(
-        [sys.executable, *command[len(prefix) :]], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    assert again.returncode == 2
-    assert "error:" in again.stderr and "already holds a finished run" in again.stderr
-    assert "Traceback" not in again.stderr
+
+
+def test_the_command_line_refuses_a_finished_run(run, capsys):
+    folder, _ = run
+    with pytest.raises(SystemExit) as stop:
+        main(["tiny", *SMALL_RECIPE, "--output_dir", str(folder)])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert "error:" in said and "already holds a finished run" in said and "Traceback" not in said

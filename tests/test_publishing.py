@@ -32,7 +32,8 @@ from concept_encoder.modeling_concept import (
 )
 from concept_encoder.scripts import push_to_hub
 from concept_encoder.scripts.pretrain import main as pretrain
-from concept_encoder.trainers.trainer import ConceptTrainer, ConceptTrainingArguments
+from concept_encoder.trainers.arguments import ConceptTrainingArguments
+from concept_encoder.trainers.trainer import ConceptTrainer
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKEN = "hf_local"
@@ -588,7 +589,11 @@ def test_killed_in_mid_push(folder, hub, repo_id):
         time.sleep(0.1)
     child.send_signal(signal.SIGKILL)
     child.wait()
-    time.sleep(5)  # whatever the server still does with what it has got
+    quiet = 0  # looks in a row at which the server was done with all it has got
+    while quiet < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+        quiet = quiet + 1 if all(request["status"] for request in hub.requests()[seen_before:]) else 0
     assert held(repo_id) == files(folder)
     if head(repo_id) == old:
         push(folder, repo_id)

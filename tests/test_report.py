@@ -270,6 +270,7 @@ def test_strict_gate_compares_with_a_null_of_the_same_report(run):
 
 def test_ledger_holds_the_differences(run):
     ledger = read_json(run / "report.json")["ledger"]
+    assert len(ledger["by_timestep"]) == 10
     for row in ledger["by_timestep"]:
         assert row["bits_shuffled"] == pytest.approx(row["shuffled_nll_bits"] - row["true_nll_bits"])
         assert row["bits_null"] == pytest.approx(row["null_nll_bits"] - row["true_nll_bits"])

@@ -6,12 +6,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_pretraining import tiny_recipe
+from small_runs import tiny_recipe
 
 from concept_encoder.eval.monitor import monitor_concepts
 from concept_encoder.trainers.pretraining import checkpoint_to_resume, pretrain
@@ -212,8 +213,9 @@ def test_sigterm_at_the_command_line(straight, tmp_path):
         text=True,
         env={**os.environ, **ENVIRONMENT},
     )
-    while len(find_checkpoints(folder)) < 1:
+    while not find_checkpoints(folder):
         assert child.poll() is None
+        time.sleep(0.05)
     child.send_signal(signal.SIGTERM)
     _, said = child.communicate(timeout=300)
     assert child.returncode == 143
@@ -225,7 +227,7 @@ def test_sigterm_at_the_command_line(straight, tmp_path):
 RANK_KILLED = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})
-from test_pretraining import tiny_recipe
+from small_runs import tiny_recipe
 from test_resume import settings
 from concept_encoder.trainers import trainer
 from concept_encoder.trainers.pretraining import pretrain

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from run_files import synthetic_pretrain, write_run
+from small_runs import make_trainer
 from test_floors import ROOT, package_files
-from test_trainer import make_trainer
 
 from concept_encoder.eval.analysis import load_models
 from concept_encoder.eval.benchmarks import BENCHMARKS

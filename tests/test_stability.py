@@ -1,19 +1,16 @@
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
-from test_trainer import make_trainer, noise_by_text, parameters
+from small_runs import launch_two, make_trainer, noise_by_text, parameters
 from torch import nn
 
+from concept_encoder.trainers.arguments import ConceptTrainingArguments
 from concept_encoder.trainers.objectives import ObjectiveArguments
 from concept_encoder.trainers.stability import DivergenceError, DivergenceGuard, gradient_norms
-from concept_encoder.trainers.trainer import ConceptTrainingArguments
 
 
 def test_an_exploding_norm_is_told_from_a_spike_and_from_the_first_steps():
@@ -206,7 +203,7 @@ TWO_PROCESSES = """
 import json, sys
 sys.path.insert(0, {tests!r})
 from test_stability import two_process_settings, diverge_at, equal_lengths
-from test_trainer import losses, make_trainer, noise_by_text, parameters
+from small_runs import losses, make_trainer, noise_by_text, parameters
 from concept_encoder.trainers.microworld import microworld_tokenizer
 
 tokenizer = microworld_tokenizer()
@@ -246,12 +243,7 @@ def equal_lengths(trainer, tokenizer):
 def test_two_processes_learn_weights_average_and_roll_back_as_one(tokenizer, tmp_path):
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES.format(tests=str(Path(__file__).parent), out=str(tmp_path)))
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    env = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, "--main_process_port", "0", str(script)], env=env, capture_output=True, text=True, timeout=400
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    launch_two(script)
     ranks = [json.loads((tmp_path / f"rank{r}.json").read_text()) for r in range(2)]
     for name in ("parameters", "logits", "again"):
         assert ranks[0][name] == ranks[1][name]

@@ -4,12 +4,12 @@ import threading
 
 import pytest
 import torch
-from test_trainer import make_trainer, parameters
+from small_runs import make_trainer, parameters
 from transformers import TrainerCallback
 
+from concept_encoder.trainers.arguments import ConceptTrainingArguments
 from concept_encoder.trainers.saving import damage, find_checkpoints
 from concept_encoder.trainers.stopping import StopOnSignal
-from concept_encoder.trainers.trainer import ConceptTrainingArguments
 
 SETTINGS = {"max_steps": 8, "dropout": 0.1, "ema_decay": 0.9, "gradient_accumulation_steps": 2}
 

@@ -1,68 +1,21 @@
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from datasets import Dataset
 from helpers import random_examples, tiny_config
+from small_runs import launch_two, losses, make_trainer, noise_by_text, parameters
 from torch import nn
 
 from concept_encoder import ConceptEncoderForDiffusionMLM
-from concept_encoder.trainers.collators import DataCollatorForReconstruction
+from concept_encoder.trainers import data_wait
+from concept_encoder.trainers.arguments import ConceptTrainingArguments
 from concept_encoder.trainers.objectives import ObjectiveArguments, info_nce
-from concept_encoder.trainers.trainer import ConceptTrainer, ConceptTrainingArguments
-
-
-def make_trainer(
-    tokenizer, output_dir, rows=64, objective=None, monitor=None, dropout=0.0, data=None, **training
-) -> ConceptTrainer:
-    torch.manual_seed(0)
-    objective = objective or ObjectiveArguments()
-    corruption = objective.build_corruption()
-    config = tiny_config(
-        vocab_size=len(tokenizer),
-        mask_token_id=tokenizer.mask_token_id,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
-        **corruption.needs,
-    )
-    data = data or Dataset.from_list(random_examples(tokenizer, rows=rows, longest=20))
-    settings = {
-        "output_dir": str(output_dir),
-        "max_steps": 6,
-        "per_device_train_batch_size": 8,
-        "per_device_eval_batch_size": 8,
-        "learning_rate": 3e-3,
-        "logging_steps": 2,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-        **training,
-    }
-    return ConceptTrainer(
-        model=corruption.head(config),
-        args=ConceptTrainingArguments(**settings),
-        objective_args=objective,
-        monitor=monitor,
-        train_dataset=data,
-        eval_dataset=data.select(range(min(rows, 20))),
-        processing_class=tokenizer,
-    )
-
-
-def parameters(trainer) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
-
-
-def losses(trainer) -> list[float]:
-    return [row["loss"] for row in trainer.state.log_history if "loss" in row]
+from concept_encoder.trainers.trainer import ConceptTrainer
 
 
 def test_training_lowers_the_loss_and_logs_its_parts(tokenizer, tmp_path):
@@ -100,27 +53,26 @@ def test_tokens_are_counted_over_micro_batches(tokenizer, tmp_path, how):
     assert trainer.state.num_input_tokens_seen == expected
 
 
-def test_time_spent_on_data_is_logged(tokenizer, tmp_path):
-    shares = []
-    for delay in (0.0, 0.05):
-        trainer = make_trainer(tokenizer, tmp_path / str(delay), rows=24, max_steps=3, logging_steps=1)
-        collate = trainer.data_collator
-        trainer.data_collator = lambda examples, delay=delay, collate=collate: time.sleep(delay) or collate(examples)
-        trainer.train()
-        rows = [row["data_wait_share"] for row in trainer.state.log_history if "data_wait_share" in row]
-        assert len(rows) == 3 and all(0 < share < 1 for share in rows)
-        shares.append(trainer.largest_data_wait_share())
-        assert min(rows) <= shares[-1] <= max(rows)
-        if delay:
-            assert trainer.data_wait.data_seconds >= 3 * delay
-    assert shares[0] < shares[1]
+def test_time_spent_on_data_is_logged(tokenizer, tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(data_wait, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    trainer = make_trainer(tokenizer, tmp_path, rows=24, max_steps=3, logging_steps=1)
+    collate, step = trainer.data_collator, trainer.training_step
 
+    def slow_collate(examples):
+        now[0] += 3
+        return collate(examples)
 
-def noise_by_text(trainer) -> ConceptTrainer:
-    """Training noise made a function of the text, so that runs that cut the same batches differently compare."""
+    def slow_step(*args):
+        now[0] += 1
+        return step(*args)
 
-    trainer.collator.draw = lambda batch, *_: trainer.collator.fixed_noise(batch)
-    return trainer
+    trainer.data_collator, trainer.training_step = slow_collate, slow_step
+    trainer.train()
+    assert trainer.data_wait.data_seconds == 9 and trainer.data_wait.step_seconds == 3
+    rows = [row["data_wait_share"] for row in trainer.state.log_history if "data_wait_share" in row]
+    assert rows == pytest.approx([6 / 7, 3 / 4, 0])  # accelerate fetches one batch ahead
+    assert trainer.largest_data_wait_share() == pytest.approx(0.75)
 
 
 OBJECTIVES = {
@@ -180,60 +132,6 @@ def test_a_non_finite_loss_stops_before_the_update(tokenizer, tmp_path):
     with pytest.raises(FloatingPointError, match="the loss is nan at step 1"):
         trainer.train()
     assert torch.equal(torch.nan_to_num(parameters(trainer)), torch.nan_to_num(before))
-
-
-def test_evaluation_is_a_fixed_nelbo_and_independent_of_batch_size(tokenizer, tmp_path):
-    by_batch = []
-    for size in (3, 20):
-        trainer = make_trainer(tokenizer, tmp_path / str(size), per_device_eval_batch_size=size)
-        by_batch.append(trainer.evaluate())
-        assert trainer.evaluate()["eval_loss"] == by_batch[-1]["eval_loss"]
-    for name, value in by_batch[0].items():
-        if not name.endswith(("runtime", "per_second")):
-            assert by_batch[1][name] == pytest.approx(value, rel=1e-5), name
-    assert by_batch[0]["eval_nelbo_bits_per_token"] == pytest.approx(by_batch[0]["eval_loss"] / math.log(2))
-
-
-def test_nelbo_of_uniform_scores_is_ln_v(tokenizer, tmp_path):
-    trainer = make_trainer(tokenizer, tmp_path, objective=ObjectiveArguments(num_eval_timesteps=50))
-    trainer.eval_dataset = trainer.train_dataset
-    with torch.no_grad():
-        trainer.model.lm_head.weight.zero_()
-    metrics = trainer.evaluate()
-    assert metrics["eval_loss"] == pytest.approx(math.log(len(tokenizer)), rel=0.04)
-    assert metrics["eval_nll_bits_t_0.51"] == pytest.approx(math.log2(len(tokenizer)), rel=1e-4)
-
-
-@pytest.mark.parametrize("name", ["mlm", "tsdae", "prefix", "two_view"])
-def test_other_objectives_are_evaluated_on_their_own_task(tokenizer, tmp_path, name):
-    """Scores that are all alike cost ln V whatever is rebuilt; the bound stands beside where the head can give one."""
-    trainer = make_trainer(
-        tokenizer, tmp_path, rows=20, objective=ObjectiveArguments(corruption=name, num_eval_timesteps=2)
-    )
-    with torch.no_grad():
-        trainer.model.lm_head.weight.zero_()
-    metrics = trainer.evaluate()
-    assert metrics["eval_loss"] == pytest.approx(math.log(len(tokenizer)), rel=1e-4)
-    assert metrics["eval_rebuilt_bits_per_token"] == pytest.approx(math.log2(len(tokenizer)), rel=1e-4)
-    own = DataCollatorForReconstruction(tokenizer, trainer.collator.corruption)(list(trainer.eval_dataset))
-    assert metrics["eval_rebuilt_tokens"] == (own["loss_weights"] > 0).sum().item()
-    assert ("eval_nelbo_bits_per_token" in metrics) == (name in ("prefix", "two_view"))
-
-
-def test_evaluation_sees_neither_terms_nor_position_share_nor_batch_size(tokenizer, tmp_path):
-    found = []
-    for size, objective in (
-        (3, {}),
-        (20, {"position_share": 0.5, "contrastive": 1.0, "regularizers": ["variance=1"]}),
-    ):
-        settings = ObjectiveArguments(corruption="two_view", num_eval_timesteps=2, **objective)
-        trainer = make_trainer(
-            tokenizer, tmp_path / str(size), objective=settings, dropout=0.1, per_device_eval_batch_size=size
-        )
-        found.append(trainer.evaluate())
-    for name, value in found[0].items():
-        if not name.endswith(("runtime", "per_second")):
-            assert found[1][name] == pytest.approx(value, rel=1e-5), name
 
 
 def test_a_head_of_another_corruption_is_refused(tokenizer, tmp_path):
@@ -344,12 +242,6 @@ def test_a_tokenizer_is_required(tokenizer, tmp_path):
         )
 
 
-def test_an_empty_evaluation_set_is_refused(tokenizer, tmp_path):
-    trainer = make_trainer(tokenizer, tmp_path)
-    with pytest.raises(ValueError, match="evaluation dataset is empty"):
-        trainer.evaluate(eval_dataset=trainer.train_dataset.select([]))
-
-
 INFO_NCE_APART = """
 import json
 import torch
@@ -368,16 +260,6 @@ with open({out!r} + f"/{{rank}}.json", "w") as file:
     json.dump([loss.item(), *(each.grad.tolist() for each in own)], file)
 distributed.destroy_process_group()
 """
-
-
-def launch_two(script):
-    """Run a script in two processes on the CPU."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    env = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, "--main_process_port", "0", str(script)], env=env, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.slow
@@ -401,7 +283,7 @@ TWO_PROCESSES = """
 import json, sys
 sys.path.insert(0, {tests!r})
 import torch
-from test_trainer import losses, make_trainer, noise_by_text, parameters
+from small_runs import losses, make_trainer, noise_by_text, parameters
 from concept_encoder.trainers.microworld import microworld_tokenizer
 
 trainer = make_trainer(microworld_tokenizer(), {out!r}, per_device_train_batch_size=4, per_device_eval_batch_size=3)

@@ -6,7 +6,7 @@ from fuzzing import VALUES, cases, mutated, names_one_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from concept_encoder.trainers.untrusted import MOST_VALUES, inside, read_object, read_tokenizer, read_yaml
+from concept_encoder.trainers.untrusted import MOST_VALUES, inside, is_hub_id, read_object, read_tokenizer, read_yaml
 
 
 @cases(800)
@@ -109,3 +109,11 @@ def test_a_broken_tokenizer_is_read_or_refused_by_name(pretrained, tmp_path, dat
         assert read_tokenizer(folder) is not None
     except (ValueError, OSError) as error:
         names_one_of(error, [str(folder)])
+
+
+@pytest.mark.parametrize(
+    ("name", "is_id"),
+    [("me/run", True), ("run", False), ("a/b/c", False), ("./run", False), ("/run", False), ("~/x", False)],
+)
+def test_the_form_of_a_hub_id(name, is_id):
+    assert is_hub_id(name) is is_id

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from helpers import tiny_config
-from test_pretraining import tiny_recipe
+from small_runs import tiny_recipe
 from transformers import BertConfig, BertModel
 
 from concept_encoder import ConceptEncoderForDiffusionMLM, ConceptEncoderForMaskedLMPerceiver

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_trainer import losses, make_trainer, parameters
+from small_runs import losses, make_trainer, parameters
 
 from concept_encoder.trainers.objectives import ObjectiveArguments
 from concept_encoder.trainers.regularizers import gaussian_potential, orthogonality

@@ -1,6 +1,7 @@
 """The whitening head: what is fitted, what is saved, what stays as it was, what is refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,12 @@ def test_what_is_refused(checkpoint, data, tmp_path, capsys):
         whiten(str(checkpoint), tmp_path / "white", data)
     with pytest.raises(ValueError, match="is whitened already; give the checkpoint it was made from"):
         whiten(str(tmp_path / "white"), tmp_path / "twice", data)
+    config = json.loads((checkpoint / "config.json").read_text())
+    torn = shutil.copytree(checkpoint, tmp_path / "torn")
+    (torn / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1 + config["num_hidden_layers"]}))
+    with pytest.raises(ValueError, match=r"lacks weights \(encoder\.layers\..*\); they would be random"):
+        whiten(str(torn), tmp_path / "other", data)
+    assert not (tmp_path / "other").exists()
     with pytest.raises(SystemExit):
         main([str(tmp_path / "no"), str(tmp_path / "other")])
     assert "No checkpoint folder" in capsys.readouterr().err

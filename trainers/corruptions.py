@@ -38,7 +38,7 @@ class Noise(NamedTuple):
         return Noise(self.rows.to(device), self.tokens.to(device))
 
 
-def draw_tokens(eligible: Tensor, noise: Tensor, rate: Tensor | float) -> tuple[Tensor, Tensor]:
+def chosen_tokens(eligible: Tensor, noise: Tensor, rate: Tensor | float) -> tuple[Tensor, Tensor]:
     """(B, N) bool twice: the eligible tokens with noise below `rate`, and these plus the one of least noise where a
     text would have none. `rate` is a number or (B, 1)."""
     drawn = eligible & (noise < rate)
@@ -152,7 +152,7 @@ class Diffusion(Corruption):
         if timesteps is None:
             timesteps = self.timesteps(noise)
         rate = 1 - self._schedule.alpha(timesteps.double()).float()  # (B,)
-        drawn, masked = draw_tokens(text.eligible, noise.tokens[0], rate[:, None])
+        drawn, masked = chosen_tokens(text.eligible, noise.tokens[0], rate[:, None])
         if self.weighting == "elbo":
             weights = self._schedule.elbo_weight(timesteps)[:, None] * drawn
         else:
@@ -231,8 +231,8 @@ class TwoView(Corruption):
     def __call__(self, text: Text, noise: Noise, timesteps: Tensor | None = None) -> dict[str, Tensor]:
         light = self.min_encoder_rate + (self.max_encoder_rate - self.min_encoder_rate) * noise.rows[0]
         heavy = self.min_decoder_rate + (self.max_decoder_rate - self.min_decoder_rate) * noise.rows[1]
-        hidden, _ = draw_tokens(text.eligible, noise.tokens[0], light[:, None])
-        _, masked = draw_tokens(text.eligible, noise.tokens[1], heavy[:, None])
+        hidden, _ = chosen_tokens(text.eligible, noise.tokens[0], light[:, None])
+        _, masked = chosen_tokens(text.eligible, noise.tokens[1], heavy[:, None])
         return {
             "input_ids": text.input_ids.masked_fill(hidden, text.mask_token_id),
             "attention_mask": text.real.long(),
@@ -257,7 +257,7 @@ class MaskedLanguageModeling(Corruption):
         self._rate("masking_rate")
 
     def __call__(self, text: Text, noise: Noise, timesteps: Tensor | None = None) -> dict[str, Tensor]:
-        _, masked = draw_tokens(text.eligible, noise.tokens[0], self.masking_rate)
+        _, masked = chosen_tokens(text.eligible, noise.tokens[0], self.masking_rate)
         ids = text.input_ids.masked_fill(masked, text.mask_token_id)
         return {"input_ids": ids, "attention_mask": text.real.long(), **_mean_over(masked, text)}
 
@@ -281,7 +281,7 @@ class Deletion(Corruption):
         self._rate("deletion_rate")
 
     def __call__(self, text: Text, noise: Noise, timesteps: Tensor | None = None) -> dict[str, Tensor]:
-        _, kept = draw_tokens(text.eligible, 1 - noise.tokens[0], 1 - self.deletion_rate)
+        _, kept = chosen_tokens(text.eligible, 1 - noise.tokens[0], 1 - self.deletion_rate)
         seen, ids = pack(kept | (text.real & ~text.eligible), (text.input_ids, text.pad_token_id))
         return {
             "input_ids": ids,

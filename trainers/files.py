@@ -66,6 +66,18 @@ def replaced_together(folder: Path, last: str) -> Iterator[Path]:
         sync_folder(folder, deep=False)
 
 
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A folder to fill, which gets its name `target` when all is in it; when the block raises there is none."""
+    parent = target.resolve().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", dir=parent) as scratch:
+        staged = Path(scratch) / target.name
+        staged.mkdir()
+        yield staged
+        os.replace(staged, target)
+
+
 def check_writable(folder: Path) -> None:
     """OSError unless files can be made in `folder`, or in the nearest folder above that exists; makes nothing."""
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())

@@ -8,7 +8,6 @@ from its recorded outputs; three things differ from this package's own defaults.
 
 import re
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -35,8 +34,8 @@ from ..modeling_concept import (
     ConceptEncoderPreTrainedModel,
     sinusoidal_embedding,
 )
-from .files import TOKENIZER_FILES, write_json
-from .untrusted import inside, read_object
+from .files import TOKENIZER_FILES, whole_folder, write_json
+from .untrusted import inside, is_hub_id, read_object
 
 # Classes of the original and what they become.
 CLASSES: dict[str, type[ConceptEncoderPreTrainedModel]] = {
@@ -133,9 +132,7 @@ def import_checkpoint(source: str, out: Path) -> tuple[ConceptEncoderPreTrainedM
     folder = _fetch(source)
     original = read_original_config(folder)
     model, table = convert(original, read_tensors(folder))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
-        fresh = Path(temporary) / "checkpoint"
+    with whole_folder(out) as fresh:
         model.save_pretrained(fresh)
         for name in TOKENIZER_FILES:
             if (folder / name).is_file():
@@ -149,7 +146,6 @@ def import_checkpoint(source: str, out: Path) -> tuple[ConceptEncoderPreTrainedM
         }
         write_json(fresh / "import.json", content)
         _verify(model, fresh)
-        fresh.rename(out)
     return model, table
 
 
@@ -194,7 +190,7 @@ def format_table(table: list[ImportedTensor]) -> str:
 def _fetch(source: str) -> Path:
     if Path(source).is_dir():
         return Path(source)
-    if source.count("/") != 1 or source.startswith((".", "/", "~")):
+    if not is_hub_id(source):
         raise ValueError(f"no folder {source}")
     return Path(snapshot_download(source, allow_patterns=["config.json", *WEIGHT_FILES, *TOKENIZER_FILES]))
 

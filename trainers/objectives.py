@@ -9,13 +9,14 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, distributed, nn
 from torch.distributed.nn.functional import all_gather
+from transformers import PreTrainedTokenizerBase
 
 from ..configuration_concept import ConceptEncoderConfig
 from ..modeling_concept import at_least_float32
 from .collators import PARTNER
 from .conflicts import forked_concepts
 from .corruptions import CORRUPTIONS, Corruption, corruption_settings
-from .distillation import Distillation
+from .distillation import Distillation, load_distillation
 from .regularizers import REGULARIZERS
 from .weighting import build_weighting
 
@@ -148,6 +149,22 @@ class ObjectiveArguments:
         own = [name for name in known if name not in settings]
         settings |= _named_numbers(f"setting of corruption {self.corruption}", self.corruption_settings, own)
         return CORRUPTIONS[self.corruption](**settings)
+
+    def build_objective(self, hidden_size: int, tokenizer: PreTrainedTokenizerBase) -> "ReconstructionObjective":
+        """The objective, for concepts of width `hidden_size`; ValueError as from `load_distillation`."""
+        distillation = None
+        if self.distil_from:
+            distillation = load_distillation(self.distil_from, hidden_size, tokenizer)
+        return ReconstructionObjective(
+            self.label_smoothing,
+            self.regularizer_weights(),
+            self.contrastive,
+            self.contrastive_temperature,
+            self.term_weighting,
+            self.conflict_safe,
+            distillation,
+            self.distil_weight,
+        )
 
     def check(self, config: ConceptEncoderConfig, paired: bool = False) -> None:
         """ValueError if a model of this configuration cannot be trained so, on single texts or on pairs."""

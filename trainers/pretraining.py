@@ -16,8 +16,9 @@ import yaml
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from huggingface_hub.errors import HTTPError
-from transformers import TrainerState, set_seed
+from transformers import PreTrainedTokenizerBase, TrainerState, set_seed
 
+from ..configuration_concept import ConceptEncoderConfig
 from ..modeling_concept import ConceptMaskedLMModel
 from .data import load_pretraining_data, load_tokenizer
 from .files import check_writable, write_atomically, write_json
@@ -114,19 +115,8 @@ def pretrain(
     tokenizer = load_tokenizer(recipe.data)
     config = recipe.model_config(tokenizer)
     train, validation = load_pretraining_data(recipe.data, tokenizer)
-    set_seed(training.seed)
-    if head is None:
-        head = recipe.objective.build_corruption().head
-    else:
-        config = head.config_class(**architecture(config))
-    if training.start_from is not None and checkpoint is None:
-        model = start_from_checkpoint(head, config, tokenizer, training.start_from)
-    else:
-        model = head(config)
-    if training.warm_start_embeddings is not None and checkpoint is None:
-        warm_start_embeddings(model, tokenizer, training.warm_start_embeddings)
     trainer = ConceptTrainer(
-        model=model,
+        model=_initial_model(recipe, config, tokenizer, head, fresh=checkpoint is None),
         args=training,
         objective_args=recipe.objective,
         monitor=monitor,
@@ -143,11 +133,7 @@ def pretrain(
         outcome = trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - start
     if trainer.stop.agreed:
-        if trainer.is_world_process_zero():
-            logger.warning(
-                f"stopped by SIGTERM after step {outcome.global_step}, whose checkpoint is whole; go on with "
-                "--resume_from_checkpoint last"
-            )
+        _say_where_it_stopped(trainer)
         raise SystemExit(EXIT_STATUS)
     trainer.evaluate()
     trainer.save_model(_internal_call=True)  # without the push, which waits for the files below
@@ -161,6 +147,36 @@ def pretrain(
         trainer.push_to_hub()
     PartialState().wait_for_everyone()
     return result
+
+
+def _initial_model(
+    recipe: Recipe,
+    config: ConceptEncoderConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    head: type[ConceptMaskedLMModel] | None,
+    fresh: bool,
+) -> ConceptMaskedLMModel:
+    """What training starts from; when it is not `fresh`, a checkpoint will overwrite every weight."""
+    training = recipe.training
+    set_seed(training.seed)
+    if head is None:
+        head = recipe.objective.build_corruption().head
+    else:
+        config = head.config_class(**architecture(config))
+    if training.start_from is not None and fresh:
+        return start_from_checkpoint(head, config, tokenizer, training.start_from)
+    model = head(config)
+    if training.warm_start_embeddings is not None and fresh:
+        warm_start_embeddings(model, tokenizer, training.warm_start_embeddings)
+    return model
+
+
+def _say_where_it_stopped(trainer: ConceptTrainer) -> None:
+    if trainer.is_world_process_zero():
+        logger.warning(
+            f"stopped by SIGTERM after step {trainer.state.global_step}, whose checkpoint is whole; go on with "
+            "--resume_from_checkpoint last"
+        )
 
 
 @contextmanager
@@ -203,7 +219,7 @@ def _result(recipe: Recipe, trainer: ConceptTrainer, seconds: float, steps: int)
     return {
         "kind": "pretrain",
         "recipe": recipe.name,
-        "model": _architecture(model.config),
+        "model": architecture(model.config),
         "data": dataclasses.asdict(recipe.data),
         "objective": dataclasses.asdict(recipe.objective),
         "training": training,
@@ -233,11 +249,6 @@ def _result(recipe: Recipe, trainer: ConceptTrainer, seconds: float, steps: int)
             "threads": torch.get_num_threads(),
         },
     }
-
-
-def _architecture(config) -> dict[str, Any]:
-    names = [name for name in type(config).__annotations__ if name != "auto_map"]
-    return {name: getattr(config, name) for name in names}
 
 
 def _evaluation(row: dict[str, float]) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from typing import Any, get_args
 from transformers import HfArgumentParser, PreTrainedTokenizerBase
 
 from ..configuration_concept import ConceptEncoderConfig
+from .arguments import ConceptTrainingArguments
 from .data import DataArguments
 from .objectives import ObjectiveArguments
-from .trainer import ConceptTrainingArguments
 from .untrusted import inside, read_yaml
 
 RECIPE_FILE = "recipe.yaml"

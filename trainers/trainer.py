@@ -1,4 +1,4 @@
-"""Pretraining on the transformers Trainer: noise drawn by step, loss parts logged, evaluation on fixed noise."""
+"""Pretraining on the transformers Trainer: noise drawn by step, loss parts logged, checkpoints that are whole."""
 
 import logging
 import math
@@ -6,47 +6,41 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal
+from typing import Any
 
 import torch
+from datasets import Dataset, IterableDataset
 from huggingface_hub import CommitInfo, HfApi
-from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import (
     PREFIX_CHECKPOINT_DIR,
     EvalLoopOutput,
     HubStrategy,
-    SaveStrategy,
     TrainOutput,
     has_length,
 )
 from transformers.utils import SAFE_WEIGHTS_NAME
 from transformers.utils.hub import PushInProgress
 
+from ..modeling_concept import ConceptMaskedLMOutput
+from .arguments import ConceptTrainingArguments
 from .averaging import TRAINING_WEIGHTS_FILE, WeightAverage
 from .collators import PARTNER, DataCollatorForReconstruction, visible_concept_counts
-from .corruptions import Diffusion
 from .data_wait import DataWait
-from .distillation import load_distillation
+from .evaluation import ReconstructionEvaluator
 from .files import replaced_together
 from .kernels import liger_linear_cross_entropy
-from .objectives import ObjectiveArguments, ReconstructionObjective
-from .saving import STAGING_FOLDER, last_complete, publish, remove_old
-from .stability import (
-    MAX_ROLLBACKS,
-    DivergenceError,
-    DivergenceGuard,
-    gradient_norms,
-    set_base_rates,
-)
+from .objectives import ObjectiveArguments
+from .saving import STAGING_FOLDER, disk_trouble_named, last_complete, publish, remove_old
+from .sharding import embeddings_apart, share_tied_embeddings
+from .stability import MAX_ROLLBACKS, DivergenceError, DivergenceGuard, gradient_norms, set_base_rates
 from .stopping import StopOnSignal
 
 logger = logging.getLogger(__name__)
@@ -58,78 +52,6 @@ FULL_STATE = "FULL_STATE_DICT"
 ConceptMonitor = Callable[[Tensor], tuple[dict[str, float], str | None]]
 # (folder of a checkpoint, empty folder, repository) -> notes; copies what is published, card included.
 UploadAssembler = Callable[[Path, Path, str], list[str]]
-
-
-@dataclass
-class ConceptTrainingArguments(TrainingArguments):
-    """`TrainingArguments` with the defaults that pretraining needs."""
-
-    remove_unused_columns: bool = field(default=False, metadata={"help": "The collator draws its own columns."})
-    logging_first_step: bool = field(default=True, metadata={"help": "Log the loss before any learning."})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "A non-finite loss raises instead."})
-    dataloader_pin_memory: bool = field(
-        default_factory=torch.cuda.is_available, metadata={"help": "Pinned memory serves a GPU only."}
-    )
-    stop_on_collapse: int = field(
-        default=0, metadata={"help": "Stop after so many logged steps in a row with collapsed concepts; 0 = never."}
-    )
-    include_num_input_tokens_seen: str = field(
-        default="non_padding", metadata={"help": "Count the real tokens that the encoder reads."}
-    )
-    ema_decay: float = field(
-        default=0.0,
-        metadata={"help": "Evaluate and save an average of the weights, decay of each step in [0, 1); 0 = off."},
-    )
-    warm_start_embeddings: str | None = field(
-        default=None,
-        metadata={"help": "Hub id or folder of an encoder of the same vocabulary, to take token embeddings from."},
-    )
-    start_from: str | None = field(
-        default=None,
-        metadata={"help": "Hub id or folder of a pretrained concept encoder of this architecture, to go on from."},
-    )
-    divergence_ratio: float = field(
-        default=100.0,
-        metadata={"help": "A gradient norm this many times the median of recent steps is divergence; 0 = never."},
-    )
-    on_divergence: Literal["stop", "rollback"] = field(
-        default="stop",
-        metadata={"help": "stop, or rollback to the last checkpoint with half the learning rate, at most 3 times."},
-    )
-
-    def __post_init__(self):
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
-        if self.divergence_ratio and not 1 <= self.divergence_ratio < math.inf:
-            raise ValueError(f"divergence_ratio must be 0 (off) or at least 1, got {self.divergence_ratio}")
-        if self.start_from is not None and self.warm_start_embeddings is not None:
-            raise ValueError(
-                f"start_from={self.start_from!r} brings its own token embeddings; leave warm_start_embeddings "
-                f"({self.warm_start_embeddings!r}) out"
-            )
-        if self.on_divergence not in ("stop", "rollback"):
-            raise ValueError(f"on_divergence must be 'stop' or 'rollback', got {self.on_divergence!r}")
-        if self.hub_token is not None:
-            raise ValueError(
-                "hub_token would be written into recipe.yaml; log in with `hf auth login`, or set HF_TOKEN"
-            )
-        if self.enable_jit_checkpoint:
-            raise ValueError(
-                "enable_jit_checkpoint may save between a gradient and its update, and does not resume exactly; leave "
-                "it out: SIGTERM ends a run after its step, with a checkpoint"
-            )
-        super().__post_init__()
-        if self.on_divergence == "rollback":
-            if self.save_strategy == SaveStrategy.NO or self.save_only_model:
-                raise ValueError(
-                    "on_divergence='rollback' needs checkpoints with the optimizer's state, got "
-                    f"save_strategy={self.save_strategy.value!r}, save_only_model={self.save_only_model}"
-                )
-            if self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
-                raise ValueError(
-                    f"on_divergence='rollback' cannot halve the rate of lr_scheduler_type={self.lr_scheduler_type!r}, "
-                    "which sets its own; choose a schedule, or on_divergence='stop'"
-                )
 
 
 class ConceptTrainer(Trainer):
@@ -152,57 +74,38 @@ class ConceptTrainer(Trainer):
 
     def __init__(
         self,
-        *args,
+        model: nn.Module,
+        args: ConceptTrainingArguments,
+        *,
         objective_args: ObjectiveArguments,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
         monitor: ConceptMonitor | None = None,
         assemble: UploadAssembler | None = None,
         **kwargs,
     ):
-        tokenizer = kwargs.get("processing_class")
-        if tokenizer is None:
+        if processing_class is None:
             raise ValueError("ConceptTrainer needs processing_class: the tokenizer knows [MASK] and [PAD]")
-        settings = objective_args
-        training_args = kwargs["args"] if "args" in kwargs else args[1]
-        if training_args.push_to_hub and assemble is None:
+        if args.push_to_hub and assemble is None:
             raise ValueError("push_to_hub=True needs assemble, for instance concept_encoder.eval.publishing.assemble")
-        corruption = settings.build_corruption()
-        model = kwargs["model"] if "model" in kwargs else args[0]
-        paired = "partner_ids" in (getattr(kwargs.get("train_dataset"), "column_names", None) or ())
-        _check_model(model, settings, paired)
-        if settings.contrastive and training_args.per_device_train_batch_size * training_args.world_size < 2:
-            raise ValueError(
-                "contrastive needs other texts as negatives: raise per_device_train_batch_size to 2 or more"
-            )
+        _check_task(model, args, objective_args, train_dataset)
+        self.settings = objective_args
         self.collator = DataCollatorForReconstruction(
-            tokenizer, corruption, position_share=settings.position_share, seed=training_args.seed
+            processing_class,
+            objective_args.build_corruption(),
+            position_share=objective_args.position_share,
+            seed=args.seed,
         )
-        # The bound is always over all of (0, 1] and all positions, whatever training does.
-        self.bound_collator: DataCollatorForReconstruction | None = None
-        if corruption.head is Diffusion.head:
-            schedule = settings.schedule if isinstance(corruption, Diffusion) else Diffusion.schedule
-            self.bound_collator = DataCollatorForReconstruction(tokenizer, Diffusion(schedule))
-        self.rebuilding_collator: DataCollatorForReconstruction | None = None
-        if type(corruption) is not Diffusion:
-            self.rebuilding_collator = DataCollatorForReconstruction(tokenizer, corruption)
-        self.num_eval_timesteps = settings.num_eval_timesteps
-        self.nested_concepts = settings.nested_concepts
-        distillation = None
-        if settings.distil_from:
-            distillation = load_distillation(settings.distil_from, model.config.hidden_size, tokenizer)
-        self.objective = ReconstructionObjective(
-            settings.label_smoothing,
-            settings.regularizer_weights(),
-            settings.contrastive,
-            settings.contrastive_temperature,
-            settings.term_weighting,
-            settings.conflict_safe,
-            distillation,
-            settings.distil_weight,
-        )
+        self.evaluator = ReconstructionEvaluator(processing_class, objective_args)
+        self.objective = objective_args.build_objective(model.config.hidden_size, processing_class)
         self.monitor = monitor
         self.assemble = assemble
         self.api = HfApi()
         self.push_in_progress: PushInProgress | None = None
+        self.data_wait = DataWait()
+        self.guard = DivergenceGuard(args.divergence_ratio, clipped=args.max_grad_norm > 0)
+        self.average = WeightAverage(args.ema_decay) if args.ema_decay else None
+        self.stop = StopOnSignal()
         self._parts: dict[str, list[Tensor]] = {}
         self._watched: dict[str, Tensor] = {}
         self._collapsed_in_a_row = 0
@@ -210,33 +113,40 @@ class ConceptTrainer(Trainer):
         self._gradient_norms: dict[str, Tensor] = {}
         self._tokens_of_step = torch.tensor(0)
         self._shared_embeddings: list[str] = []
-        self.data_wait = DataWait()
         self._rollbacks = 0
         self._base_rates: list[float] | None = None
-        self.guard = DivergenceGuard(training_args.divergence_ratio, clipped=training_args.max_grad_norm > 0)
-        self.average = WeightAverage(training_args.ema_decay) if training_args.ema_decay else None
-        super().__init__(*args, data_collator=self.collator.pad, **kwargs)
-        if self.args.use_liger_kernel:
-            if self.args.device.type != "cuda":
-                kind = self.args.device.type
-                raise ValueError(
-                    f"use_liger_kernel=True needs a CUDA device, and training runs on {kind}; leave it out"
-                )
-            self.model.loss_kernel = liger_linear_cross_entropy
+        self._staging: Path | None = None
+        super().__init__(
+            model,
+            args,
+            data_collator=self.collator.pad,
+            train_dataset=train_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
+        self._check_devices()
         self.loss_is_scaled_for_ga = True
         self.objective.learned.to(self.args.device)
+        if self.args.use_liger_kernel:
+            self.model.loss_kernel = liger_linear_cross_entropy
+        for callback in (self.average, self.stop):
+            if callback is not None:
+                self.add_callback(callback)
+
+    def _check_devices(self) -> None:
+        """ValueError for settings that do not go with the devices that accelerate has found."""
+        if self.args.use_liger_kernel and self.args.device.type != "cuda":
+            raise ValueError(
+                f"use_liger_kernel=True needs a CUDA device, and training runs on {self.args.device.type}; leave it "
+                "out"
+            )
         if self.is_fsdp_enabled and list(self.objective.learned.parameters()):
             raise ValueError(
-                f"term_weighting={settings.term_weighting!r} with distil_from={settings.distil_from!r} trains "
-                "parameters outside the model, which FSDP leaves out; launch with DDP, or set 'fixed' and ''"
+                f"term_weighting={self.settings.term_weighting!r} with distil_from={self.settings.distil_from!r} "
+                "trains parameters outside the model, which FSDP leaves out; launch with DDP, or set 'fixed' and ''"
             )
-        if self.average is not None:
-            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-                raise ValueError("ema_decay needs whole weights on each device; FSDP and DeepSpeed shard them")
-            self.add_callback(self.average)
-        self.stop = StopOnSignal()
-        self.add_callback(self.stop)
-        self._staging: Path | None = None
+        if self.average is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError("ema_decay needs whole weights on each device; FSDP and DeepSpeed shard them")
         if self.is_fsdp_enabled:
             kind = self.accelerator.state.fsdp_plugin.state_dict_type.name
             if kind != FULL_STATE:
@@ -362,7 +272,7 @@ class ConceptTrainer(Trainer):
             device = batch["input_ids"].device
             corrupted = self.collator.corrupt(batch, noise.to(device))
             corrupted |= {key: batch[key] for key in PARTNER.values() if key in batch}
-            if self.nested_concepts:
+            if self.settings.nested_concepts:
                 uniform = self.collator.draw_rows(batch, self.state.global_step, micro_step, rank)
                 counts = visible_concept_counts(uniform, self.model.config.num_concepts)
                 corrupted["num_visible_concepts"] = counts.to(device)
@@ -466,7 +376,7 @@ class ConceptTrainer(Trainer):
             self._save_without_pickle(folder, state_dict)
             return
         # Weights last: a folder that has them has the configuration, code and tokenizer that belong to them.
-        with _disk_trouble_named(folder / SAFE_WEIGHTS_NAME), replaced_together(folder, SAFE_WEIGHTS_NAME) as staged:
+        with disk_trouble_named(folder / SAFE_WEIGHTS_NAME), replaced_together(folder, SAFE_WEIGHTS_NAME) as staged:
             self._save_without_pickle(staged, state_dict)
 
     def _save_without_pickle(self, folder: Path, state_dict: dict | None) -> None:
@@ -491,7 +401,7 @@ class ConceptTrainer(Trainer):
             shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed
         self.accelerator.wait_for_everyone()
         try:
-            with _disk_trouble_named(run_dir / name):
+            with disk_trouble_named(run_dir / name):
                 super()._save_checkpoint(model, trial)
                 self._name_best(staging / name, run_dir / name)
                 self.accelerator.wait_for_everyone()
@@ -592,65 +502,30 @@ class ConceptTrainer(Trainer):
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ) -> EvalLoopOutput:
-        """What a text costs, on noise that is a function of the text alone, without regularizers or smoothing.
-
-        With the head of masked diffusion: the conditional NELBO on a fixed t-grid, the encoder seeing the clean text,
-        and cross-entropy and accuracy of masked tokens at each t. The grid holds the midpoints of
-        `num_eval_timesteps` equal parts of (0, 1]; the noise is independent between points: nested masks would leave
-        the bound more variance. Metrics: `nelbo_bits_per_token`, and for each grid point `nll_bits_t_*`,
-        `accuracy_t_*`, `tokens_t_*`.
-
-        With a corruption other than diffusion, its own task: `rebuilt_bits_per_token`, `rebuilt_accuracy` and
-        `rebuilt_tokens`, over all positions that the decoder rebuilds, each weighing 1.
-
-        `loss` is the latter in nats where there is one, else the NELBO in nats per token.
-        """
+        """The metrics of `ReconstructionEvaluator`, over the texts of all processes."""
         # Not prepared by accelerate: a model once prepared for evaluation would later train without synchronisation.
         model = self.model.eval()
-        points = self.num_eval_timesteps if self.bound_collator is not None else 0
-        grid = ((torch.arange(points) + 0.5) / self.num_eval_timesteps).tolist()
-        totals = torch.zeros(points + 1, 5, dtype=torch.float64)  # the last row is the corruption's own task
+
+        def autocast(**inputs) -> ConceptMaskedLMOutput:
+            with self.accelerator.autocast():
+                return model(**inputs)
+
+        totals: Tensor | float = 0.0
         num_texts = 0
         hide = self.args.disable_tqdm or not self.is_world_process_zero()
         for batch in tqdm(dataloader, desc=description, disable=hide, leave=False):
-            scores = [self._score(model, self.bound_collator, batch, k, t) for k, t in enumerate(grid)]
-            scores.append(self._score(model, self.rebuilding_collator, batch))
-            sums = self.accelerator.gather_for_metrics(torch.stack(scores, dim=1))  # (B, T + 1, 5)
-            totals += sums.double().sum(0).cpu()
-            num_texts += len(sums)
-        if num_texts == 0:
+            scores = self.accelerator.gather_for_metrics(self.evaluator.score(autocast, batch))  # (B, P, 5)
+            totals = totals + scores.double().sum(0).cpu()
+            num_texts += len(scores)
+        if not isinstance(totals, Tensor):
             raise ValueError("the evaluation dataset is empty")
-        metrics = _bound_metrics(grid, totals[:-1]) | _rebuilding_metrics(totals[-1])
+        metrics = self.evaluator.metrics(totals)
         return EvalLoopOutput(
             predictions=None,
             label_ids=None,
             metrics={f"{metric_key_prefix}_{name}": value for name, value in metrics.items()},
             num_samples=num_texts,
         )
-
-    def _score(
-        self,
-        model: nn.Module,
-        collator: DataCollatorForReconstruction | None,
-        batch: dict[str, Tensor],
-        draw: int = 0,
-        t: float | None = None,
-    ) -> Tensor:
-        """(B, 5): weighted NLL, items that it is divided by, NLL, hits and number of rebuilt tokens, per text."""
-        device, rows = batch["input_ids"].device, len(batch["input_ids"])
-        if collator is None:
-            return torch.zeros(rows, 5, device=device)
-        timesteps = None if t is None else torch.full((rows,), t, device=device)
-        corrupted = collator.corrupt(batch, collator.fixed_noise(batch, draw).to(device), timesteps)
-        num_items = corrupted.pop("num_items")
-        with self.accelerator.autocast():
-            output = model(**corrupted)
-        labelled, drawn = corrupted["labels"] != -100, corrupted["loss_weights"] > 0
-        right = output.logits.argmax(-1) == corrupted["labels"][labelled]
-        hits = torch.zeros_like(labelled).masked_scatter(labelled, right) & drawn
-        bound = (output.token_losses * corrupted["loss_weights"]).sum(-1)
-        nll = (output.token_losses * drawn).sum(-1)
-        return torch.stack([bound, num_items.float(), nll, hits.sum(-1).float(), drawn.sum(-1).float()], dim=-1)
 
     # --------------------------------------------------------------------------------------------------------- the Hub
 
@@ -741,83 +616,20 @@ class ConceptTrainer(Trainer):
         self.push_in_progress = None
 
 
-@contextmanager
-def _disk_trouble_named(path: Path) -> Iterator[None]:
-    """safetensors and torch report a full disk by errors of their own."""
-    try:
-        yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        said = " ".join(str(error).split())
-        raise OSError(f"{path} could not be written; what was there before is whole. {said}") from error
-
-
-def _check_model(model: nn.Module, settings: ObjectiveArguments, paired: bool) -> None:
+def _check_task(
+    model: nn.Module,
+    args: ConceptTrainingArguments,
+    settings: ObjectiveArguments,
+    train_dataset: Dataset | IterableDataset | None,
+) -> None:
+    """ValueError if the model, or the batches, are not what the objective needs."""
     head = settings.build_corruption().head.__name__
     # By name: a class loaded with a checkpoint's own code is another object. A model that is none of the heads says
     # which one it can be trained as.
     own = getattr(model, "trained_as", type(model).__name__)
     if own != head:
         raise ValueError(f"corruption {settings.corruption!r} trains a {head}, got a {own}")
-    settings.check(model.config, paired)
-
-
-def share_tied_embeddings(model: nn.Module) -> list[str]:
-    """Make the tied token tables of encoder and decoder one module; nothing else changes.
-
-    FSDP2 shards by module, and refuses a parameter that modules of two groups hold.
-
-    Returns:
-        The places that now hold the encoder's module.
-    """
-    tokens = model.get_input_embeddings()
-    tied = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Embedding) and module is not tokens and module.weight is tokens.weight
-    ]
-    for name in tied:
-        model.set_submodule(name, tokens)
-    return tied
-
-
-@contextmanager
-def embeddings_apart(model: nn.Module, places: list[str]) -> Iterator[None]:
-    """Undo `share_tied_embeddings` for a while: torch loads a checkpoint by module, and visits each once."""
-    tokens = model.get_input_embeddings()
-    for name in places:
-        apart = nn.Embedding(1, 1, device="meta")
-        apart.weight = tokens.weight
-        model.set_submodule(name, apart)
-    try:
-        yield
-    finally:
-        for name in places:
-            model.set_submodule(name, tokens)
-
-
-def _bound_metrics(grid: list[float], totals: Tensor) -> dict[str, float]:
-    """Of the t-grid, from sums (T, 5) as from `_score`; nothing without a grid."""
-    if not grid:
-        return {}
-    bound, eligible, nll, hits, masked = totals.T.tolist()
-    nelbo = sum(b / max(e, 1) for b, e in zip(bound, eligible, strict=True)) / len(grid)
-    metrics = {"loss": nelbo, "nelbo_bits_per_token": nelbo / math.log(2)}
-    for k, t in enumerate(grid):
-        if masked[k]:
-            metrics[f"nll_bits_t_{t:g}"] = nll[k] / masked[k] / math.log(2)
-            metrics[f"accuracy_t_{t:g}"] = hits[k] / masked[k]
-        metrics[f"tokens_t_{t:g}"] = int(masked[k])
-    return metrics
-
-
-def _rebuilding_metrics(sums: Tensor) -> dict[str, float]:
-    """Of the corruption's own task, from sums (5,) as from `_score`; nothing without a token."""
-    _, _, nll, hits, rebuilt = sums.tolist()
-    if not rebuilt:
-        return {}
-    return {
-        "loss": nll / rebuilt,
-        "rebuilt_bits_per_token": nll / rebuilt / math.log(2),
-        "rebuilt_accuracy": hits / rebuilt,
-        "rebuilt_tokens": int(rebuilt),
-    }
+    columns = getattr(train_dataset, "column_names", None) or ()  # a stream may not know its own
+    settings.check(model.config, paired="partner_ids" in columns)
+    if settings.contrastive and args.per_device_train_batch_size * args.world_size < 2:
+        raise ValueError("contrastive needs other texts as negatives: raise per_device_train_batch_size to 2 or more")

@@ -60,6 +60,11 @@ def inside(folder: Path, name: str) -> Path:
     return path
 
 
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form owner/name, and is no path."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
+
+
 def read_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     """Tokenizer of a folder or Hub id, by the classes of transformers alone.
 

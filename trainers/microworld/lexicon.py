@@ -124,7 +124,6 @@ TIMES = {
     "dinner": ("at dinner", "at supper"),
     "midnight": ("at midnight",),
 }
-MANNERS = ("quickly", "slowly", "quietly", "gently")
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,7 +120,7 @@ class _Author:
                 time = None if state in _LASTING_STATES else self.choice(_TIMES)
                 return Proposition("be", agent, state=state, time=time)
 
-    def any_event(self, modifiers: float = 0.5) -> Proposition:
+    def any_event(self) -> Proposition:
         draw = self.rng.random()
         if draw < 0.1:
             return self.located(self.chance(0.5))
@@ -135,7 +135,7 @@ class _Author:
             if draw < 0.75
             else "ditransitive"
         )
-        return self.event(frame, modifiers)
+        return self.event(frame)
 
     def maybe_negated(self, p: Proposition, probability: float) -> Proposition:
         negated = self.chance(probability) and can_be_negated(p)
