@@ -15,11 +15,12 @@ import transformers
 import yaml
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from transformers import TrainerState, set_seed
+from transformers import PrinterCallback, ProgressCallback, TrainerState, set_seed
 
 from ..modeling_concept import ConceptMaskedLMModel
 from .data import load_pretraining_data, load_tokenizer
 from .files import check_writable, write_atomically, write_json
+from .progress import TrainingProgress
 from .recipes import RECIPE_FILE, Recipe
 from .saving import damage, find_checkpoints, last_complete
 from .stopping import EXIT_STATUS
@@ -134,6 +135,9 @@ def pretrain(
         eval_dataset=validation,
         processing_class=tokenizer,
     )
+    for display in (ProgressCallback, PrinterCallback):
+        if trainer.pop_callback(display) is not None:
+            trainer.add_callback(TrainingProgress(hidden=training.disable_tqdm))
     resumed_at = 0
     if checkpoint is not None:  # now, since save_total_limit may remove it
         resumed_at = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")).global_step

@@ -17,7 +17,6 @@ from huggingface_hub import CommitInfo, HfApi
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import (
@@ -39,6 +38,7 @@ from .distillation import load_distillation
 from .files import replaced_together
 from .kernels import liger_linear_cross_entropy
 from .objectives import ObjectiveArguments, ReconstructionObjective
+from .progress import progress
 from .saving import STAGING_FOLDER, last_complete, publish, remove_old
 from .stability import (
     MAX_ROLLBACKS,
@@ -612,7 +612,7 @@ class ConceptTrainer(Trainer):
         totals = torch.zeros(points + 1, 5, dtype=torch.float64)  # the last row is the corruption's own task
         num_texts = 0
         hide = self.args.disable_tqdm or not self.is_world_process_zero()
-        for batch in tqdm(dataloader, desc=description, disable=hide, leave=False):
+        for batch in progress(dataloader, desc=description, disable=hide, leave=False):
             scores = [self._score(model, self.bound_collator, batch, k, t) for k, t in enumerate(grid)]
             scores.append(self._score(model, self.rebuilding_collator, batch))
             sums = self.accelerator.gather_for_metrics(torch.stack(scores, dim=1))  # (B, T + 1, 5)
