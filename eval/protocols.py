@@ -1,12 +1,13 @@
 """Named fine-tuning protocols: everything of a fine-tuning run but the checkpoint and the task, as data."""
 
 import dataclasses
-from argparse import SUPPRESS, Action, BooleanOptionalAction
+from argparse import SUPPRESS, Action
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin
 
 from transformers import SchedulerType
+from transformers.hf_argparser import string_to_bool
 
 from ..trainers.command_line import HelpFormatter, Parser
 
@@ -181,7 +182,7 @@ def protocol_parser(prog: str) -> Parser:
         values = ", ".join(f"{name} {_listed(getattr(own, each.name))}" for name, own in PROTOCOLS.items())
         options: dict[str, Any] = {"help": values}
         if each.type is bool:
-            options["action"] = BooleanOptionalAction
+            options["type"] = string_to_bool
         elif get_origin(each.type) is Literal:
             options["choices"] = get_args(each.type)
         else:  # of `tuple[float, ...]` and `int | None` the first

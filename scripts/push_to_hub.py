@@ -10,6 +10,7 @@ after it on a fresh download, and every tensor is compared. Then it says "done".
 The token is the one of `hf auth login` or HF_TOKEN. Exit code 0 done, 1 the Hub or the check said no, 2 bad input.
 """
 
+import sys
 import tempfile
 from argparse import Namespace
 from pathlib import Path
@@ -33,6 +34,9 @@ def main(argv: list[str] | None = None) -> None:
             raise
         except (HTTPError, LocalTokenNotFoundError, ConnectionError) as error:
             parser.exit(1, f"{parser.prog}: error: {explain(error, arguments.repo_id)}\n")
+    if arguments.dry_run:
+        words = sys.argv[1:] if argv is None else argv
+        parser.suggest("push_to_hub.py", *(word for word in words if word != "--dry_run"))
 
 
 def _parser() -> Command:

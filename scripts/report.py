@@ -33,6 +33,8 @@ def main(argv: list[str] | None = None) -> None:
         report = write_report(folder, arguments.other_run_dir)
     print(summary_table(report))
     say(f"\nWritten to {folder}: report.html, report.md, report.json.")
+    if (folder / "model.safetensors").is_file():
+        parser.suggest("push_to_hub.py", folder, "--repo_id", "owner/name", "--dry_run")
     if arguments.gate:
         verdict = next(row["verdict"] for row in report["gates"] if row["id"] == arguments.gate)
         raise SystemExit(EXIT_CODES[verdict])

@@ -1,7 +1,7 @@
 """Learn a small vocabulary from a corpus.
 
-    python scripts/train_tokenizer.py --vocab_size 8192 --output_dir runs/vocabulary \\
-        --dataset_name "texts/*.txt" \\
+    python scripts/train_tokenizer.py --vocab_size 8192 \\
+        --output_dir runs/vocabulary --dataset_name "texts/*.txt" \\
         --tokenizer_name google-bert/bert-base-uncased
 
 The kind of tokenizer, its normalisation and its special tokens are those of --tokenizer_name. For runs on a CPU, where

@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     with parser.refusing():
         fitted = whiten(args.checkpoint, args.output_dir, read_data(args.overrides, fields, args.checkpoint))
     print(f"whitened over {fitted['texts']:,} texts, {fitted['rank']} directions vary")
-    say(f"Written to {args.output_dir}.")
+    say(f'Written to {args.output_dir}; SentenceTransformer("{args.output_dir}", trust_remote_code=True) reads it.')
     parser.suggest("similarity.py", args.output_dir, "--tasks", "stsb")
 
 

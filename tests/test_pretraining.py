@@ -152,7 +152,7 @@ def test_the_command_line_as_a_user_types_it(tmp_path, launcher):
     command = [*prefix, "scripts/pretrain.py", "tiny", *SMALL, "--output_dir", str(tmp_path / "out")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "bits per token" in done.stdout and "next: python scripts/analyze.py" in done.stdout
+    assert "bits per token" in done.stdout and "Next: " in done.stderr and "scripts/analyze.py" in done.stderr
     again = subprocess.run(
         [sys.executable, *command[len(prefix) :]], cwd=ROOT, capture_output=True, text=True, timeout=300
     )

@@ -119,7 +119,8 @@ class FieldParser(HfArgumentParser, Parser):
     """Parser of the fields of dataclasses, as `--field value`, each in the one spelling that recipes have too."""
 
     def __init__(self, *classes: type, **kwargs: Any):
-        super().__init__(classes, allow_abbrev=False, add_help=False, formatter_class=HelpFormatter, **kwargs)
+        options = {"allow_abbrev": False, "add_help": False, "formatter_class": HelpFormatter, **kwargs}
+        HfArgumentParser.__init__(self, classes, **options)
 
     def add_argument(self, *names: Any, **kwargs: Any) -> Action:
         spelled = [name for name in names if "-" not in name[2:]]
