@@ -10,6 +10,7 @@ Any field of any section of the recipe follows as --field value.
 Exit code 0 done, 1 the Hub said no, 2 bad input, 143 stopped by SIGTERM with its checkpoint whole.
 """
 
+import sys
 from pathlib import Path
 
 from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
@@ -25,6 +26,7 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
     parser = Command(__file__, __doc__)
     names = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
     parser.add_argument("recipe", help=f"path of a .yaml file, or one of {names}")
@@ -40,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
                 plan = plan_pretraining(recipe)
                 if recipe.training.process_index == 0:
                     _print_plan(recipe, plan)
-                    parser.suggest("pretrain.py", args.recipe, *args.overrides)
+                    parser.suggest_again(argv)
                 return
             result = pretrain(recipe, monitor=monitor_concepts, assemble=assemble)
         except (HTTPError, LocalTokenNotFoundError) as error:

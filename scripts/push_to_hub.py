@@ -24,6 +24,7 @@ from concept_encoder.trainers.command_line import Command, run
 
 
 def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
     parser = _parser()
     arguments = parser.parse_args(argv)
     with parser.refusing():
@@ -35,8 +36,7 @@ def main(argv: list[str] | None = None) -> None:
         except (HTTPError, LocalTokenNotFoundError, ConnectionError) as error:
             parser.exit(1, f"{parser.prog}: error: {explain(error, arguments.repo_id)}\n")
     if arguments.dry_run:
-        words = sys.argv[1:] if argv is None else argv
-        parser.suggest("push_to_hub.py", *(word for word in words if word != "--dry_run"))
+        parser.suggest_again(argv)
 
 
 def _parser() -> Command:

@@ -43,7 +43,7 @@ WORK = {
     "benchmark.py": "measure",
     "build_corpus.py": "build_corpus",
     "cards.py": "render_cards",
-    "compare.py": "compare",
+    "compare.py": "compare plan_comparison",
     "check_code.py": "code_of",
     "explore.py": "load_explorer write_space",
     "export.py": "export_checkpoint",

@@ -113,6 +113,10 @@ class Command(Parser):
         python = "python" if found == sys.executable else _short(sys.executable)
         say(f"Next: {shlex.join([python, _short(self.folder / script), *map(str, words)])}")
 
+    def suggest_again(self, argv: list[str]) -> None:
+        """Say the same command without `--dry_run`."""
+        self.suggest(self.prog, *(word for word in argv if word != "--dry_run"))
+
 
 def say(*lines: str) -> None:
     """On stderr: stdout is for results."""
