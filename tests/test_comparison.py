@@ -122,10 +122,8 @@ def test_a_dry_run_counts_what_is_still_to_train_and_leaves_nothing(recipes, tmp
     main([*arguments, "--dry_run"])
     printed, said = capsys.readouterr()
     _, plain, masked, total = printed.splitlines()
-    assert plain.split()[:4] == ["plain", "0.0", "M", "2"] and [row.split()[-2] for row in (plain, masked)] == [
-        "2",
-        "1",
-    ]
+    assert plain.split()[:4] == ["plain", "0.1", "M", "2"]
+    assert [row.split()[-2] for row in (plain, masked)] == ["2", "1"]
     assert total.startswith("hours of training to come: 0.00;")
     assert said.rstrip().endswith(f"scripts/compare.py {' '.join(arguments)}")
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [done / "pretrain.json"]
