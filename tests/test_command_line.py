@@ -210,7 +210,7 @@ def test_a_pipe_gets_results_only_and_a_log_has_no_bars(trained):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["audit.py --help", "pretrain.py --fields"])
+@pytest.mark.parametrize("script", ["audit.py --help", "pretrain.py --help"])
 def test_a_reader_that_has_gone_is_no_error(script):
     piped = f"{shlex.quote(sys.executable)} scripts/{script} | true; exit ${{PIPESTATUS[0]}}"
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}  # argparse hides it
