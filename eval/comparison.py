@@ -9,6 +9,7 @@ from statistics import mean
 from typing import Any
 
 from ..trainers.files import write_atomically, write_json
+from ..trainers.planning import plan_pretraining
 from ..trainers.pretraining import RESULT_FILE, pretrain
 from ..trainers.recipes import Recipe
 from ..trainers.saving import find_checkpoints
@@ -118,6 +119,46 @@ def compare(
             write_json(output_dir / COMPARISON_FILE, result)
             write_atomically(output_dir / TABLE_FILE, format_comparison(result))
     return result
+
+
+def plan_comparison(
+    recipe_of: Callable[[str, int, Path], Recipe], names: Sequence[str], seeds: Sequence[int], output_dir: Path
+) -> dict[str, dict[str, Any]]:
+    """What the training of a comparison will cost, from a few steps of each recipe; nothing of them is kept.
+
+    Args as of `compare`.
+
+    Returns:
+        Recipe -> what `plan_pretraining` returns, and `runs` and `hours_left` of the seeds that have not finished,
+        those that were interrupted counted whole; no `hours_left` where only the size of the corpus decides the steps.
+
+    Raises:
+        ValueError: recipes that are not comparable; whatever `plan_pretraining` raises.
+    """
+    check_comparable([recipe_of(name, seeds[0], output_dir / name) for name in names])
+    plans = {}
+    for name in names:
+        plan = plan_pretraining(recipe_of(name, seeds[0], output_dir / name / "plan"))
+        runs = sum(not (output_dir / name / f"seed-{seed}" / RESULT_FILE).exists() for seed in seeds)
+        plans[name] = {**plan, "runs": runs, "hours_left": None if plan["hours"] is None else runs * plan["hours"]}
+    return plans
+
+
+def format_plans(plans: Mapping[str, Mapping[str, Any]]) -> str:
+    """A row per recipe, and the sum."""
+    lines = [
+        f"{'recipe':<24}{'parameters':>12}{'steps':>10}{'tokens each':>14}{'s a step':>10}{'runs':>6}{'hours':>8}"
+    ]
+    for name, plan in plans.items():
+        cells = [f"{plan['parameters']['total'] / 1e6:.1f} M".rjust(12)]
+        cells += [DASH.rjust(10) if plan["steps"] is None else f"{plan['steps']:>10,}"]
+        cells += [DASH.rjust(14) if plan["tokens"] is None else f"{plan['tokens'] / 1e6:.1f} M".rjust(14)]
+        cells += [f"{plan['seconds_per_step']:>10.3f}{plan['runs']:>6}"]
+        cells += [DASH.rjust(8) if plan["hours_left"] is None else f"{plan['hours_left']:>8.2f}"]
+        lines.append(f"{name:<24}{''.join(cells)}")
+    hours = [plan["hours_left"] for plan in plans.values()]
+    total = "as many as the epochs of the corpus take" if None in hours else f"{sum(hours):.2f}"
+    return "\n".join([*lines, f"hours of training to come: {total}; evaluation, saving and all scoring come on top"])
 
 
 def _train(recipe_of: Callable[[str, int, Path], Recipe], name: str, seed: int, folder: Path) -> None:

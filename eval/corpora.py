@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, concatenate_datasets, load_dataset
 from sklearn.feature_extraction.text import HashingVectorizer
-from tqdm import tqdm
 
 from ..trainers.data import DataArguments, load_corpus
 from ..trainers.files import write_json
+from ..trainers.progress import progress
 from ..trainers.untrusted import read_yaml
 from .benchmarks import Benchmark, find_benchmark, resolve_dataset_id
 
@@ -162,7 +162,7 @@ class SentenceIndex:
         normal = [words(sentence) for sentence in sentences]
         exact = np.array([text in self.exact for text in normal], dtype=bool)
         near = np.zeros(len(normal), dtype=bool)
-        for start in tqdm(range(0, len(normal), CHUNK), desc=description, unit="chunk", disable=None):
+        for start in progress(range(0, len(normal), CHUNK), desc=description, unit="chunk"):
             shingles = self._vectorizer.transform(normal[start : start + CHUNK])
             shared = (shingles @ self._shingles.T).tocoo()  # (n, S) bigrams in common
             sizes = np.asarray(shingles.sum(1)).ravel()

@@ -3,6 +3,7 @@
 import os
 import platform
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from tqdm import tqdm
 
 from ..trainers.files import write_json
+from ..trainers.progress import progress
 from .benchmark_score import benchmark_score
 from .benchmarks import CHANCE_RULES, Benchmark, chance_level, find_benchmark
 from .checkpoints import check_checkpoint, checkpoint_folder, load_tokenizer, random_twin
@@ -61,7 +62,7 @@ def finetune_tasks(
     check_checkpoint(checkpoint_folder(checkpoint))
     results = []
     for i, benchmark in enumerate(benchmarks, start=1):
-        print(f"[{i}/{len(benchmarks)}] {benchmark.name}, protocol {protocol.name}", flush=True)
+        print(f"[{i}/{len(benchmarks)}] {benchmark.name}, protocol {protocol.name}", file=sys.stderr)
         options = {"overwrite": overwrite, "save_model": save_model}
         results.append(finetune(checkpoint, benchmark, protocol, output_dir, **options))
     return results
@@ -112,7 +113,7 @@ def finetune(
     if overwrite:
         result_file.unlink(missing_ok=True)
         shutil.rmtree(cells, ignore_errors=True)
-    with tqdm(total=2 * count_cells(protocol) + 1, unit="cell") as bar:
+    with progress(total=2 * count_cells(protocol) + 1, unit="cell") as bar:
         store = Cells(cells, bar)
         own = run_protocol("run", folder, task, store, save_model)
         bag = _bag_of_tokens_cell(task, store)

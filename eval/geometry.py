@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from ..modeling_concept import ConceptEncoderModel
+from ..trainers.progress import progress
 from .concept_geometry import dimension_std, geometry_metrics, similarity_matrix, template_spectrum
 from .concept_spectrum import bootstrap_intervals, gaussian_null, spectrum_metrics, static_slots_null
 from .concept_spectrum.concept_spectrum import METRICS, VIEWS
@@ -113,7 +113,7 @@ def collect_concepts(
     model.to(device).eval()
     try:
         chunks = []
-        for batch in tqdm(batches, desc="Encoding", unit="batch"):
+        for batch in progress(batches, desc="Encoding", unit="batch"):
             inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
             chunks.append(model(**inputs).last_hidden_state.float().cpu().numpy())
     finally:

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..modeling_concept import ConceptEncoderForDiffusionMLM
 from ..trainers.collators import DataCollatorForReconstruction
+from ..trainers.progress import progress
 
 VARIANTS = ("true", "shuffled", "null")
 NUM_TIMESTEPS = 10  # midpoints of so many equal parts of (0, 1], as in the trainer's evaluation
@@ -144,7 +144,7 @@ def _bits_and_tokens(
 ) -> np.ndarray:
     """(S, 4, T, P): bits of the masked tokens under each of the three variants, and the number of these tokens."""
     parts, start = [], 0
-    for batch in tqdm(batches, desc="Ledger", unit="batch"):
+    for batch in progress(batches, desc="Ledger", unit="batch"):
         rows = slice(start, start + len(batch["input_ids"]))
         start = rows.stop
         noise = collator.fixed_noise(batch)
@@ -232,7 +232,7 @@ def _leave_one_out(
         weights = (noised["loss_weights"] > 0) / timesteps[:, None]  # each masking rate counts alike
         tokens += float(weights.double().sum())
         base = (_token_losses(model, noised, true[rows]) * weights).sum()
-        for c in tqdm(range(len(lost)), desc="Leaving one concept out", unit="concept", leave=False):
+        for c in progress(range(len(lost)), desc="Leaving one concept out", unit="concept", leave=False):
             without = true[rows].clone()
             without[:, c] = template[0, c]
             lost[c] += float((_token_losses(model, noised, without) * weights).sum() - base)

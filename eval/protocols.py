@@ -1,11 +1,15 @@
 """Named fine-tuning protocols: everything of a fine-tuning run but the checkpoint and the task, as data."""
 
 import dataclasses
+from argparse import SUPPRESS, Action
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from transformers import SchedulerType
+from transformers.hf_argparser import string_to_bool
+
+from ..trainers.command_line import HelpFormatter, Parser
 
 Comparison = Literal["joint", "apart"]
 
@@ -167,3 +171,30 @@ def find_protocol(name: str) -> Protocol:
     if name not in PROTOCOLS:
         raise ValueError(f"Unknown protocol {name!r}. Available: {', '.join(PROTOCOLS)}")
     return PROTOCOLS[name]
+
+
+def protocol_parser(prog: str) -> Parser:
+    """Parser of the fields that can be overridden, as `--field value`; what is not given is not in the namespace."""
+    parser = Parser(prog, add_help=False, allow_abbrev=False, formatter_class=HelpFormatter, argument_default=SUPPRESS)
+    for each in dataclasses.fields(Protocol):
+        if each.name not in OVERRIDABLE:
+            continue
+        values = ", ".join(f"{name} {_listed(getattr(own, each.name))}" for name, own in PROTOCOLS.items())
+        options: dict[str, Any] = {"help": values}
+        if each.type is bool:
+            options["type"] = string_to_bool
+        elif get_origin(each.type) is Literal:
+            options["choices"] = get_args(each.type)
+        else:  # of `tuple[float, ...]` and `int | None` the first
+            options["type"] = (get_args(each.type) or (each.type,))[0]
+        if get_origin(each.type) is tuple:
+            options |= {"nargs": "+", "action": _Values}
+        parser.add_argument(f"--{each.name}", **options)
+    return parser
+
+
+class _Values(Action):
+    """Several values, as the tuple that a protocol holds."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, tuple(values))

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..modeling_concept import ConceptDiffusionDecoder, ConceptEncoderModel
+from ..trainers.progress import progress
 
 TOP_TOKENS = 10
 EXAMPLE_TOKENS = 32  # length to which the example text is cut
@@ -55,7 +55,7 @@ def concept_reading(
     sums = ReadingSums(encoder.config.num_concepts, encoder.config.vocab_size, tokenizer, decoder is not None)
     example = None
     with EagerAttention(encoder), EagerAttention(decoder):
-        for batch in tqdm(batches, desc="Reading", unit="batch"):
+        for batch in progress(batches, desc="Reading", unit="batch"):
             if example is None:
                 example = _example(encoder, decoder, tokenizer, batch)
             read, read_by = attention_weights(encoder, decoder, tokenizer, batch)

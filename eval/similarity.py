@@ -13,10 +13,10 @@ from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..trainers.files import write_json
+from ..trainers.progress import progress
 from .benchmark_score import benchmark_score
 from .benchmarks import Benchmark, find_benchmark, load_benchmark
 from .checkpoints import (
@@ -221,7 +221,7 @@ def _encoded_pairs(
     options = {"truncation": True, "max_length": max_length, "return_token_type_ids": False}
     sides = [tokenizer(data[name][:], **options)["input_ids"] for name in ("sentence1", "sentence2")]
     order = np.argsort([len(a) + len(b) for a, b in zip(*sides, strict=True)], kind="stable")
-    for start in tqdm(range(0, len(order), BATCH_SIZE), desc=description, leave=False):
+    for start in progress(range(0, len(order), BATCH_SIZE), desc=description, leave=False):
         rows = order[start : start + BATCH_SIZE]
         batch = tokenizer.pad({"input_ids": [side[row] for side in sides for row in rows]}, return_tensors="pt")
         batch = {name: batch[name].to(encoder.device) for name in ("input_ids", "attention_mask")}

@@ -15,8 +15,8 @@ import psutil
 import torch
 import transformers
 from scipy.stats import theilslopes
-from tqdm import tqdm
 
+from ..trainers.progress import progress
 from ..trainers.saving import find_checkpoints, last_complete
 from ..trainers.stopping import EXIT_STATUS
 
@@ -92,7 +92,7 @@ def _watch(
     """Samples until the time is over, None when the child ends before; `seen` collects its checkpoints' steps."""
     samples: list[dict[str, float]] = []
     start, process = time.monotonic(), psutil.Process(child.pid)
-    with tqdm(total=round(seconds), unit="s", desc="soak") as bar:
+    with progress(total=round(seconds), unit="s", desc="soak") as bar:
         while (now := time.monotonic() - start) < seconds:
             if child.poll() is not None:
                 return None

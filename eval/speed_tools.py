@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
-from tqdm import tqdm
+
+from ..trainers.progress import progress
 
 aten = torch.ops.aten
 Run = Callable[[], Any]
@@ -64,17 +65,17 @@ def interleave(
     is a progress bar.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    with tqdm(total=len(runs) * (repeats + 1 - warm), desc=title, leave=False, disable=not title) as progress:
+    with progress(total=len(runs) * (repeats + 1 - warm), desc=title, leave=False, disable=not title) as bar:
         for turn in range(warm, repeats + 1):
             for name, run in runs.items():
-                progress.set_postfix_str(name, refresh=False)
+                bar.set_postfix_str(name, refresh=False)
                 synchronize(device)
                 start = time.perf_counter()
                 run()
                 synchronize(device)
                 if turn:
                     seconds[name].append(time.perf_counter() - start)
-                progress.update()
+                bar.update()
     return seconds
 
 

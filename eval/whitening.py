@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import modeling_concept
 from ..trainers.data import DataArguments, load_corpus
 from ..trainers.files import replaced_together
+from ..trainers.progress import progress
 from .checkpoints import check_checkpoint, checkpoint_folder, load_model, load_tokenizer, longest_text
 from .surfaces import sentence_transformers_files
 
@@ -81,7 +81,7 @@ def mean_concepts(
     order = np.argsort([len(row) for row in ids], kind="stable")
     collate = DataCollatorWithPadding(tokenizer)
     means = np.empty((len(ids), encoder.config.hidden_size))
-    for start in tqdm(range(0, len(order), BATCH_SIZE), desc="Encoding", unit="batch"):
+    for start in progress(range(0, len(order), BATCH_SIZE), desc="Encoding", unit="batch"):
         rows = order[start : start + BATCH_SIZE]
         batch = collate([{"input_ids": ids[row]} for row in rows]).to(encoder.device)
         means[rows] = encoder(**batch).last_hidden_state.double().mean(1).cpu()

@@ -1,44 +1,35 @@
-"""Measure the concepts of a checkpoint: python scripts/analyze.py CHECKPOINT
+"""Measure the concepts of a checkpoint.
 
-Reads the validation documents of the corpus named in CHECKPOINT/recipe.yaml, unless flags name another, writes
-geometry.json, ledger.json (bits per token through the concepts) and reading.json (who reads what) into CHECKPOINT and
-prints the figures.
+    python scripts/analyze.py runs/mine
+    python scripts/analyze.py runs/mine --dataset_name "texts/*.txt"
+
+Reads the validation documents of the corpus named in CHECKPOINT/recipe.yaml, unless fields of the corpus follow.
+Prints the figures and writes geometry.json, ledger.json (bits per token through the concepts) and reading.json (who
+reads what).
 """
-
-from pathlib import Path
-
-from transformers import HfArgumentParser
 
 from concept_encoder.eval.analysis import FILES, analyze
 from concept_encoder.eval.geometry import GRADES
+from concept_encoder.trainers.command_line import Command, run, say
 from concept_encoder.trainers.data import DataArguments
-from concept_encoder.trainers.recipes import recipe_data
+from concept_encoder.trainers.recipes import FieldParser, read_data
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = HfArgumentParser(
-        DataArguments,
-        allow_abbrev=False,
-        description=__doc__.partition("\n")[0],
-        usage="%(prog)s CHECKPOINT [--num_batches N] [--batch_size N] [--ledger_documents N] [--output_dir FOLDER] "
-        "[corpus flags, see --help]",
-    )
+    parser = Command(__file__, __doc__)
     parser.add_argument("checkpoint", help="folder of a trained model")
-    parser.add_argument("--num_batches", type=int, default=20, help="batches of documents to encode (default: 20)")
-    parser.add_argument("--batch_size", type=int, default=16, help="documents per batch (default: 16)")
-    parser.add_argument(
-        "--ledger_documents", type=int, default=128, help="documents to keep the ledger on, of those (default: 128)"
-    )
+    parser.add_argument("--num_batches", type=int, default=20, help="batches of documents to encode")
+    parser.add_argument("--batch_size", type=int, default=16, help="documents per batch")
+    parser.add_argument("--ledger_documents", type=int, default=128, help="documents of those to keep the ledger on")
     parser.add_argument("--output_dir", help="folder to write into (default: CHECKPOINT)")
-    known, _ = parser.parse_known_args(argv)  # the checkpoint's recipe decides the defaults of the other flags
-    try:
-        parser.set_defaults(**recipe_data(Path(known.checkpoint)))
-        data, args = parser.parse_args_into_dataclasses(args=argv, look_for_args_file=False)
+    fields = FieldParser(DataArguments, prog=parser.prog)
+    parser.accept(fields)
+    args = parser.parse_args(argv)
+    with parser.refusing():
+        data = read_data(args.overrides, fields, args.checkpoint)
         result = analyze(
             args.checkpoint, data, args.num_batches, args.batch_size, args.ledger_documents, args.output_dir
         )
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
     _print_geometry(result["geometry"])
     _print_spectrum(result["geometry"]["spectrum"])
     if "ledger" in result:
@@ -49,14 +40,14 @@ def main(argv: list[str] | None = None) -> None:
             "side only."
         )
     folder = args.output_dir or args.checkpoint
-    print(f"\nWritten to {folder}: {', '.join(FILES[name] for name in result)}.")
-    print(f"Next: python scripts/report.py {args.checkpoint}")
+    say(f"\nWritten to {folder}: {', '.join(FILES[name] for name in result)}.")
+    parser.suggest("report.py", folder)
 
 
 def _print_geometry(result: dict) -> None:
     corpus = result["corpus"]["dataset_name"]
     print(
-        f"\nGeometry of {result['num_concepts']} concepts of width {result['hidden_size']} over "
+        f"Geometry of {result['num_concepts']} concepts of width {result['hidden_size']} over "
         f"{result['num_samples']} documents of {corpus}\n"
     )
     fixed = result["by_construction"]
@@ -96,4 +87,4 @@ def _print_ledger(ledger: dict) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,23 +1,26 @@
-"""Known vulnerabilities of what is installed beside this: python scripts/audit.py
+"""Ask for known vulnerabilities of what is installed beside this.
 
-Asks the advisories of PyPI through pip-audit, and prints what it found. Exit code 0 every package was looked up and
-none has a known vulnerability, 1 some have, 3 not audited: the service could not be reached, or lacks some packages.
+    python scripts/audit.py
+
+Asks the advisories of PyPI through pip-audit, and prints what it found.
+
+Exit code 0 every package was looked up and none has a known vulnerability, 1 some have, 3 not audited: the service
+could not be reached, or lacks some packages.
 """
 
-import argparse
 import json
 import subprocess
 import sys
 from importlib.util import find_spec
+
+from concept_encoder.trainers.command_line import Command, run
 
 COMMAND = ["pip_audit", "--local", "--skip-editable", "--vulnerability-service", "pypi", "--format", "json"]
 NOT_AUDITED = 3
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="audit.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Command(__file__, __doc__)
     parser.parse_args(argv)
     if find_spec(COMMAND[0]) is None:
         parser.exit(NOT_AUDITED, "NOT AUDITED: pip-audit is not installed; pip install -e '.[dev]'\n")
@@ -52,4 +55,4 @@ def verdict(out: str, errors: str) -> tuple[int, str]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,26 +1,30 @@
-"""Render the cards in model_cards/ anew from the reports in docs/results/: python scripts/cards.py
+"""Render the cards in model_cards/ anew from the reports in docs/results/.
+
+    python scripts/cards.py
 
 To be run after the template, the rendering or a report has changed; a test compares the cards with a fresh rendering.
 """
 
-import argparse
 from pathlib import Path
 
 from concept_encoder.eval.card import render_cards
+from concept_encoder.trainers.command_line import Command, run, say
 from concept_encoder.trainers.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, default=ROOT / "model_cards", help="default: model_cards")
+    parser = Command(__file__, __doc__)
+    parser.add_argument(
+        "--output_dir", type=Path, default=ROOT / "model_cards", help="folder to write into (default: model_cards)"
+    )
     arguments = parser.parse_args(argv)
     for name, card in render_cards(ROOT / "docs" / "results").items():
         path = arguments.output_dir / f"{name}.md"
         write_atomically(path, card)
-        print(path)
+        say(f"Written to {path}.")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,57 +1,63 @@
-"""Compare recipes on equal data, steps and seeds: python scripts/compare.py prose_small tsdae prefix --output_dir DIR
+"""Compare recipes on equal data, steps and seeds.
 
-Trains, analyses, scores and fine-tunes each, and prints one table, kept as comparison.json and comparison.md in DIR.
-A killed call goes on where it was when it is made again. Any field of a recipe that follows as --field value holds for
-all.
+    python scripts/compare.py prose_small tsdae --output_dir runs/compared
+
+Trains, analyses, scores and fine-tunes each, and prints one table, kept as comparison.json and comparison.md in the
+folder. A killed call goes on where it was when it is made again. Fields of a recipe that follow hold for all of them.
 """
 
-import argparse
+import sys
 from pathlib import Path
 
-from concept_encoder.eval.comparison import COMPARISON_FILE, compare, format_comparison
+from concept_encoder.eval.comparison import (
+    COMPARISON_FILE,
+    TABLE_FILE,
+    compare,
+    format_comparison,
+    format_plans,
+    plan_comparison,
+)
 from concept_encoder.eval.protocols import PROTOCOLS, find_protocol
+from concept_encoder.trainers.command_line import Command, run, say
 from concept_encoder.trainers.recipes import Recipe, find_recipe, load_recipe, recipe_parser
 
 RECIPES = Path(__file__).parent / "recipes"
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="compare.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("recipes", nargs="+", help="names in scripts/recipes, or paths")
+    argv = sys.argv[1:] if argv is None else argv
+    parser = Command(__file__, __doc__)
+    parser.add_argument("recipes", nargs="+", metavar="RECIPE", help="two or more, names in scripts/recipes or paths")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder of the runs and the table")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[42], help="of training, for each recipe (42)")
-    parser.add_argument("--frozen", nargs="*", default=["stsb"], help="tasks to score frozen concepts on (stsb)")
-    parser.add_argument("--tasks", nargs="*", default=["stsb"], help="benchmarks to fine-tune on (stsb)")
-    parser.add_argument("--protocol", default="tuned", help=f"of the fine-tuning: {', '.join(PROTOCOLS)} (tuned)")
-    arguments, overrides = parser.parse_known_args(argv)
-    fields = recipe_parser(prog=parser.prog, usage="compare.py RECIPES... --output_dir DIR --field value ...")
-
-    try:
+    parser.add_argument("--seeds", type=int, nargs="+", default=[42], help="of training, for each recipe")
+    parser.add_argument("--frozen", nargs="*", default=["stsb"], metavar="TASK", help="to score frozen concepts on")
+    parser.add_argument("--tasks", nargs="*", default=["stsb"], metavar="TASK", help="benchmarks to fine-tune on")
+    parser.add_argument("--protocol", default="tuned", help=f"of the fine-tuning: {', '.join(PROTOCOLS)}")
+    parser.add_argument("--dry_run", action="store_true", help="print size, steps and hours of the training, and stop")
+    fields = recipe_parser(parser.prog)
+    parser.accept(fields, besides=("seed",))
+    arguments = parser.parse_args(argv)
+    with parser.refusing():
         paths = [find_recipe(name, RECIPES) for name in arguments.recipes]
         by_name = {path.stem: path for path in paths}
 
         def recipe_of(name: str, seed: int, folder: Path) -> Recipe:
             own = ["--output_dir", str(folder), "--seed", str(seed)]
-            return load_recipe(by_name[name], [*overrides, *own], fields)
+            return load_recipe(by_name[name], [*arguments.overrides, *own], fields)
 
-        result = compare(
-            recipe_of,
-            [path.stem for path in paths],
-            arguments.seeds,
-            arguments.output_dir,
-            arguments.frozen,
-            arguments.tasks,
-            find_protocol(arguments.protocol),
-        )
-    except (ValueError, OSError, MemoryError, FloatingPointError) as error:
-        parser.error(str(error))
-    print(f"\n{format_comparison(result)}\nWritten to {arguments.output_dir / COMPARISON_FILE}.")
+        runs = (recipe_of, [path.stem for path in paths], arguments.seeds, arguments.output_dir)
+        protocol = find_protocol(arguments.protocol)
+        if arguments.dry_run:
+            print(format_plans(plan_comparison(*runs)))
+            parser.suggest_again(argv)
+            return
+        result = compare(*runs, arguments.frozen, arguments.tasks, protocol)
+    print(format_comparison(result), end="")
+    say(f"Written to {arguments.output_dir}: {COMPARISON_FILE}, {TABLE_FILE}.")
+    parser.suggest(
+        "report.py", *(arguments.output_dir / path.stem / f"seed-{arguments.seeds[0]}" for path in paths[:2])
+    )
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,25 +1,34 @@
-"""Fine-tune a checkpoint on benchmarks: python scripts/finetune.py CHECKPOINT --tasks mrpc stsb --protocol tuned
+"""Fine-tune a checkpoint on benchmarks.
+
+    python scripts/finetune.py runs/mine --tasks mrpc stsb --protocol tuned
 
 Writes one JSON file per task into the folder finetune of the run and prints the scores beside chance, a bag of tokens
-and the same architecture without pretraining. A killed call goes on where it was when it is made again.
+and the same architecture without pretraining. A killed call goes on where it was when it is made again. Fields of the
+protocol that follow replace its values, and are then part of its name in the results.
 """
 
-import argparse
-import dataclasses
-import typing
+from argparse import Namespace
 from pathlib import Path
 
 from concept_encoder.eval.benchmarks import BENCHMARKS
 from concept_encoder.eval.finetuning import finetune_tasks, result_path
-from concept_encoder.eval.protocols import OVERRIDABLE, PROTOCOLS, Protocol, find_protocol
+from concept_encoder.eval.protocols import PROTOCOLS, find_protocol, protocol_parser
+from concept_encoder.trainers.command_line import Command, run, say
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = _parser()
+    parser = Command(__file__, __doc__)
+    parser.add_argument("checkpoint", help="run folder or Hub id of a pretrained concept encoder")
+    parser.add_argument("--tasks", nargs="+", required=True, metavar="TASK", help=", ".join(BENCHMARKS))
+    parser.add_argument("--protocol", required=True, help=f"hyper-parameters: {', '.join(PROTOCOLS)}")
+    parser.add_argument("--output_dir", help="run folder to write to (default: CHECKPOINT, when it is a folder)")
+    parser.add_argument("--overwrite", action="store_true", help="discard existing results and their pieces first")
+    parser.add_argument("--save_model", action="store_true", help="keep the fine-tuned model of the first seed")
+    fields = protocol_parser(parser.prog)
+    parser.accept(fields)
     arguments = parser.parse_args(argv)
-    try:
-        changes = {name: getattr(arguments, name) for name in OVERRIDABLE if getattr(arguments, name) is not None}
-        changes = {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()}
+    with parser.refusing():
+        changes = vars(fields.parse_args(arguments.overrides))
         protocol = find_protocol(arguments.protocol).override(**changes)
         output_dir = _output_dir(arguments)
         results = finetune_tasks(
@@ -30,40 +39,13 @@ def main(argv: list[str] | None = None) -> None:
             overwrite=arguments.overwrite,
             save_model=arguments.save_model,
         )
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
     _print_table(results)
     written = result_path(output_dir, results[0]["task"], protocol).parent
-    print(f"\nWritten to {written}. Next: python scripts/report.py {output_dir}")
+    say(f"\nWritten to {written}.")
+    parser.suggest("report.py", output_dir)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n")[0], epilog=f"Tasks: {', '.join(BENCHMARKS)}", allow_abbrev=False
-    )
-    parser.add_argument("checkpoint", help="run folder or Hub id of a pretrained concept encoder")
-    parser.add_argument("--tasks", nargs="+", required=True, metavar="TASK", help="benchmarks, listed below")
-    parser.add_argument("--protocol", required=True, help=f"hyper-parameters: {', '.join(PROTOCOLS)}")
-    parser.add_argument("--output_dir", help="run folder to write to (default: CHECKPOINT, when it is a folder)")
-    parser.add_argument("--overwrite", action="store_true", help="discard existing results and their pieces first")
-    parser.add_argument("--save_model", action="store_true", help="keep the fine-tuned model of the first seed")
-    group = parser.add_argument_group("in place of the protocol's values, and then part of its name in the results")
-    for field in dataclasses.fields(Protocol):
-        if field.name not in OVERRIDABLE:
-            continue
-        if field.type is bool:
-            group.add_argument(f"--{field.name}", action=argparse.BooleanOptionalAction)
-            continue
-        if typing.get_origin(field.type) is typing.Literal:
-            group.add_argument(f"--{field.name}", choices=typing.get_args(field.type))
-            continue
-        kind = (typing.get_args(field.type) or (field.type,))[0]  # of `tuple[float, ...]` and `int | None` the first
-        several = typing.get_origin(field.type) is tuple
-        group.add_argument(f"--{field.name}", type=kind, nargs="+" if several else None)
-    return parser
-
-
-def _output_dir(arguments: argparse.Namespace) -> Path:
+def _output_dir(arguments: Namespace) -> Path:
     if arguments.output_dir is None and not Path(arguments.checkpoint).is_dir():
         raise ValueError(f"{arguments.checkpoint} is no folder to write results to; give --output_dir as well")
     return Path(arguments.output_dir or arguments.checkpoint)
@@ -72,7 +54,7 @@ def _output_dir(arguments: argparse.Namespace) -> Path:
 def _print_table(results: list[dict]) -> None:
     width = max(len(result["task"]) for result in results)
     titles = f"{'score':>9}  {'95 % interval':>15}  {'chance':>9}  {'bag':>9}  {'untrained':>9}"
-    print(f"\n{'task':<{width}}  {'metric':<20}  {titles}")
+    print(f"{'task':<{width}}  {'metric':<20}  {titles}")
     for result in results:
         bag, twin = (result["controls"][name]["metrics"] for name in ("bag_of_tokens", "random_init"))
         for metric, score in result["metrics"].items():
@@ -91,4 +73,4 @@ def _number(value: float | None) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

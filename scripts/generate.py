@@ -1,19 +1,17 @@
-"""Sample texts through the concepts of a checkpoint.
+"""Sample texts through the concepts of a checkpoint, one on a line.
 
-    python scripts/generate.py CHECKPOINT --mode reconstruct --texts "A text." "Another."
-    python scripts/generate.py CHECKPOINT --mode infill --texts "A [MASK] text."
-    python scripts/generate.py CHECKPOINT --mode continue --texts "Once upon a time" --num_tokens 20
-    python scripts/generate.py CHECKPOINT --mode interpolate --texts "One end." "The other." --num_texts 5
-    python scripts/generate.py CHECKPOINT --mode swap --texts "One." "The other." --swap_concepts 0 3
-
-Prints one text per line.
+    python scripts/generate.py runs/mine --mode reconstruct --texts "A text."
+    python scripts/generate.py runs/mine --mode infill --texts "A [MASK] text."
+    python scripts/generate.py runs/mine --mode swap --swap_concepts 0 3 \\
+        --texts "One." "The other."
 """
 
-import argparse
+from argparse import Namespace
 
 import torch
 
 from concept_encoder.eval import sampling
+from concept_encoder.trainers.command_line import Command, run
 
 MODES = {
     "reconstruct": None,
@@ -27,39 +25,33 @@ MODES = {
 def main(argv: list[str] | None = None) -> None:
     parser = _parser()
     args = parser.parse_args(argv)
-    try:
+    with parser.refusing():
         _check(args)
-        for text in _sample(args):
-            print(text)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+        texts = _sample(args)
+    print(*texts, sep="\n")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def _parser() -> Command:
+    parser = Command(__file__, __doc__)
     parser.add_argument("checkpoint", help="run folder or Hub id of a model pretrained by masked diffusion")
-    parser.add_argument("--mode", required=True, choices=MODES)
+    parser.add_argument("--mode", required=True, choices=MODES, metavar="MODE", help=", ".join(MODES))
     parser.add_argument("--texts", nargs="+", required=True, metavar="TEXT", help="two for interpolate and swap")
     parser.add_argument("--num_tokens", type=int, help="continue: new tokens per text")
-    parser.add_argument(
-        "--rest_only", action="store_true", help="continue: canvas begins behind the prefix (corruption prefix)"
-    )
+    parser.add_argument("--rest_only", action="store_true", help="continue: of a model of corruption prefix")
     parser.add_argument("--num_texts", type=int, help="interpolate: texts in all, both ends included")
     parser.add_argument("--swap_concepts", type=int, nargs="+", metavar="INDEX", help="swap: concepts to exchange")
-    parser.add_argument("--num_steps", type=int, default=16, help="decoder calls (default: 16)")
-    parser.add_argument("--order", default="confidence", help="confidence, ancestral or blocks (default: confidence)")
+    parser.add_argument("--num_steps", type=int, default=16, help="decoder calls")
+    parser.add_argument("--order", default="confidence", help="confidence, ancestral or blocks")
     parser.add_argument("--block_length", type=int, help="positions of a block, for order blocks")
     parser.add_argument("--reencode", action="store_true", help="read the concepts anew as tokens commit")
-    parser.add_argument("--temperature", type=float, default=1.0, help="0 takes the most probable token (default: 1)")
-    parser.add_argument("--top_k", type=int, default=0, help="keep the k most probable tokens; 0 all (default: 0)")
-    parser.add_argument("--top_p", type=float, default=1.0, help="keep tokens of this probability (default: 1)")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="0 takes the most probable token")
+    parser.add_argument("--top_k", type=int, default=0, help="keep the k most probable tokens; 0 all")
+    parser.add_argument("--top_p", type=float, default=1.0, help="keep tokens of this probability")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws")
     return parser
 
 
-def _check(args: argparse.Namespace) -> None:
+def _check(args: Namespace) -> None:
     for mode, option in MODES.items():
         if option is not None and (getattr(args, option) is not None) != (args.mode == mode):
             raise ValueError(f"--{option} belongs to --mode {mode}, which needs it; got --mode {args.mode}")
@@ -69,7 +61,7 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"--mode {args.mode} needs two --texts, got {len(args.texts)}")
 
 
-def _sample(args: argparse.Namespace) -> list[str]:
+def _sample(args: Namespace) -> list[str]:
     model, tokenizer = sampling.load_sampler(args.checkpoint)
     names = ("num_steps", "order", "block_length", "reencode", "temperature", "top_k", "top_p")
     options = {name: getattr(args, name) for name in names}
@@ -87,4 +79,4 @@ def _sample(args: argparse.Namespace) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

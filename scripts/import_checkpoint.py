@@ -1,33 +1,33 @@
-"""Import a checkpoint of the reference run's research code: python scripts/import_checkpoint.py SOURCE OUT
+"""Import a checkpoint of the reference run's research code.
 
-SOURCE is a folder with config.json and model.safetensors (or pytorch_model.bin), or a Hub id. OUT becomes a checkpoint
-of this package, code and tokenizer included, that gives the same outputs. Prints what became of every tensor and keeps
-that in OUT/import.json.
+    python scripts/import_checkpoint.py runs/original --output_dir runs/imported
+
+The original is a folder with config.json and model.safetensors (or pytorch_model.bin), or a Hub id. What is written is
+a checkpoint of this package, code and tokenizer included, that gives the same outputs. Prints what became of every
+tensor and keeps that in import.json.
 """
 
-import argparse
 from pathlib import Path
 
+from concept_encoder.trainers.command_line import Command, run, say
 from concept_encoder.trainers.files import TOKENIZER_FILES
 from concept_encoder.trainers.importing import CLASSES, format_table, import_checkpoint
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n")[0], epilog=f"Classes of the original: {', '.join(CLASSES)}"
-    )
-    parser.add_argument("source", help="folder or Hub id of a checkpoint of the original code")
-    parser.add_argument("out", type=Path, help="folder to write; must not exist, or be empty")
+    parser = Command(__file__, __doc__)
+    parser.add_argument("checkpoint", help=f"folder or Hub id, of a {', '.join(CLASSES)}")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder to write; must not exist, or be empty")
     arguments = parser.parse_args(argv)
-    try:
-        model, table = import_checkpoint(arguments.source, arguments.out)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+    folder = arguments.output_dir
+    with parser.refusing():
+        model, table = import_checkpoint(arguments.checkpoint, folder)
     print(format_table(table))
-    print(f"\n{arguments.out}: {type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} parameters")
-    if not any((arguments.out / name).is_file() for name in TOKENIZER_FILES):
-        print("The source holds no tokenizer; save the one it was trained with beside the weights.")
+    say(f"\nWritten to {folder}: {type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} parameters.")
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        say("The original holds no tokenizer; save the one it was trained with beside the weights.")
+    parser.suggest("similarity.py", folder, "--tasks", "stsb")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,22 +1,23 @@
 """Pretrain a concept encoder from a recipe.
 
     python scripts/pretrain.py tiny
-    python scripts/pretrain.py diffusion_small --dry_run     # a few steps, then what the run will cost
-    python scripts/pretrain.py microworld --output_dir runs/mine --max_steps 500 --learning_rate 1e-3
-    accelerate launch scripts/pretrain.py scripts/recipes/diffusion_l2.yaml --output_dir runs/diffusion_l2
+    python scripts/pretrain.py diffusion_small --dry_run
+    python scripts/pretrain.py microworld --output_dir runs/mine --max_steps 500
+    accelerate launch scripts/pretrain.py diffusion_l2 --output_dir runs/large
 
-The recipe is a name in scripts/recipes or the path of a .yaml file. Any field of any section follows as --field value.
+Any field of any section of the recipe follows as --field value.
+
+Exit code 0 done, 1 the Hub said no, 2 bad input, 143 stopped by SIGTERM with its checkpoint whole.
 """
 
-import argparse
-import shlex
 import sys
 from pathlib import Path
 
-from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError, StrictDataclassError
+from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
 
 from concept_encoder.eval.monitor import monitor_concepts
 from concept_encoder.eval.publishing import assemble, explain
+from concept_encoder.trainers.command_line import Command, run, say
 from concept_encoder.trainers.planning import plan_pretraining
 from concept_encoder.trainers.pretraining import RESULT_FILE, pretrain
 from concept_encoder.trainers.recipes import Recipe, find_recipe, load_recipe, recipe_parser
@@ -25,51 +26,39 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="pretrain.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "recipe", help="name or path; names: " + ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
-    )
-    parser.add_argument("--fields", action="store_true", help="list every field that can follow, and stop")
-    parser.add_argument("--dry_run", action="store_true", help="print plan, size, memory and hours, and stop")
-    parser.add_argument("overrides", nargs=argparse.REMAINDER, metavar="--field value", help="override the recipe")
     argv = sys.argv[1:] if argv is None else argv
-    if "--fields" in argv:
-        recipe_parser(prog="pretrain.py RECIPE").print_help()
-        return
-    dry_run = "--dry_run" in argv  # wherever it stands: what follows the recipe is not parsed here
-    args = parser.parse_args([word for word in argv if word != "--dry_run"])
+    parser = Command(__file__, __doc__)
+    names = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
+    parser.add_argument("recipe", help=f"path of a .yaml file, or one of {names}")
+    parser.add_argument("--dry_run", action="store_true", help="print plan, size, memory and hours, and stop")
+    fields = recipe_parser(parser.prog)
+    parser.accept(fields)
+    args = parser.parse_args(argv)
     recipe = None
-    try:
-        recipe = load_recipe(
-            find_recipe(args.recipe, RECIPES),
-            args.overrides,
-            recipe_parser(prog=parser.prog, usage="pretrain.py RECIPE --field value ..."),
-        )
-        if dry_run:
-            _print_plan(recipe, plan_pretraining(recipe), [args.recipe, *args.overrides])
-            return
-        result = pretrain(recipe, monitor=monitor_concepts, assemble=assemble)
-    except (HTTPError, LocalTokenNotFoundError) as error:
-        parser.exit(1, f"{parser.prog}: error: {_hub_trouble(error, recipe)}\n")
-    except (ValueError, OSError, MemoryError, StrictDataclassError, FloatingPointError) as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
+    with parser.refusing():
+        try:
+            recipe = load_recipe(find_recipe(args.recipe, RECIPES), args.overrides, fields)
+            if args.dry_run:
+                plan = plan_pretraining(recipe)
+                if recipe.training.process_index == 0:
+                    _print_plan(recipe, plan)
+                    parser.suggest_again(argv)
+                return
+            result = pretrain(recipe, monitor=monitor_concepts, assemble=assemble)
+        except (HTTPError, LocalTokenNotFoundError) as error:
+            parser.exit(1, f"{parser.prog}: error: {_hub_trouble(error, recipe)}\n")
     if recipe.training.process_index == 0:
         nelbo, rebuilding = (result["evaluation"][name] for name in ("nelbo_bits_per_token", "rebuilding"))
         figures = [] if nelbo is None else [f"conditional NELBO {nelbo:.3f} bits per token"]
         if rebuilding is not None:
             figures.append(f"{rebuilding['bits_per_token']:.3f} bits per rebuilt token")
         size = f"{result['parameters']['total'] / 1e6:.1f} M parameters"
-        print(
-            f"\n{result['steps']} steps, {size}, {', '.join(figures)}\n"
-            f"next: python scripts/analyze.py {recipe.training.output_dir}"
-        )
+        print(f"{result['steps']} steps, {size}, {', '.join(figures)}")
+        say(f"Written to {recipe.training.output_dir}.")
+        parser.suggest("analyze.py", recipe.training.output_dir)
 
 
-def _print_plan(recipe: Recipe, plan: dict, words: list[str]) -> None:
-    if recipe.training.process_index != 0:
-        return
+def _print_plan(recipe: Recipe, plan: dict) -> None:
     model, data, parameters = recipe.model, recipe.data, plan["parameters"]
     processes = f"{plan['processes']} process" + ("es" if plan["processes"] > 1 else "")
     if plan["steps"] is None:
@@ -90,10 +79,9 @@ def _print_plan(recipe: Recipe, plan: dict, words: list[str]) -> None:
         "time": f"{hours} ({plan['seconds_per_step']:.2f} s a step; evaluation and saving come on top)",
         "output": recipe.training.output_dir,
     }
-    print(f"\nPlan of {recipe.name}; nothing is trained yet\n")
+    print(f"Plan of {recipe.name}; nothing is trained yet\n")
     for name, text in rows.items():
         print(f"  {name:<11}{text}")
-    print(f"\nnext: python scripts/pretrain.py {shlex.join(words)}")
 
 
 def _hub_trouble(error: Exception, recipe: Recipe | None) -> str:
@@ -107,4 +95,4 @@ def _hub_trouble(error: Exception, recipe: Recipe | None) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,16 +1,18 @@
-"""Publish a run on the Hub: python scripts/push_to_hub.py RUN_DIR --repo_id owner/name
+"""Publish a run on the Hub.
+
+    python scripts/push_to_hub.py runs/mine --repo_id owner/name --dry_run
 
 RUN_DIR is the folder that pretrain.py wrote and report.py reported on, or the folder of a fine-tuned model
-(finetune/TASK.PROTOCOL/model). What goes up: weights as safetensors, configuration, the two code files, tokenizer,
-generation defaults, the files of sentence-transformers, recipe, report with figures, and a card that begins with the
-verdict. It goes up as one commit, and only what loads: every Auto class is tried in a process without this package,
-before the push on the folder and after it on a fresh download, and every tensor is compared. Then it says "done".
+(finetune/TASK.PROTOCOL/model). Weights, configuration, code, tokenizer, recipe, report and a card go up as one commit,
+and only what loads: every Auto class is tried in a process without this package, before the push on the folder and
+after it on a fresh download, and every tensor is compared. Then it says "done".
 
 The token is the one of `hf auth login` or HF_TOKEN. Exit code 0 done, 1 the Hub or the check said no, 2 bad input.
 """
 
-import argparse
+import sys
 import tempfile
+from argparse import Namespace
 from pathlib import Path
 
 from huggingface_hub import ModelCard, constants
@@ -18,40 +20,40 @@ from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from concept_encoder.eval.publishing import CARD_FILE, assemble, checkpoints, explain, push, verify
+from concept_encoder.trainers.command_line import Command, run
 
 
 def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
     parser = _parser()
     arguments = parser.parse_args(argv)
-    try:
-        _check(arguments)
-        _publish(parser, arguments)
-    except (HTTPError, LocalTokenNotFoundError, ConnectionError) as error:
-        parser.exit(1, f"{parser.prog}: error: {explain(error, arguments.repo_id)}\n")
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+    with parser.refusing():
+        try:
+            _check(arguments)
+            _publish(parser, arguments)
+        except BrokenPipeError:  # of stdout, not of the Hub
+            raise
+        except (HTTPError, LocalTokenNotFoundError, ConnectionError) as error:
+            parser.exit(1, f"{parser.prog}: error: {explain(error, arguments.repo_id)}\n")
+    if arguments.dry_run:
+        parser.suggest_again(argv)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="push_to_hub.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("run_dir", type=Path, help="run folder, or folder of a fine-tuned model")
+def _parser() -> Command:
+    parser = Command(__file__, __doc__)
+    parser.add_argument("run_dir", type=Path, help="folder of a run, or of a fine-tuned model")
     parser.add_argument("--repo_id", required=True, help="owner/name on the Hub; made when it does not exist")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
-    parser.add_argument("--revision", default="main", help="branch to push to (default: main)")
+    parser.add_argument("--revision", default="main", help="branch to push to")
     parser.add_argument("--checkpoints", action="store_true", help="push each checkpoint-N too, to the branch step-N")
-    parser.add_argument("--license", default="apache-2.0", help="of the weights, as the Hub names it (%(default)s)")
-    parser.add_argument("--language", default="en", help="of the texts, ISO 639-1 (%(default)s)")
+    parser.add_argument("--license", default="apache-2.0", help="of the weights, as the Hub names it")
+    parser.add_argument("--language", default="en", help="of the texts, ISO 639-1")
     parser.add_argument("--base_model", help="Hub id of the checkpoint that a fine-tuned model was made from")
     parser.add_argument("--dry_run", action="store_true", help="check and list what would go up, without a token")
     return parser
 
 
-def _check(arguments: argparse.Namespace) -> None:
+def _check(arguments: Namespace) -> None:
     if not arguments.run_dir.is_dir():
         raise ValueError(f"run folder {str(arguments.run_dir)!r} does not exist; give the --output_dir of a run")
     validate_repo_id(arguments.repo_id)
@@ -59,7 +61,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--repo_id must be owner/name, got {arguments.repo_id!r}")
 
 
-def _publish(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+def _publish(parser: Command, arguments: Namespace) -> None:
     """The intermediate checkpoints first, so that "done" is about everything."""
     card = {name: getattr(arguments, name) for name in ("license", "language", "base_model")}
     for step, folder in checkpoints(arguments.run_dir) if arguments.checkpoints else []:
@@ -68,9 +70,7 @@ def _publish(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
     _publish_one(parser, arguments, arguments.run_dir, arguments.revision, card)
 
 
-def _publish_one(
-    parser: argparse.ArgumentParser, arguments: argparse.Namespace, source: Path, revision: str, card: dict
-) -> None:
+def _publish_one(parser: Command, arguments: Namespace, source: Path, revision: str, card: dict) -> None:
     repo_id = arguments.repo_id
     with tempfile.TemporaryDirectory(prefix="push-") as scratch:
         folder = Path(scratch)
@@ -105,7 +105,7 @@ def _validate_card(folder: Path, must: bool) -> None:
         print("  card: the Hub accepts its metadata")
 
 
-def _refuse(parser: argparse.ArgumentParser, wrong: list[str], way_out: str) -> None:
+def _refuse(parser: Command, wrong: list[str], way_out: str) -> None:
     if wrong:
         parser.exit(1, f"{parser.prog}: error: {'; '.join(wrong)}. So {way_out}\n")
 
@@ -125,4 +125,4 @@ def _size(size: int) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,45 +1,44 @@
-"""Write the report of a run: python scripts/report.py RUN_DIR [OTHER_RUN_DIR] [--gate NAME]
+"""Write the report of a run.
+
+    python scripts/report.py runs/mine --gate gate_1
 
 Reads what the other commands left in RUN_DIR (pretrain.json, geometry.json, ledger.json, reading.json,
 finetune/*.json, similarity/*.json; at least one of them), writes report.json, report.md, report.html and figures/
 there, and prints the results in short. OTHER_RUN_DIR is laid beside it and only read.
 
-`--gate NAME` makes the exit code the verdict of a set of gates (eval/gates.yaml): 0 PASS, 1 FAIL, 2 INCONCLUSIVE.
-Bad input exits with 2 as well, with one line on stderr. `--reference DIR` writes the figures reported for the
-reference run to DIR and reports on them.
+Exit code 0, or with --gate its verdict: 0 PASS, 1 FAIL, 2 INCONCLUSIVE. Bad input exits with 2 as well, with one line
+on stderr.
 """
 
-import argparse
 from pathlib import Path
 
 from concept_encoder.eval.gates import EXIT_CODES, load_gates
 from concept_encoder.eval.reference_run import write_reference_run
 from concept_encoder.eval.report import summary_table, write_report
+from concept_encoder.trainers.command_line import Command, run, say
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Command(__file__, __doc__)
     run = parser.add_mutually_exclusive_group(required=True)
-    run.add_argument("run_dir", type=Path, nargs="?", help="folder of a run, as given to pretrain.py as --output_dir")
+    run.add_argument("run_dir", type=Path, nargs="?", help="folder of a run")
     run.add_argument("--reference", type=Path, metavar="DIR", help="report on the reference run's figures, in DIR")
     parser.add_argument("other_run_dir", type=Path, nargs="?", help="folder of a run to lay beside it")
     parser.add_argument("--gate", choices=list(load_gates()), help="set of gates whose verdict is the exit code")
     arguments = parser.parse_args(argv)
     folder = arguments.reference or arguments.run_dir
-    try:
+    with parser.refusing():
         if arguments.reference:
             write_reference_run(folder)
         report = write_report(folder, arguments.other_run_dir)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
     print(summary_table(report))
-    print()
-    for name in ("report.html", "report.md", "report.json"):
-        print(f"Written: {folder / name}")
+    say(f"\nWritten to {folder}: report.html, report.md, report.json.")
+    if (folder / "model.safetensors").is_file():
+        parser.suggest("push_to_hub.py", folder, "--repo_id", "owner/name", "--dry_run")
     if arguments.gate:
         verdict = next(row["verdict"] for row in report["gates"] if row["id"] == arguments.gate)
         raise SystemExit(EXIT_CODES[verdict])
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,25 +1,27 @@
-"""Render docs/SCALING.md anew, the arithmetic of training on 1 to 64 GPUs: python scripts/scaling.py
+"""Render docs/SCALING.md anew, the arithmetic of training on 1 to 64 GPUs.
+
+    python scripts/scaling.py
 
 To be run after the model's cost or an assumption in eval/scaling.py has changed; a test compares the page with a fresh
 rendering.
 """
 
-import argparse
 from pathlib import Path
 
 from concept_encoder.eval.scaling import render_page
+from concept_encoder.trainers.command_line import Command, run, say
 from concept_encoder.trainers.files import write_atomically
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "SCALING.md"
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=PAGE, help="default: docs/SCALING.md")
+    parser = Command(__file__, __doc__)
+    parser.add_argument("--page", type=Path, default=PAGE, help="to write (default: docs/SCALING.md)")
     arguments = parser.parse_args(argv)
-    write_atomically(arguments.output, render_page())
-    print(arguments.output)
+    write_atomically(arguments.page, render_page())
+    say(f"Written to {arguments.page}.")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

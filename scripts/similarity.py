@@ -1,27 +1,27 @@
-"""Score the frozen concepts of a checkpoint on similarity tasks: python scripts/similarity.py CHECKPOINT --tasks stsb
+"""Score the frozen concepts of a checkpoint on similarity tasks.
+
+    python scripts/similarity.py runs/mine --tasks stsb
 
 Cosines without any training and a linear probe, beside the same architecture with random weights. Writes one JSON file
 per task into the folder similarity of the run.
 """
 
-import argparse
 from pathlib import Path
 
 from concept_encoder.eval.similarity import SIMILARITY_TASKS, result_path, similarity_tasks
+from concept_encoder.trainers.command_line import Command, run, say
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser = Command(__file__, __doc__)
     parser.add_argument("checkpoint", help="run folder or Hub id of a pretrained concept encoder")
-    parser.add_argument(
-        "--tasks", nargs="+", required=True, metavar="TASK", help=f"any of {', '.join(SIMILARITY_TASKS)}"
-    )
+    parser.add_argument("--tasks", nargs="+", required=True, metavar="TASK", help=", ".join(SIMILARITY_TASKS))
     parser.add_argument("--output_dir", help="run folder to write to (default: CHECKPOINT, when it is a folder)")
-    parser.add_argument("--max_length", type=int, default=128, help="tokens per sentence (default: 128)")
+    parser.add_argument("--max_length", type=int, default=128, help="tokens per sentence")
     parser.add_argument("--max_train_examples", type=int, help="training pairs to fit on (default: all)")
-    parser.add_argument("--overwrite", action="store_true", help="replace existing results")
+    parser.add_argument("--overwrite", action="store_true", help="discard existing results first")
     arguments = parser.parse_args(argv)
-    try:
+    with parser.refusing():
         output_dir = arguments.output_dir or arguments.checkpoint
         if not arguments.output_dir and not Path(output_dir).is_dir():
             raise ValueError(f"{arguments.checkpoint} is no folder to write results to; give --output_dir as well")
@@ -33,15 +33,14 @@ def main(argv: list[str] | None = None) -> None:
             max_train_examples=arguments.max_train_examples,
             overwrite=arguments.overwrite,
         )
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
     _print_table(results)
     written = result_path(output_dir, results[0]["task"]).parent
-    print(f"\nWritten to {written}. Next: python scripts/report.py {output_dir}")
+    say(f"\nWritten to {written}.")
+    parser.suggest("report.py", output_dir)
 
 
 def _print_table(results: list[dict]) -> None:
-    print(f"\n{'task':<24}{'method':<16}{'pearson':>9}  {'95 % interval':<17}{'spearman':>9}{'untrained':>11}")
+    print(f"{'task':<24}{'method':<16}{'pearson':>9}  {'95 % interval':<17}{'spearman':>9}{'untrained':>11}")
     for result in results:
         twin = result["controls"]["random_init"]
         rows = {name: (row, row, twin["zero_shot"][name]) for name, row in result["zero_shot"].items()}
@@ -58,4 +57,4 @@ def _number(value: float | None) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

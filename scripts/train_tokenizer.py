@@ -1,35 +1,39 @@
-"""Learn a small vocabulary from a corpus: python scripts/train_tokenizer.py FOLDER --vocab_size 8192 [corpus flags]
+"""Learn a small vocabulary from a corpus.
+
+    python scripts/train_tokenizer.py --vocab_size 8192 \\
+        --output_dir runs/vocabulary --dataset_name "texts/*.txt" \\
+        --tokenizer_name google-bert/bert-base-uncased
 
 The kind of tokenizer, its normalisation and its special tokens are those of --tokenizer_name. For runs on a CPU, where
-most of a step is the product with the vocabulary.
+most of a step is the product with the vocabulary. Fields of the corpus follow.
 """
 
 from pathlib import Path
 
-from transformers import HfArgumentParser
-
+from concept_encoder.trainers.command_line import Command, run, say
 from concept_encoder.trainers.data import DataArguments, load_tokenizer, train_tokenizer
+from concept_encoder.trainers.recipes import FieldParser
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = HfArgumentParser(
-        DataArguments,
-        allow_abbrev=False,
-        description=__doc__.partition("\n")[0],
-        usage="%(prog)s FOLDER --vocab_size N --dataset_name NAME --tokenizer_name NAME [corpus flags, see --help]",
-    )
-    parser.add_argument("folder", type=Path, help="where the tokenizer is saved; must not exist")
+    parser = Command(__file__, __doc__)
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder to write; must not exist")
     parser.add_argument("--vocab_size", type=int, required=True, help="entries, special tokens included")
-    try:
-        data, args = parser.parse_args_into_dataclasses(args=argv, look_for_args_file=False)
-        if args.folder.exists():
-            raise ValueError(f"{args.folder} exists already; name a new folder")
+    fields = FieldParser(DataArguments, prog=parser.prog)
+    parser.accept(fields)
+    args = parser.parse_args(argv)
+    folder = args.output_dir
+    with parser.refusing():
+        (data,) = fields.parse_args_into_dataclasses(args.overrides, look_for_args_file=False)
+        if folder.exists():
+            raise ValueError(f"{folder} exists already; name a new folder")
         tokenizer = train_tokenizer(data, args.vocab_size, load_tokenizer(data))
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-    tokenizer.save_pretrained(args.folder)
-    print(f"{len(tokenizer)} entries written to {args.folder}.")
+        tokenizer.save_pretrained(folder)
+    say(f"{len(tokenizer)} entries written to {folder}.")
+    corpus = [word for word in args.overrides if not word.startswith(("--tokenizer_name", "--max_train_documents"))]
+    words = [*corpus, f"--tokenizer_name={folder}", f"--vocab_size={len(tokenizer)}", "--dry_run"]
+    parser.suggest("pretrain.py", "prose_small", *words)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

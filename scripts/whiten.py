@@ -1,39 +1,35 @@
-"""Whiten the embeddings of a checkpoint: python scripts/whiten.py CHECKPOINT OUTPUT_DIR --max_train_documents 5000
+"""Whiten the embeddings of a checkpoint.
 
-Reads the training documents of the corpus named in CHECKPOINT/recipe.yaml, unless flags name another, and writes the
-checkpoint to OUTPUT_DIR with a pooled output that is uncorrelated and of variance 1 over them. Name a corpus of texts
-like those that will be embedded, for instance --dataset_name nyu-mll/glue --dataset_config_name stsb --text_column
-sentence1: blocks of prose do not whiten sentences.
+    python scripts/whiten.py runs/mine --output_dir runs/mine-whitened \\
+        --dataset_name nyu-mll/glue --dataset_config_name stsb \\
+        --text_column sentence1
+
+Reads the training documents of the corpus named in CHECKPOINT/recipe.yaml, unless fields of the corpus follow, and
+writes the checkpoint with a pooled output that is uncorrelated and of variance 1 over them. Name a corpus of texts
+like those that will be embedded: blocks of prose do not whiten sentences.
 """
 
 from pathlib import Path
 
-from transformers import HfArgumentParser
-
 from concept_encoder.eval.whitening import whiten
+from concept_encoder.trainers.command_line import Command, run, say
 from concept_encoder.trainers.data import DataArguments
-from concept_encoder.trainers.recipes import recipe_data
+from concept_encoder.trainers.recipes import FieldParser, read_data
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = HfArgumentParser(
-        DataArguments,
-        allow_abbrev=False,
-        description=__doc__.partition("\n")[0],
-        usage="%(prog)s CHECKPOINT OUTPUT_DIR [corpus flags, see --help]",
-    )
+    parser = Command(__file__, __doc__)
     parser.add_argument("checkpoint", help="folder of a trained model, or its Hub id")
-    parser.add_argument("output_dir", type=Path, help="folder to write; must not exist, or be empty")
-    known, _ = parser.parse_known_args(argv)  # the checkpoint's recipe decides the defaults of the corpus flags
-    try:
-        parser.set_defaults(**recipe_data(Path(known.checkpoint)))
-        data, args = parser.parse_args_into_dataclasses(args=argv, look_for_args_file=False)
-        fitted = whiten(args.checkpoint, args.output_dir, data)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-    print(f"{args.output_dir}: whitened over {fitted['texts']:,} texts, {fitted['rank']} directions vary.")
-    print(f'Embed with it: SentenceTransformer("{args.output_dir}", trust_remote_code=True)')
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder to write; must not exist, or be empty")
+    fields = FieldParser(DataArguments, prog=parser.prog)
+    parser.accept(fields)
+    args = parser.parse_args(argv)
+    with parser.refusing():
+        fitted = whiten(args.checkpoint, args.output_dir, read_data(args.overrides, fields, args.checkpoint))
+    print(f"whitened over {fitted['texts']:,} texts, {fitted['rank']} directions vary")
+    say(f'Written to {args.output_dir}; SentenceTransformer("{args.output_dir}", trust_remote_code=True) reads it.')
+    parser.suggest("similarity.py", args.output_dir, "--tasks", "stsb")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

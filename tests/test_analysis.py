@@ -279,22 +279,22 @@ def test_script_takes_the_corpus_from_the_recipe(checkpoint: Path, corpus: Path,
     result = json.loads((checkpoint / "geometry.json").read_text())
     assert result["corpus"]["dataset_name"] == str(corpus)
     assert result["corpus"]["max_length"] == 24
-    printed = capsys.readouterr().out
+    printed, said = capsys.readouterr()
     assert f"9 documents of {corpus}" in printed
     assert "global_effective_rank_normalized" in printed
     assert "fixed by the output LayerNorm" in printed
     assert "within_centred rankme" in printed
     assert "of 4 documents" in printed
-    assert f"Written to {checkpoint}: geometry.json, ledger.json, reading.json." in printed
-    assert printed.strip().endswith(f"Next: python scripts/report.py {checkpoint}")
+    assert f"Written to {checkpoint}: geometry.json, ledger.json, reading.json." in said
+    assert said.strip().endswith(f"scripts/report.py {checkpoint}")
 
 
 def test_script_says_that_there_is_no_decoder(checkpoint: Path, corpus: Path, capsys) -> None:
     ConceptEncoderModel.from_pretrained(checkpoint).save_pretrained(checkpoint)
     run_script(checkpoint, "--dataset_name", str(corpus), "--max_length", "40")
-    printed = capsys.readouterr().out
+    printed, said = capsys.readouterr()
     assert f"{checkpoint} holds no decoder of masked diffusion: no ledger" in printed
-    assert "geometry.json, reading.json." in printed
+    assert "geometry.json, reading.json." in said
 
 
 def test_flags_override_the_recipe(checkpoint: Path, corpus: Path, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_cards_of_the_tree_are_fresh(cards, path):
 def test_the_script_writes_them(cards, tmp_path, capsys):
     render_tree(["--output_dir", str(tmp_path)])
     assert {path.stem: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()} == cards
-    assert str(tmp_path / "microworld.md") in capsys.readouterr().out
+    assert str(tmp_path / "microworld.md") in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", REPORTS, ids=name_of)

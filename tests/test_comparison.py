@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from concept_encoder.eval import benchmarks, comparison, finetuning, similarity
+from concept_encoder.eval.comparison import format_plans
 from concept_encoder.scripts.compare import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -117,6 +118,30 @@ def test_one_recipe_is_no_comparison(recipes, tmp_path, capsys, count):
     with pytest.raises(SystemExit, match="2"):
         main([recipes[0]] * count + ["--output_dir", str(tmp_path / "out")])
     assert "at least two different recipes, got plain" in capsys.readouterr().err
+
+
+def test_a_dry_run_counts_what_is_still_to_train_and_leaves_nothing(recipes, tmp_path, capsys):
+    done = tmp_path / "out" / "masked" / "seed-1"
+    done.mkdir(parents=True)
+    (done / "pretrain.json").write_text("{}")
+    arguments = [*recipes, "--output_dir", str(tmp_path / "out"), *TINY, "--seeds", "1", "2", "--use_cpu", "true"]
+    main([*arguments, "--dry_run"])
+    printed, said = capsys.readouterr()
+    _, plain, masked, total = printed.splitlines()
+    assert plain.split()[:4] == ["plain", "0.1", "M", "2"]
+    assert [row.split()[-2] for row in (plain, masked)] == ["2", "1"]
+    assert total.startswith("hours of training to come: 0.00;")
+    assert said.rstrip().endswith(f"scripts/compare.py {' '.join(arguments)}")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [done / "pretrain.json"]
+    plans = {"a": {**dict.fromkeys(("steps", "tokens", "hours_left")), "parameters": {"total": 2e6}, "runs": 1}}
+    plans["a"]["seconds_per_step"] = 0.5
+    assert format_plans(plans).splitlines()[-1].startswith("hours of training to come: as many as the epochs")
+
+
+def test_a_seed_of_the_recipe_is_not_taken(recipes, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([*recipes, "--output_dir", str(tmp_path / "out"), "--seed", "7"])
+    assert "unknown argument '--seed'; did you mean --seeds" in capsys.readouterr().err
 
 
 def test_means_are_over_seeds_and_unknown_where_one_is():

@@ -125,7 +125,7 @@ def test_unusable_checkpoints_are_named_in_one_line(checkpoint, tmp_path, capsys
     _, folder = checkpoint(head)
     spoil(folder)
     with pytest.raises(SystemExit) as stopped:
-        main([str(folder), str(tmp_path / "out"), "--format", "pt2"])
+        main([str(folder), "--output_dir", str(tmp_path / "out"), "--format", "pt2"])
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
@@ -157,8 +157,8 @@ def test_onnx_runtime_agrees_with_the_model(checkpoint, tmp_path, capsys, head, 
 
     model, folder = checkpoint(head, **config)
     out = tmp_path / "out"
-    main([str(folder), str(out), "--format", "onnx"])
-    assert f"{head.__name__} written to {out}" in capsys.readouterr().out
+    main([str(folder), "--output_dir", str(out), "--format", "onnx"])
+    assert f"{head.__name__} written to {out}" in capsys.readouterr().err
     assert json.loads((out / CHECK_FILE).read_text())["largest_difference"] <= TOLERANCE
     assert (out / "tokenizer.json").is_file()
     shutil.rmtree(folder)  # the export stands alone
@@ -178,7 +178,7 @@ def test_onnx_runtime_agrees_with_the_model(checkpoint, tmp_path, capsys, head, 
 )
 def test_torch_export_agrees_with_the_model(checkpoint, tmp_path, head, config):
     model, folder = checkpoint(head, **config)
-    main([str(folder), str(tmp_path / "out"), "--format", "pt2"])
+    main([str(folder), "--output_dir", str(tmp_path / "out"), "--format", "pt2"])
     exported = ExportedModel.from_pretrained(tmp_path / "out")
     for batch, expected in batches(model):
         given = exported(**batch)

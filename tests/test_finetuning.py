@@ -206,12 +206,12 @@ def test_several_devices_are_refused(pretrained, tmp_path, protocol, monkeypatch
 def test_command_line(checkpoint, small_tasks, capsys):
     arguments = [str(checkpoint), "--tasks", "mrpc", "stsb", "--protocol", "quick"]
     main([*arguments, "--epochs", "1", "--learning_rates", "0.002"])
-    printed = capsys.readouterr().out
-    assert "[2/2] stsb, protocol quick+learning_rates=0.002+epochs=1" in printed
+    printed, said = capsys.readouterr()
+    assert "[2/2] stsb, protocol quick+learning_rates=0.002+epochs=1" in said
     for line in ("mrpc  f1 ", "mrpc  accuracy ", "stsb  pearson ", "stsb  spearman "):
         assert f"\n{line}" in printed
     assert "; accuracy 0." in printed  # the verdict in words
-    assert printed.rstrip().endswith(f"Next: python scripts/report.py {checkpoint}")
+    assert said.rstrip().endswith(f"scripts/report.py {checkpoint}")
     written = checkpoint / "finetune" / "stsb.quick+learning_rates=0.002+epochs=1.json"
     result = json.loads(written.read_text())
     assert (result["learning_rate"], result["epochs"]) == (0.002, 1)

@@ -397,12 +397,12 @@ SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "import_checkpoint.py
 
 def test_script_prints_the_table_and_bad_input_is_one_line(source, tmp_path, capsys):
     main = runpy.run_path(str(SCRIPT))["main"]
-    main([str(source), str(tmp_path / "out")])
-    printed = capsys.readouterr().out
+    main([str(source), "--output_dir", str(tmp_path / "out")])
+    printed, said = capsys.readouterr()
     assert "decoder_norm.bias" in printed and "decoder.layer.cross_attn_norm.bias" in printed
-    assert "ConceptEncoderForMaskedLMPerceiver, 47,376 parameters" in printed and "holds no tokenizer" in printed
+    assert "ConceptEncoderForMaskedLMPerceiver, 47,376 parameters" in said and "holds no tokenizer" in said
     with pytest.raises(SystemExit) as exit_info:
-        main([str(source), str(tmp_path / "out")])
+        main([str(source), "--output_dir", str(tmp_path / "out")])
     assert exit_info.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1].endswith("give a new one, nothing is overwritten")
 

@@ -136,7 +136,7 @@ def test_the_command_line_as_a_user_types_it(tmp_path, launcher):
     command = [sys.executable, *prefix, "scripts/pretrain.py", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "bits per token" in done.stdout and "next: python scripts/analyze.py" in done.stdout
+    assert "bits per token" in done.stdout and "Next: " in done.stderr and "scripts/analyze.py" in done.stderr
 
 
 def test_the_command_line_refuses_a_finished_run(run, capsys):

@@ -550,13 +550,12 @@ def test_escape_markdown():
 def test_command_prints_the_results(tmp_path, capsys):
     run = write_run(tmp_path / "run", finetune=[STSB])
     runpy.run_path(str(SCRIPT))["main"]([str(run)])
-    printed = capsys.readouterr().out
+    printed, said = capsys.readouterr()
     assert printed.startswith("INCONCLUSIVE: Gate 1 of the reference: 1 of 2 gates could not be decided.")
     for words in ("tasks above chance", "chance 0.000  above chance", "gate_1: STS-B Pearson", "PASS"):
         assert words in printed
-    for name in ("report.html", "report.md", "report.json"):
-        assert f"Written: {run / name}" in printed
-        assert (run / name).is_file()
+    assert f"Written to {run}: report.html, report.md, report.json." in said
+    assert all((run / name).is_file() for name in ("report.html", "report.md", "report.json"))
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def run(pretrained, tmp_path):
 
 def test_the_script_measures_a_run_on_its_own_corpus(run, tmp_path, capsys):
     output = tmp_path / "steps.json"
-    main([str(run), "--output", str(output), "--num_texts", "6", "--seed", "3"])
+    main([str(run), "--result", str(output), "--num_texts", "6", "--seed", "3"])
     written = json.loads(output.read_text())
     measured = written["runs"]["run"]
     assert written["kind"] == "sampling_steps" and measured == sampling_steps(str(run), 6, seed=3)
@@ -128,6 +128,6 @@ def test_bad_input_ends_as_one_line(run, pretrained, tmp_path, capsys):
         ([str(pretrained)], "has no recipe.yaml, which names the corpus"),
     ):
         with pytest.raises(SystemExit) as stop:
-            main([*argv, "--output", str(tmp_path / "steps.json")])
+            main([*argv, "--result", str(tmp_path / "steps.json")])
         assert stop.value.code == 2 and message in capsys.readouterr().err
     assert not (tmp_path / "steps.json").exists()

@@ -35,7 +35,7 @@ def published(tmp_path_factory):
 @pytest.mark.hub
 def test_a_space_is_pinned(hub, published, tmp_path, capsys):
     main(["me/explorable", "--revision", published, "--space_dir", str(tmp_path / "space")])
-    printed = capsys.readouterr().out
+    printed = capsys.readouterr().err
     assert f"at commit {published}" in printed and "--repo-type space" in printed
     assert f'load_explorer("me/explorable", "{published}")' in (tmp_path / "space/app.py").read_text()
     _, header, page = (tmp_path / "space/README.md").read_text().split("---\n")
@@ -52,7 +52,7 @@ def test_a_space_is_pinned(hub, published, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["me/nothing-here", "--space_dir", str(tmp_path / "other")])
     assert stop.value.code == 2 and not (tmp_path / "other").exists()
-    last = capsys.readouterr().err.strip().splitlines()[-1]  # after the usage
+    last = capsys.readouterr().err.strip().splitlines()[-1]
     assert ": error: " in last and "Repository Not Found" in last
 
 

@@ -300,7 +300,7 @@ MEASURED = [name for name in GROUPS if name != "padding"]  # which needs MRPC; t
 def written(tmp_path_factory):
     """Folder that the script has written a quick run into."""
     folder = tmp_path_factory.mktemp("speed")
-    paths = ["--output", str(folder / "results" / "speed.json"), "--page", str(folder / "SPEED.md")]
+    paths = ["--result", str(folder / "results" / "speed.json"), "--page", str(folder / "SPEED.md")]
     main(["--quick", "--repeats", "2", "--threads", "1", "--device", "cpu", "--only", *MEASURED, *paths])
     return folder
 
@@ -338,9 +338,9 @@ def test_the_page_can_be_rendered_anew(written, capsys):
     page = written / "SPEED.md"
     before = page.read_text(encoding="utf-8")
     page.unlink()
-    main(["--render", "--output", str(written / "results" / "speed.json"), "--page", str(page)])
+    main(["--render", "--result", str(written / "results" / "speed.json"), "--page", str(page)])
     assert page.read_text(encoding="utf-8") == before
-    assert str(page) in capsys.readouterr().out
+    assert str(page) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("draw", [speed_plots.plot_growth, speed_plots.plot_roofline_shares])
@@ -427,7 +427,7 @@ def test_scaling_is_for_cards():
     ],
 )
 def test_what_cannot_be_is_one_line(arguments, message, tmp_path, capsys):
-    paths = ["--output", str(tmp_path / "speed.json"), "--page", str(tmp_path / "SPEED.md")]
+    paths = ["--result", str(tmp_path / "speed.json"), "--page", str(tmp_path / "SPEED.md")]
     with pytest.raises(SystemExit) as stop:
         main(["--quick", *arguments, *paths])
     assert stop.value.code == 2
@@ -437,7 +437,7 @@ def test_what_cannot_be_is_one_line(arguments, message, tmp_path, capsys):
 def test_a_quick_run_does_not_replace_the_page(capsys):
     with pytest.raises(SystemExit):
         main(["--quick"])
-    assert "give --output and --page" in capsys.readouterr().err
+    assert "give --result and --page" in capsys.readouterr().err
 
 
 def test_the_page_of_the_tree_is_fresh():

@@ -98,8 +98,8 @@ def test_until_it_is_fitted_it_is_the_identity():
 
 
 def test_what_is_refused(checkpoint, data, tmp_path, capsys):
-    assert main([str(checkpoint), str(tmp_path / "white"), "--dataset_name", data.dataset_name, "--validation_size",
-                 "0.01", "--tokenizer_name", "unused"]) is None  # fmt: skip
+    corpus = ["--dataset_name", data.dataset_name, "--validation_size", "0.01", "--tokenizer_name", "unused"]
+    main([str(checkpoint), "--output_dir", str(tmp_path / "white"), *corpus])
     assert "31 directions vary" in capsys.readouterr().out
     with pytest.raises(ValueError, match="is not empty; name a new folder"):
         whiten(str(checkpoint), tmp_path / "white", data)
@@ -112,5 +112,5 @@ def test_what_is_refused(checkpoint, data, tmp_path, capsys):
         whiten(str(torn), tmp_path / "other", data)
     assert not (tmp_path / "other").exists()
     with pytest.raises(SystemExit):
-        main([str(tmp_path / "no"), str(tmp_path / "other")])
+        main([str(tmp_path / "no"), "--output_dir", str(tmp_path / "other")])
     assert "No checkpoint folder" in capsys.readouterr().err

@@ -16,12 +16,13 @@ import yaml
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from huggingface_hub.errors import HTTPError
-from transformers import PreTrainedTokenizerBase, TrainerState, set_seed
+from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, TrainerState, set_seed
 
 from ..configuration_concept import ConceptEncoderConfig
 from ..modeling_concept import ConceptMaskedLMModel
 from .data import load_pretraining_data, load_tokenizer
 from .files import check_writable, write_atomically, write_json
+from .progress import TrainingProgress
 from .recipes import RECIPE_FILE, Recipe
 from .saving import damage, find_checkpoints, last_complete
 from .stopping import EXIT_STATUS
@@ -125,6 +126,9 @@ def pretrain(
         eval_dataset=validation,
         processing_class=tokenizer,
     )
+    for display in (ProgressCallback, PrinterCallback):
+        if trainer.pop_callback(display) is not None:
+            trainer.add_callback(TrainingProgress(hidden=training.disable_tqdm))
     resumed_at = 0
     if checkpoint is not None:  # now, since save_total_limit may remove it
         resumed_at = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")).global_step

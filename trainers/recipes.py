@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+from argparse import Action
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -11,6 +12,7 @@ from transformers import HfArgumentParser, PreTrainedTokenizerBase
 
 from ..configuration_concept import ConceptEncoderConfig
 from .arguments import ConceptTrainingArguments
+from .command_line import HelpFormatter, Parser
 from .data import DataArguments
 from .objectives import ObjectiveArguments
 from .untrusted import inside, read_yaml
@@ -113,9 +115,32 @@ def recipe_data(checkpoint: Path) -> dict[str, Any]:
     return section
 
 
-def recipe_parser(**kwargs: Any) -> HfArgumentParser:
-    """Parser of every field of every section, as `--field value`."""
-    return HfArgumentParser(tuple(SECTIONS.values()), allow_abbrev=False, **kwargs)
+class FieldParser(HfArgumentParser, Parser):
+    """Parser of the fields of dataclasses, as `--field value`, each in the one spelling that recipes have too."""
+
+    def __init__(self, *classes: type, **kwargs: Any):
+        options = {"allow_abbrev": False, "add_help": False, "formatter_class": HelpFormatter, **kwargs}
+        HfArgumentParser.__init__(self, classes, **options)
+
+    def add_argument(self, *names: Any, **kwargs: Any) -> Action:
+        spelled = [name for name in names if "-" not in name[2:]]
+        return super().add_argument(*spelled, **kwargs)
+
+
+def read_data(overrides: list[str], parser: FieldParser, checkpoint: str) -> DataArguments:
+    """The corpus of a checkpoint's recipe, with the fields that `overrides` name, such as `["--max_length=64"]`.
+
+    Raises:
+        ValueError: as `recipe_data`; fields that contradict each other.
+        SystemExit: an override that argparse refuses (it prints why).
+    """
+    parser.set_defaults(**recipe_data(Path(checkpoint)))
+    return parser.parse_args_into_dataclasses(overrides, look_for_args_file=False)[0]
+
+
+def recipe_parser(prog: str = "RECIPE") -> FieldParser:
+    """Parser of every field of every section."""
+    return FieldParser(*SECTIONS.values(), prog=prog)
 
 
 def find_recipe(name: str, folder: Path) -> Path:
@@ -129,7 +154,7 @@ def find_recipe(name: str, folder: Path) -> Path:
     return path
 
 
-def load_recipe(path: Path, overrides: list[str], parser: HfArgumentParser) -> Recipe:
+def load_recipe(path: Path, overrides: list[str], parser: FieldParser) -> Recipe:
     """Read a recipe and apply command-line `overrides` such as `["--learning_rate", "1e-4"]`.
 
     A recipe with `extends: other` starts from the recipe `other` of the same folder (or a path that begins there) and
@@ -148,7 +173,7 @@ def load_recipe(path: Path, overrides: list[str], parser: HfArgumentParser) -> R
     defaults = ["--output_dir", f"runs/{path.stem}"]
     known = {f.name for cls in SECTIONS.values() for f in dataclasses.fields(cls) if f.init}
     for word in overrides:
-        field = word.removeprefix("--").split("=")[0].replace("-", "_")
+        field = word.removeprefix("--").split("=")[0]
         if word.startswith("--") and field not in known | {f"no_{name}" for name in known}:
             raise ValueError(f"unknown field {field!r}{_suggest(field, known)}")
     parsed = parser.parse_args_into_dataclasses(defaults + argv + overrides, look_for_args_file=False)

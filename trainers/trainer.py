@@ -16,7 +16,6 @@ from datasets import Dataset, IterableDataset
 from huggingface_hub import CommitInfo, HfApi
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import (
@@ -38,6 +37,7 @@ from .evaluation import ReconstructionEvaluator
 from .files import replaced_together
 from .kernels import liger_linear_cross_entropy
 from .objectives import ObjectiveArguments
+from .progress import progress
 from .saving import STAGING_FOLDER, disk_trouble_named, last_complete, publish, remove_old
 from .sharding import embeddings_apart, share_tied_embeddings
 from .stability import MAX_ROLLBACKS, DivergenceError, DivergenceGuard, gradient_norms, set_base_rates
@@ -513,7 +513,7 @@ class ConceptTrainer(Trainer):
         totals: Tensor | float = 0.0
         num_texts = 0
         hide = self.args.disable_tqdm or not self.is_world_process_zero()
-        for batch in tqdm(dataloader, desc=description, disable=hide, leave=False):
+        for batch in progress(dataloader, desc=description, disable=hide, leave=False):
             scores = self.accelerator.gather_for_metrics(self.evaluator.score(autocast, batch))  # (B, P, 5)
             totals = totals + scores.double().sum(0).cpu()
             num_texts += len(scores)
