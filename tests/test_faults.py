@@ -74,18 +74,18 @@ def files_of_at_most(size):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 1 MB, made larger by calling it."""
+    """A file system of 1 MB, and what mounts it anew with other options."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("only root may mount a small file system")
-    yield folder, lambda: subprocess.run(["mount", "-o", "remount,size=64m", str(folder)], check=True)
+    yield folder, lambda options: subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True)
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def test_a_full_disk_keeps_the_checkpoints_that_are_there(straight, small_disk, capsys):
-    disk, enlarge = small_disk
+    disk, mount = small_disk
     weight = sum(path.stat().st_size for path in (straight / "checkpoint-12").iterdir())
     (disk / "ballast").write_bytes(bytes(2**20 - int(1.5 * weight)))
     run = disk / "run"
@@ -93,7 +93,28 @@ def test_a_full_disk_keeps_the_checkpoints_that_are_there(straight, small_disk, 
     assert f"{run / 'checkpoint-10'} could not be written; what was there before is whole." in line
     assert "No space left on device" in line or "unexpected pos" in line or "file write failed" in line
     assert [path.name for path in run.iterdir()] == ["checkpoint-5"] and damage(run / "checkpoint-5") is None
-    enlarge()
+    mount("size=64m")
+    pretrain(tiny_recipe(run, *settings(12, "--resume_from_checkpoint", "last")), monitor=monitor_concepts)
+    assert_equal_runs(straight, run)
+
+
+def test_a_disk_that_becomes_read_only_keeps_the_checkpoints_that_are_there(straight, small_disk, capsys, monkeypatch):
+    disk, mount = small_disk
+    calls = []
+
+    def monitor(concepts):
+        calls.append(1)
+        if len(calls) == 2:  # at step 7; systems do so when a disk fails
+            mount("ro")
+        return monitor_concepts(concepts)
+
+    monkeypatch.setattr(script, "monitor_concepts", monitor)
+    run = disk / "run"
+    line = train_here(capsys, run)
+    assert "Read-only file system" in line and damage(run / "checkpoint-5") is None
+    line = train_here(capsys, run, "--resume_from_checkpoint", "last")
+    assert f"{run} cannot be written to: no permission in {run}; name another folder" in line
+    mount("rw,size=64m")
     pretrain(tiny_recipe(run, *settings(12, "--resume_from_checkpoint", "last")), monitor=monitor_concepts)
     assert_equal_runs(straight, run)
 
