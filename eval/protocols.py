@@ -1,7 +1,7 @@
 """Named fine-tuning protocols: everything of a fine-tuning run but the checkpoint and the task, as data."""
 
 import dataclasses
-from argparse import SUPPRESS, Action
+from argparse import SUPPRESS, Action, ArgumentError
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin
@@ -167,10 +167,22 @@ PROTOCOLS: dict[str, Protocol] = {
 
 
 def find_protocol(name: str) -> Protocol:
-    """Protocol by name; ValueError that lists them all for an unknown one."""
-    if name not in PROTOCOLS:
-        raise ValueError(f"Unknown protocol {name!r}. Available: {', '.join(PROTOCOLS)}")
-    return PROTOCOLS[name]
+    """Protocol by name, also by one that `override` has made; ValueError that lists them for an unknown one."""
+    own, *changes = name.split("+")
+    if own not in PROTOCOLS:
+        raise ValueError(f"Unknown protocol {own!r}. Available: {', '.join(PROTOCOLS)}")
+    words = []
+    for change in changes:
+        field, _, values = change.partition("=")
+        if field not in OVERRIDABLE:
+            raise ValueError(f"Unknown protocol field {field!r} in {name!r}. Available: {', '.join(OVERRIDABLE)}")
+        words += [f"--{field}", *values.split(",")]
+    parser = protocol_parser("")
+    parser.exit_on_error = False
+    try:
+        return PROTOCOLS[own].override(**vars(parser.parse_args(words)))
+    except ArgumentError as error:
+        raise ValueError(f"protocol {name!r}: {error}") from error
 
 
 def protocol_parser(prog: str) -> Parser:

@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[42], help="of training, for each recipe")
     parser.add_argument("--frozen", nargs="*", default=["stsb"], metavar="TASK", help="to score frozen concepts on")
     parser.add_argument("--tasks", nargs="*", default=["stsb"], metavar="TASK", help="benchmarks to fine-tune on")
-    parser.add_argument("--protocol", default="tuned", help=f"of the fine-tuning: {', '.join(PROTOCOLS)}")
+    parser.add_argument("--protocol", default="apart", help=f"of the fine-tuning: {', '.join(PROTOCOLS)}")
     parser.add_argument("--dry_run", action="store_true", help="print size, steps and hours of the training, and stop")
     fields = recipe_parser(parser.prog)
     parser.accept(fields, besides=("seed",))

@@ -73,3 +73,28 @@ def test_bad_protocol(changes, message):
 def test_unknown_protocol():
     with pytest.raises(ValueError, match=r"Unknown protocol 'tuend'\. Available: reference, tuned, apart, quick"):
         find_protocol("tuend")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"learning_rates": (3e-4, 1e-3), "epochs": 5, "seeds": (42,)},
+        {"max_train_examples": 500, "bf16": True, "comparison": "joint", "lr_scheduler_type": "cosine"},
+    ],
+)
+def test_a_protocol_is_found_by_the_name_that_its_results_bear(changes):
+    protocol = PROTOCOLS["apart"].override(**changes)
+    assert find_protocol(protocol.name) == protocol
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("apart+epoch=5", r"Unknown protocol field 'epoch' in 'apart\+epoch=5'\. Available: learning_rates, batch"),
+        ("apart+epochs=five", r"protocol 'apart\+epochs=five': argument --epochs: invalid int value: 'five'"),
+    ],
+)
+def test_a_name_that_no_result_bears(name, message):
+    with pytest.raises(ValueError, match=message):
+        find_protocol(name)
