@@ -1,5 +1,6 @@
 """Registry of the benchmarks: one row per task, their loading in one normal form, and their chance levels."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, 
 
 from ..trainers.data import MICROWORLD
 from ..trainers.microworld import microworld_task
+from ..trainers.untrusted import read_yaml
 from .benchmark_score import TASK_METRICS
 
 MICROWORLD_SIZES = {"train": 4000, "validation": 1000}
@@ -34,7 +36,7 @@ class Benchmark:
     """One task: where its data is, what its columns mean, how it is scored."""
 
     name: str
-    """key in `BENCHMARKS` and in `TASK_METRICS`"""
+    """key in `BENCHMARKS`, and in `TASK_METRICS` unless it is `like` another"""
     dataset_id: str
     """Hub id (an old one-word id is resolved), local folder, or "microworld" for the embedded tasks"""
     config: str | None
@@ -55,14 +57,21 @@ class Benchmark:
     """model class that is fine-tuned"""
     licence: str
     notes: str = ""
+    like: str | None = None
+    """the task whose metrics a user's own one has"""
 
     def __post_init__(self):
-        if self.name not in TASK_METRICS:
-            raise ValueError(f"Task {self.name!r} has no metrics. Tasks with metrics: {', '.join(TASK_METRICS)}")
+        if self.scored_as not in TASK_METRICS:
+            raise ValueError(f"Task {self.scored_as!r} has no metrics. Tasks with metrics: {', '.join(TASK_METRICS)}")
+
+    @property
+    def scored_as(self) -> str:
+        """Key in `TASK_METRICS`."""
+        return self.like or self.name
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        return TASK_METRICS[self.name]
+        return TASK_METRICS[self.scored_as]
 
     @property
     def primary_metric(self) -> str:
@@ -138,10 +147,56 @@ BENCHMARKS: dict[str, Benchmark] = {row.name: row for row in _ROWS}
 
 
 def find_benchmark(name: str) -> Benchmark:
-    """Row of the registry; ValueError that lists them all for an unknown name."""
+    """Row of the registry, or of a task file; ValueError that lists them all for an unknown name."""
+    if name.endswith(".yaml"):
+        return own_benchmark(Path(name))
     if name not in BENCHMARKS:
-        raise ValueError(f"Unknown task {name!r}. Available: {', '.join(BENCHMARKS)}")
+        raise ValueError(f"Unknown task {name!r}. Available: {', '.join(BENCHMARKS)}, or a .yaml file of your own")
     return BENCHMARKS[name]
+
+
+def own_benchmark(path: Path) -> Benchmark:
+    """The task that a YAML file describes, named as the file is.
+
+    Fields: `like`, a registered task whose metrics and kind of label it has; `dataset_id`, a Hub id or a folder with
+    train and validation files; `sentence_columns`, one or two names; where they differ from "label", "train",
+    "validation" and the default one `label_column`, `train_split`, `validation_split` and `config`; where `like` is
+    scored by accuracy alone `num_labels`, the number of classes.
+
+    Raises:
+        ValueError: no such file of fields, an unknown or missing field, a value of another kind, a name that is taken.
+        OSError: the file cannot be read.
+    """
+    given = read_yaml(path)
+    texts = ("like", "dataset_id", "label_column", "train_split", "validation_split", "config")
+    legal = (*texts, "sentence_columns", "num_labels")
+    required = ("like", "dataset_id", "sentence_columns")
+    if not isinstance(given, dict) or not set(required) <= set(given) <= set(legal):
+        raise ValueError(f"{path} must hold {', '.join(required)}, and may hold {', '.join(legal)}; got {given!r}")
+    for field in texts:
+        if not isinstance(given.get(field, ""), str):
+            raise ValueError(f"{path}: {field} must be a text, got {given[field]!r}")
+    columns = given["sentence_columns"]
+    if not isinstance(columns, list) or len(columns) not in (1, 2) or not all(isinstance(c, str) for c in columns):
+        raise ValueError(f"{path}: sentence_columns must list one column or two, got {columns!r}")
+    if not re.fullmatch(r"[a-z]\w*", path.stem) or path.stem in BENCHMARKS:
+        raise ValueError(
+            f"{path}: its name without .yaml is the task's; take small letters, digits and _, and none of "
+            f"{', '.join(BENCHMARKS)}"
+        )
+    if given["like"] not in BENCHMARKS:
+        raise ValueError(f"{path}: like must be one of {', '.join(BENCHMARKS)}, got {given['like']!r}")
+    like = BENCHMARKS[given["like"]]
+    num_labels = given.get("num_labels", like.num_labels)
+    if num_labels != like.num_labels and like.metrics != ("accuracy",):
+        raise ValueError(
+            f"{path}: num_labels can be set where accuracy is the only metric, such as like: mnli_matched; "
+            f"{like.name} has {', '.join(like.metrics)}"
+        )
+    if type(num_labels) is not int or num_labels < 1:
+        raise ValueError(f"{path}: num_labels must be a whole number of classes, got {num_labels!r}")
+    fields = {"config": None, **given, "sentence_columns": tuple(columns), "num_labels": num_labels}
+    return Benchmark(name=path.stem, problem_type=like.problem_type, licence="the user's own data", **fields)
 
 
 def load_benchmark(benchmark: str | Benchmark, splits: Sequence[str] = ("train", "validation")) -> DatasetDict:

@@ -123,7 +123,7 @@ def _regularised(benchmark: Benchmark, features: sparse.csr_matrix, labels: np.n
         grid = {"C": list(INVERSE_REGULARIZATION)}
 
     def primary_metric(candidate, held_out: sparse.csr_matrix, gold: np.ndarray) -> float:
-        score = benchmark_score(benchmark.name, candidate.predict(held_out), gold)[benchmark.primary_metric]
+        score = benchmark_score(benchmark.scored_as, candidate.predict(held_out), gold)[benchmark.primary_metric]
         return 0.0 if score is None else score  # undefined: constant predictions
 
     sample = np.random.default_rng(0).permutation(len(labels))[:SEARCH_EXAMPLES]

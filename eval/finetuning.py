@@ -147,14 +147,14 @@ def at_chance(
     values, counts = np.unique(labels, return_counts=True)
     constant = {"accuracy": values[counts.argmax()], "f1": 1}
     chance, _ = chance_level(benchmark, labels)
-    scores = mean_scores(benchmark.name, predictions, labels)
+    scores = mean_scores(benchmark.scored_as, predictions, labels)
     above: dict[str, bool] = {}
     words = []
     for metric in benchmark.metrics:
         interval = intervals[metric]
         if metric in constant:
             baseline = np.full(labels.shape, constant[metric])
-            paired = paired_bootstrap(benchmark.name, predictions, baseline, labels, resamples=RESAMPLES)[metric]
+            paired = paired_bootstrap(benchmark.scored_as, predictions, baseline, labels, resamples=RESAMPLES)[metric]
             difference = paired["interval"]
             low, high = difference if isinstance(difference, list) else (None, None)
         else:
@@ -231,7 +231,8 @@ def _description(task: PreparedTask, own: dict[str, Any]) -> dict[str, Any]:
 
 def _judgement(benchmark: Benchmark, predictions: dict[str, list[list[float]]], labels: np.ndarray) -> dict[str, Any]:
     """Scores of the run beside chance, controls and published lines."""
-    name, own = benchmark.name, predictions["run"]
+    name, own = benchmark.scored_as, predictions["run"]
+    published = published_scores(benchmark.name) if benchmark.like is None else []
     chance, chance_rule = chance_level(benchmark, labels)
     intervals = bootstrap_intervals(name, own, labels, resamples=RESAMPLES)
     flags, words = at_chance(benchmark, own, labels, intervals)
@@ -252,14 +253,14 @@ def _judgement(benchmark: Benchmark, predictions: dict[str, list[list[float]]], 
         "at_chance": flags,
         "at_chance_words": words,
         "controls": controls,
-        "published": [{**row, "comparable": row["split"] == SPLIT} for row in published_scores(name)],
+        "published": [{**row, "comparable": row["split"] == SPLIT} for row in published],
     }
 
 
 def _bag_of_tokens_cell(task: PreparedTask, store: Cells) -> dict[str, Any]:
     def compute() -> dict[str, Any]:
         predictions = bag_of_tokens(task.benchmark, task.texts["train"], task.texts[SPLIT])
-        scores = benchmark_score(task.benchmark.name, predictions, task.texts[SPLIT]["label"][:])
+        scores = benchmark_score(task.benchmark.scored_as, predictions, task.texts[SPLIT]["label"][:])
         return {"metrics": scores, "predictions": predictions.tolist()}
 
     return store.get("bag_of_tokens", {"task": task.benchmark.name, "data": task.digest}, compute)

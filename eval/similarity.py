@@ -238,7 +238,7 @@ def _probe(
 
     def score(alpha: float) -> float:
         model = _ridge(alpha).fit(features[fit_on], labels[fit_on])
-        scores = benchmark_score(benchmark.name, model.predict(features[select_on]), labels[select_on])
+        scores = benchmark_score(benchmark.scored_as, model.predict(features[select_on]), labels[select_on])
         value = scores[benchmark.primary_metric]
         return -np.inf if value is None else value
 
@@ -259,11 +259,11 @@ def _result(
     def judged(predictions: np.ndarray, rival: np.ndarray | None = None) -> dict[str, Any]:
         """Metrics and intervals, and with a rival the difference rival - predictions, paired."""
         row: dict[str, Any] = {
-            "metrics": benchmark_score(benchmark.name, predictions, labels),
-            "intervals": bootstrap_intervals(benchmark.name, predictions, labels, resamples=RESAMPLES),
+            "metrics": benchmark_score(benchmark.scored_as, predictions, labels),
+            "intervals": bootstrap_intervals(benchmark.scored_as, predictions, labels, resamples=RESAMPLES),
         }
         if rival is not None:
-            row["paired"] = paired_bootstrap(benchmark.name, rival, predictions, labels, resamples=RESAMPLES)
+            row["paired"] = paired_bootstrap(benchmark.scored_as, rival, predictions, labels, resamples=RESAMPLES)
         return row
 
     def flat(row: dict[str, Any], description: str) -> dict[str, Any]:
@@ -297,6 +297,12 @@ def _refuse_existing(path: Path, overwrite: bool) -> None:
 
 
 def _similarity_benchmark(task: str) -> Benchmark:
+    if task.endswith(".yaml"):
+        benchmark = find_benchmark(task)
+        if benchmark.like not in SIMILARITY_TASKS:
+            raise ValueError(f"{task}: like must be one of {', '.join(SIMILARITY_TASKS)}, got {benchmark.like!r}")
+        return benchmark
     if task not in SIMILARITY_TASKS:
-        raise ValueError(f"Unknown similarity task {task!r}. Available: {', '.join(SIMILARITY_TASKS)}")
+        names = ", ".join(SIMILARITY_TASKS)
+        raise ValueError(f"Unknown similarity task {task!r}. Available: {names}, or a .yaml file of your own")
     return find_benchmark(task)

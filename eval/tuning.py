@@ -318,7 +318,7 @@ def _seed_cell(
         _save_model(trainer, model_folder)
     return {
         "seed": seed,
-        "metrics": benchmark_score(task.benchmark.name, predictions, validation["label"][:]),
+        "metrics": benchmark_score(task.benchmark.scored_as, predictions, validation["label"][:]),
         "predictions": predictions.tolist(),
         "steps": trainer.state.global_step,
         "padding_share": trainer.padding_share,
@@ -436,7 +436,7 @@ def _train(
     def score(prediction: EvalPrediction) -> dict[str, float]:
         if not np.isfinite(prediction.predictions).all():
             return {}
-        scores = benchmark_score(row.name, _predictions(row, prediction.predictions), prediction.label_ids)
+        scores = benchmark_score(row.scored_as, _predictions(row, prediction.predictions), prediction.label_ids)
         return {name: value for name, value in scores.items() if value is not None}
 
     with tempfile.TemporaryDirectory(prefix="finetune-") as scratch:

@@ -19,7 +19,13 @@ from concept_encoder.trainers.command_line import Command, run, say
 def main(argv: list[str] | None = None) -> None:
     parser = Command(__file__, __doc__)
     parser.add_argument("checkpoint", help="run folder or Hub id of a pretrained concept encoder")
-    parser.add_argument("--tasks", nargs="+", required=True, metavar="TASK", help=", ".join(BENCHMARKS))
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        required=True,
+        metavar="TASK",
+        help=f"{', '.join(BENCHMARKS)}, or your own as a .yaml file",
+    )
     parser.add_argument("--protocol", required=True, help=f"hyper-parameters: {', '.join(PROTOCOLS)}")
     parser.add_argument("--output_dir", help="run folder to write to (default: CHECKPOINT, when it is a folder)")
     parser.add_argument("--overwrite", action="store_true", help="discard existing results and their pieces first")

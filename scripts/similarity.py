@@ -15,7 +15,13 @@ from concept_encoder.trainers.command_line import Command, run, say
 def main(argv: list[str] | None = None) -> None:
     parser = Command(__file__, __doc__)
     parser.add_argument("checkpoint", help="run folder or Hub id of a pretrained concept encoder")
-    parser.add_argument("--tasks", nargs="+", required=True, metavar="TASK", help=", ".join(SIMILARITY_TASKS))
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        required=True,
+        metavar="TASK",
+        help=f"{', '.join(SIMILARITY_TASKS)}, or your own as a .yaml file",
+    )
     parser.add_argument("--output_dir", help="run folder to write to (default: CHECKPOINT, when it is a folder)")
     parser.add_argument("--max_length", type=int, default=128, help="tokens per sentence")
     parser.add_argument("--max_train_examples", type=int, help="training pairs to fit on (default: all)")

@@ -216,6 +216,56 @@ def test_chance_level_of_three_classes():
         chance_level(BENCHMARKS["rte"], [])
 
 
+TASK_FILE = """\
+like: sick_entailment
+dataset_id: somewhere
+sentence_columns: [left, right]
+"""
+
+
+def test_a_task_of_ones_own_is_like_another(tmp_path):
+    (tmp_path / "kinds.yaml").write_text(f"{TASK_FILE}label_column: kind\nnum_labels: 5\ntrain_split: fit\n")
+    row = find_benchmark(str(tmp_path / "kinds.yaml"))
+    assert (row.name, row.dataset_id, row.config, row.num_labels) == ("kinds", "somewhere", None, 5)
+    assert (row.sentence_columns, row.label_column) == (("left", "right"), "kind")
+    assert (row.train_split, row.validation_split) == ("fit", "validation")
+    assert (row.metrics, row.problem_type) == (("accuracy",), "single_label_classification")
+    (tmp_path / "grades.yaml").write_text(TASK_FILE.replace("sick_entailment", "stsb"))
+    row = find_benchmark(str(tmp_path / "grades.yaml"))
+    assert (row.problem_type, row.num_labels, row.primary_metric) == ("regression", 1, "pearson")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("own", "[1]", r"own\.yaml must hold like, dataset_id, sentence_columns, and may hold .*; got \[1\]"),
+        ("own", "like: mrpc\ndataset_id: x\n", r"must hold like, dataset_id, sentence_columns"),
+        ("own", f"{TASK_FILE}labels: y\n", r"may hold like, .*; got \{.*'labels': 'y'\}"),
+        ("own", f"{TASK_FILE}config: 3\n", "config must be a text, got 3"),
+        (
+            "own",
+            TASK_FILE.replace("[left, right]", "left"),
+            "sentence_columns must list one column or two, got 'left'",
+        ),
+        ("own", TASK_FILE.replace("right]", "1]"), r"sentence_columns must list .*, got \['left', 1\]"),
+        ("own", TASK_FILE.replace("sick_e", "e"), "like must be one of mrpc, .*, got 'entailment'"),
+        ("own", f"{TASK_FILE}num_labels: 0\n", "num_labels must be a whole number of classes, got 0"),
+        ("own", f"{TASK_FILE}num_labels: true\n", "num_labels must be a whole number of classes, got True"),
+        ("own", f"{TASK_FILE.replace('sick_entailment', 'mrpc')}num_labels: 3\n", "mrpc has f1, accuracy"),
+        (
+            "mrpc",
+            TASK_FILE,
+            "its name without .yaml is the task's; take small letters, digits and _, and none of mrpc",
+        ),
+        ("my-own", TASK_FILE, "its name without .yaml is the task's"),
+    ],
+)
+def test_bad_task_files(tmp_path, name, text, message):
+    (tmp_path / f"{name}.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        find_benchmark(str(tmp_path / f"{name}.yaml"))
+
+
 def test_unknown_names():
     with pytest.raises(ValueError, match=r"Unknown task 'mrcp'\. Available: mrpc, stsb, qqp"):
         find_benchmark("mrcp")

@@ -16,6 +16,7 @@ from concept_encoder.eval import finetuning, tuning
 from concept_encoder.eval.benchmarks import BENCHMARKS
 from concept_encoder.eval.finetuning import at_chance, finetune
 from concept_encoder.eval.protocols import PROTOCOLS, Protocol
+from concept_encoder.eval.report_sections import task_section
 from concept_encoder.eval.statistics import bootstrap_intervals
 from concept_encoder.modeling_concept import ConceptEncoderForSequenceClassificationPerceiver
 from concept_encoder.scripts.finetune import main
@@ -280,6 +281,24 @@ def test_bad_arguments(checkpoint, capsys):
     arguments = [str(checkpoint), "--tasks", "mrpc", "--protocol", "quick", "--learning_rates", "-1"]
     fails(arguments, "learning_rates must be positive, got -1.0", capsys)
     assert files(checkpoint) == before
+
+
+def test_a_table_of_ones_own(checkpoint, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for split, size in (("train", 200), ("validation", 60)):
+        table = pair_table(size, seed=size, similarity=True)
+        table = table.rename_columns({"sentence1": "left", "sentence2": "right", "label": "grade"})
+        table.to_csv(tmp_path / "grades" / f"{split}.csv")
+    own = "like: stsb\ndataset_id: grades\nsentence_columns: [left, right]\nlabel_column: grade\n"
+    (tmp_path / "my_grades.yaml").write_text(own)
+    main([str(checkpoint), "--tasks", "my_grades.yaml", "--protocol", "quick", "--epochs", "1"])
+    assert "my_grades  pearson" in capsys.readouterr().out
+    result = json.loads((checkpoint / "finetune" / "my_grades.quick+epochs=1.json").read_text())
+    assert list(result["metrics"]) == ["pearson", "spearman"] and result["published"] == []
+    assert (result["train_examples"], result["validation_examples"]) == (200, 60)
+    section = task_section(result)
+    assert section["id"] == "my_grades.quick+epochs=1" and [row["id"] for row in section["scores"]]
+    fails([str(checkpoint), "--tasks", "no_file.yaml", "--protocol", "quick"], "No such file .*no_file.yaml", capsys)
 
 
 @pytest.mark.hub

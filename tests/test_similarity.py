@@ -146,6 +146,18 @@ def test_nothing_is_fitted_on_validation(pretrained, stsb):
     assert part["alpha"] == whole["alpha"]
 
 
+def test_a_task_of_ones_own(pretrained, stsb, tmp_path, capsys):
+    own = tmp_path / "my_grades.yaml"
+    own.write_text(f"like: stsb\ndataset_id: {stsb.dataset_id}\nsentence_columns: [sentence1, sentence2]\n")
+    main([str(pretrained), "--tasks", str(own), "--output_dir", str(tmp_path / "out"), "--max_train_examples", "50"])
+    assert re.search(r"\nmy_grades +probe ", capsys.readouterr().out)
+    own.write_text(own.read_text().replace("stsb", "mrpc", 1))
+    with pytest.raises(SystemExit):
+        main([str(pretrained), "--tasks", str(own), "--output_dir", str(tmp_path / "out")])
+    said = capsys.readouterr().err
+    assert "my_grades.yaml: like must be one of stsb, sick_relatedness, microworld_similarity, got 'mrpc'" in said
+
+
 def test_command_line(pretrained, stsb, tmp_path, capsys):
     arguments = [str(pretrained), "--tasks", "stsb", "--output_dir", str(tmp_path / "out")]
     main([*arguments, "--max_train_examples", "50"])
