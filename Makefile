@@ -37,7 +37,7 @@ run: $(INSTALLED)
 	$(BIN)/python scripts/analyze.py $(RUN_DIR)
 	$(BIN)/python scripts/finetune.py $(RUN_DIR) --protocol quick --tasks microworld_similarity microworld_paraphrase microworld_entailment
 	$(BIN)/python scripts/report.py $(RUN_DIR)
-	@echo 'Look into it: $(BIN)/python -m pip install -e ".[explore]" && $(BIN)/python scripts/explore.py $(RUN_DIR)'
+	@echo 'Look into its concepts: $(BIN)/python scripts/explore.py $(RUN_DIR)'
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
