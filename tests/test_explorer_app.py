@@ -120,9 +120,14 @@ def test_filling_in_and_a_text_without_gaps(visit):
     open_tab(page, "Fill in")
     page.wait_for_selector(".ce-notice:has-text('has never met [MASK] in training')")
     page.locator("#infill-text textarea").fill("The [MASK] saw a [MASK].")
-    page.locator("#infill").click()
-    page.wait_for_selector("#infill-result li")
-    assert page.locator("#infill-result .ce-new").count() == 2
+    filled = page.locator("#infill-result .ce-new")
+    for _ in range(10):  # on a busy machine a click can overtake what was typed
+        page.locator("#infill").click()
+        page.wait_for_selector("#infill-result li")
+        page.wait_for_timeout(500)
+        if filled.count() == 2:
+            break
+    assert filled.count() == 2
     page.locator("#infill-text textarea").fill(TEXT)
     page.locator("#infill").click()
     page.wait_for_selector("text=There is no [MASK] in the text")

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from functools import partial
@@ -245,14 +246,20 @@ def as_nobody(call, log: Path) -> str:
     return log.read_text()
 
 
-def test_without_permission_one_line_says_so_before_anything_is_done(tmp_path):
-    locked, texts, free = tmp_path / "locked", tmp_path / "texts.jsonl", tmp_path / "free"
+@pytest.fixture
+def anybodys():
+    """A folder that every user can get to; `tmp_path` is below one that only its owner can enter."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def test_without_permission_one_line_says_so_before_anything_is_done(anybodys):
+    locked, texts, free = anybodys / "locked", anybodys / "texts.jsonl", anybodys / "free"
     texts.write_text('{"text": "a cat"}\n')
-    microworld_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    microworld_tokenizer().save_pretrained(anybodys / "tokenizer")
     for folder in (locked, free):
         folder.mkdir()
-    for folder in (tmp_path, *tmp_path.parents[:2]) if os.geteuid() == 0 else ():
-        folder.chmod(folder.stat().st_mode | 0o055)
     cache = Path(os.environ["HF_HOME"])
     cache.mkdir(exist_ok=True)
     for folder in (free, cache, cache.parent):
@@ -260,11 +267,15 @@ def test_without_permission_one_line_says_so_before_anything_is_done(tmp_path):
     locked.chmod(0o555)
     texts.chmod(0o000)
     own = ["tiny", *settings(2), "--use_cpu", "true", "--disable_tqdm", "true", "--output_dir"]
-    said = as_nobody(lambda: script.main([*own, str(locked / "run")]), tmp_path / "log")
+    said = as_nobody(lambda: script.main([*own, str(locked / "run")]), anybodys / "log")
     assert said.endswith(f"cannot be written to: no permission in {locked}; name another folder\n")
-    corpus = ["--dataset_name", str(texts), "--tokenizer_name", str(tmp_path / "tokenizer"), "--streaming", "true"]
+    private = anybodys / "private"
+    private.mkdir(mode=0o700)
+    said = as_nobody(lambda: script.main([*own, str(private / "new" / "run")]), anybodys / "log")
+    assert said.endswith(f"cannot be written to: no permission in {private}; name another folder\n")
+    corpus = ["--dataset_name", str(texts), "--tokenizer_name", str(anybodys / "tokenizer"), "--streaming", "true"]
     corpus += ["--validation_size", "0.5"]
-    said = as_nobody(lambda: script.main([*own, str(free / "run"), *corpus]), tmp_path / "log")
+    said = as_nobody(lambda: script.main([*own, str(free / "run"), *corpus]), anybodys / "log")
     assert "error: " in said and "Permission denied" in said and str(texts) in said
     assert not (free / "run").exists()
 

@@ -80,7 +80,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 def check_writable(folder: Path) -> None:
     """OSError unless files can be made in `folder`, or in the nearest folder above that exists; makes nothing."""
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.exists(path))
     if not existing.is_dir():
         raise NotADirectoryError(f"{folder} cannot be written to: {existing} is a file; name another folder")
     if not os.access(existing, os.W_OK | os.X_OK):
