@@ -189,9 +189,11 @@ def _figures(
             figures[f"{task} {title}"] = {"value": found[metric], "interval": row["intervals"][metric]}
     for task in tasks:
         result = json.loads(result_path(folder, task, protocol).read_text(encoding="utf-8"))
-        metric = result["primary_metric"]
-        score = {"value": result["metrics"][metric], "interval": result["intervals"][metric]}
-        figures[f"{task}, {metric}"] = score
+        metric, controls = result["primary_metric"], result["controls"]
+        beside = {"": result, ", twin": controls["random_init"], ", bag of tokens": controls["bag_of_tokens"]}
+        for title, row in beside.items():
+            score = {"value": row["metrics"][metric], "interval": row["intervals"][metric]}
+            figures[f"{task}, {metric}{title}"] = score
     return figures
 
 

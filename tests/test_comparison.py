@@ -54,6 +54,9 @@ def test_the_table_holds_the_figures_of_every_run(compared):
         assert figures["RankMe"] == {"value": rank["value"], "interval": rank["interval"]}
         score = json.loads((run / "finetune" / "microworld_similarity.quick.json").read_text())
         assert figures["microworld_similarity, pearson"]["value"] == score["metrics"]["pearson"]
+        bag = score["controls"]["bag_of_tokens"]
+        expected = {"value": bag["metrics"]["pearson"], "interval": bag["intervals"]["pearson"]}
+        assert figures["microworld_similarity, pearson, bag of tokens"] == expected
         frozen = json.loads((run / "similarity" / "microworld_similarity.json").read_text())
         assert figures["microworld_similarity probe"]["value"] == frozen["probe"]["metrics"]["pearson"]
         twin = frozen["controls"]["random_init"]["zero_shot"]["mean_whitened"]
