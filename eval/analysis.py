@@ -65,7 +65,7 @@ def analyze(
     encoder, head = load_models(checkpoint)
     _check_length(encoder.config, data.max_length)
     tokenizer = load_tokenizer(Path(checkpoint), encoder.config)
-    texts = _documents(data, num_batches * batch_size)
+    texts = _documents(data, num_batches, batch_size)
     batches = _encode(tokenizer, texts, batch_size, data.max_length)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     concepts = collect_concepts(encoder, batches, device)
@@ -142,13 +142,16 @@ def _check_length(config: ConceptEncoderConfig, max_length: int) -> None:
         )
 
 
-def _documents(data: DataArguments, count: int) -> list[str]:
+def _documents(data: DataArguments, num_batches: int, batch_size: int) -> list[str]:
+    count = num_batches * batch_size
     corpus = load_corpus(dataclasses.replace(data, max_validation_documents=count), "validation")
     texts = [row["text"] for row in corpus]
     if len(texts) < count:
+        full = len(texts) // batch_size
+        smaller = f"--num_batches {full}" if full else f"--num_batches 1 --batch_size {len(texts)}"
         raise ValueError(
             f"{count} validation documents are needed (num_batches * batch_size), the corpus has {len(texts)}; "
-            f"lower --num_batches or --batch_size, or name a larger corpus"
+            f"give {smaller}, or name a larger corpus"
         )
     return texts
 
