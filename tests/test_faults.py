@@ -254,17 +254,14 @@ def anybodys():
         yield Path(folder)
 
 
-def test_without_permission_one_line_says_so_before_anything_is_done(anybodys):
+def test_without_permission_one_line_says_so_before_anything_is_done(anybodys, monkeypatch):
     locked, texts, free = anybodys / "locked", anybodys / "texts.jsonl", anybodys / "free"
     texts.write_text('{"text": "a cat"}\n')
     microworld_tokenizer().save_pretrained(anybodys / "tokenizer")
-    for folder in (locked, free):
+    for folder, mode in ((locked, 0o555), (free, 0o777), (anybodys / "cache", 0o777)):
         folder.mkdir()
-    cache = Path(os.environ["HF_HOME"])
-    cache.mkdir(exist_ok=True)
-    for folder in (free, cache, cache.parent):
-        folder.chmod(0o777)
-    locked.chmod(0o555)
+        folder.chmod(mode)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", anybodys / "cache")
     texts.chmod(0o000)
     own = ["tiny", *settings(2), "--use_cpu", "true", "--disable_tqdm", "true", "--output_dir"]
     said = as_nobody(lambda: script.main([*own, str(locked / "run")]), anybodys / "log")
