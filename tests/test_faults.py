@@ -294,11 +294,10 @@ def test_a_killed_data_worker_ends_the_run_with_its_checkpoints_kept(tmp_path):
     while not find_checkpoints(run):
         assert child.poll() is None, child.communicate()[1]
         time.sleep(0.1)
-    while child.poll() is None:  # the last worker of an epoch may be going by itself
-        for worker in psutil.Process(child.pid).children():
-            worker.kill()
-        time.sleep(0.1)
-    *_, line = child.communicate()[1].strip().split("\n")
+    while not (workers := psutil.Process(child.pid).children()):  # between two epochs there is none
+        time.sleep(0.01)
+    workers[0].kill()
+    *_, line = child.communicate(timeout=120)[1].strip().split("\n")
     assert child.returncode == 2
     assert "a data worker was lost, killed for its memory perhaps: DataLoader worker" in line
     step, last = find_checkpoints(run)[-1]
