@@ -6,7 +6,8 @@ import platform
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -44,6 +45,7 @@ def soak(command: Sequence[str], output_dir: Path, hours: float, every: float) -
 
     Raises:
         ValueError: hours or every not positive, or too few blocks; the run ended by itself, with its last line.
+        SystemExit: a SIGTERM came; the run was killed.
     """
     if not 0 < every <= BLOCK_SECONDS or hours * 3600 < 10 * BLOCK_SECONDS:
         raise ValueError(
@@ -53,7 +55,7 @@ def soak(command: Sequence[str], output_dir: Path, hours: float, every: float) -
     output_dir.mkdir(parents=True, exist_ok=True)
     log = output_dir / "soak.log"
     seen: set[int] = set()
-    with log.open("w", encoding="utf-8") as file:
+    with log.open("w", encoding="utf-8") as file, _leaving_on_sigterm():
         child = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
         try:
             samples = _watch(child, output_dir, hours * 3600, every, seen)
@@ -84,6 +86,20 @@ def soak(command: Sequence[str], output_dir: Path, hours: float, every: float) -
         },
     }
     return {**result, **verdict(result)}
+
+
+@contextmanager
+def _leaving_on_sigterm() -> Iterator[None]:
+    """Within, SIGTERM raises; by default it would end this process alone, and leave the child running."""
+
+    def leave(*_) -> None:
+        raise SystemExit(EXIT_STATUS)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _watch(

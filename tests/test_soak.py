@@ -1,9 +1,12 @@
 """The soak's arithmetic on curves of known slope, its page, and one real run that is too short to say anything."""
 
 import json
+import math
 import signal
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -121,13 +124,44 @@ def test_a_run_that_ends_early_is_an_error_with_its_last_line(tmp_path, monkeypa
         soak(command, tmp_path / "run", 600 / 3600, 0.1)
 
 
+def test_sigterm_ends_the_run_too(tmp_path, monkeypatch):
+    short(monkeypatch)
+    looked_at = []
+
+    def look(process):
+        looked_at.append(process)
+        signal.raise_signal(signal.SIGTERM)
+
+    def missed(*_):
+        raise AssertionError("this process alone would have ended")
+
+    monkeypatch.setattr(module, "_look", look)
+    before = signal.signal(signal.SIGTERM, missed)
+    try:
+        with pytest.raises(SystemExit) as stop:
+            soak([sys.executable, "-c", "import time; time.sleep(600)"], tmp_path / "run", 600 / 3600, 0.1)
+        assert signal.getsignal(signal.SIGTERM) is missed
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    (child,) = looked_at
+    assert stop.value.code == 128 + signal.SIGTERM and not child.is_running()
+
+
 @pytest.mark.slow
 def test_a_real_run_is_watched_and_stopped(tmp_path, monkeypatch):
     short(monkeypatch)
+
+    def clock():
+        """Seconds, and for ever when ten blocks are full and the run has saved twice and evaluated once."""
+        now, steps = time.monotonic(), [step for step, _ in find_checkpoints(tmp_path / "run")]
+        return now if now < begin + 10 * module.BLOCK_SECONDS or max(steps, default=0) < 10 else math.inf
+
+    begin = time.monotonic()
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=clock, sleep=time.sleep))
     fields = "--max_steps 1000000 --save_strategy steps --save_steps 5 --save_total_limit 2 --eval_strategy steps "
     fields += "--eval_steps 10 --max_train_documents 64 --max_validation_documents 4 --disable_tqdm true"
     command = [sys.executable, str(PRETRAIN), "tiny", *fields.split(), "--output_dir", str(tmp_path / "run")]
-    found = soak(command, tmp_path / "run", 45 / 3600, 0.1)
+    found = soak(command, tmp_path / "run", 600 / 3600, 0.1)
     (*_, (step, last)) = find_checkpoints(tmp_path / "run")
     assert damage(last) is None and found["training"]["steps"] == step
     assert found["training"]["exit_status"] == 128 + signal.SIGTERM and found["training"]["finite"]
