@@ -1,7 +1,7 @@
 """Registry of the benchmarks: one row per task, their loading in one normal form, and their chance levels."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -146,19 +146,29 @@ _ROWS = (
 BENCHMARKS: dict[str, Benchmark] = {row.name: row for row in _ROWS}
 
 
-def find_benchmark(name: str) -> Benchmark:
-    """Row of the registry, or of a task file; ValueError that lists them all for an unknown name."""
+def find_benchmark(name: str, among: Collection[str] = BENCHMARKS, what: str = "task") -> Benchmark:
+    """Row of the registry, or of a task file.
+
+    Args:
+        name: of one of `among`, or path of a .yaml file with a task that is like one of them.
+        among: names in `BENCHMARKS`.
+        what: they are, for the message.
+
+    Raises:
+        ValueError: an unknown name, the message lists them; a task file that `own_benchmark` refuses.
+        OSError: the file cannot be read.
+    """
     if name.endswith(".yaml"):
-        return own_benchmark(Path(name))
-    if name not in BENCHMARKS:
-        raise ValueError(f"Unknown task {name!r}. Available: {', '.join(BENCHMARKS)}, or a .yaml file of your own")
+        return own_benchmark(Path(name), among)
+    if name not in among:
+        raise ValueError(f"Unknown {what} {name!r}. Available: {', '.join(among)}, or a .yaml file of your own")
     return BENCHMARKS[name]
 
 
-def own_benchmark(path: Path) -> Benchmark:
+def own_benchmark(path: Path, among: Collection[str] = BENCHMARKS) -> Benchmark:
     """The task that a YAML file describes, named as the file is.
 
-    Fields: `like`, a registered task whose metrics and kind of label it has; `dataset_id`, a Hub id or a folder with
+    Fields: `like`, a task of `among` whose metrics and kind of label it has; `dataset_id`, a Hub id or a folder with
     train and validation files; `sentence_columns`, one or two names; where they differ from "label", "train",
     "validation" and the default one `label_column`, `train_split`, `validation_split` and `config`; where `like` is
     scored by accuracy alone `num_labels`, the number of classes.
@@ -184,8 +194,8 @@ def own_benchmark(path: Path) -> Benchmark:
             f"{path}: its name without .yaml is the task's; take small letters, digits and _, and none of "
             f"{', '.join(BENCHMARKS)}"
         )
-    if given["like"] not in BENCHMARKS:
-        raise ValueError(f"{path}: like must be one of {', '.join(BENCHMARKS)}, got {given['like']!r}")
+    if given["like"] not in among:
+        raise ValueError(f"{path}: like must be one of {', '.join(among)}, got {given['like']!r}")
     like = BENCHMARKS[given["like"]]
     num_labels = given.get("num_labels", like.num_labels)
     if num_labels != like.num_labels and like.metrics != ("accuracy",):

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -18,8 +18,8 @@ from .benchmarks import find_benchmark
 from .finetuning import finetune, result_path
 from .monitor import monitor_concepts
 from .protocols import Protocol
+from .similarity import find_similarity_task, similarity_tasks
 from .similarity import result_path as similarity_path
-from .similarity import similarity_tasks
 
 logger = logging.getLogger(__name__)
 COMPARISON_FILE, TABLE_FILE = "comparison.json", "comparison.md"
@@ -88,8 +88,8 @@ def compare(
         names: of the recipes.
         seeds: of training, the same for all recipes.
         output_dir: gets comparison.json and comparison.md.
-        frozen: similarity tasks to score the frozen concepts on; may be empty.
-        tasks: benchmarks to fine-tune on, by `protocol`; may be empty.
+        frozen: similarity tasks, or task files, to score the frozen concepts on; may be empty.
+        tasks: benchmarks, or task files, to fine-tune on, by `protocol`; may be empty.
         protocol: of the fine-tuning.
 
     Returns:
@@ -97,10 +97,13 @@ def compare(
         95 % interval where the file has one; `means` over seeds, per recipe.
 
     Raises:
-        ValueError: recipes that are not comparable, before anything is trained; whatever the steps raise.
+        ValueError: recipes that are not comparable or unknown tasks, before anything is trained; whatever the steps
+            raise.
     """
     check_comparable([recipe_of(name, seeds[0], output_dir / name) for name in names])
     benchmarks = [find_benchmark(task) for task in tasks]
+    similar = {find_similarity_task(task).name: task for task in frozen}
+    tuned = [benchmark.name for benchmark in benchmarks]
     rows = []
     for seed in seeds:  # all recipes with the first seed first: a table after the first round
         for name in names:
@@ -109,12 +112,12 @@ def compare(
             _train(recipe_of, name, seed, folder)
             if not (folder / FILES["geometry"]).exists():
                 analyze(folder, recipe_of(name, seed, folder).data, *ANALYSIS)
-            missing = [task for task in frozen if not similarity_path(folder, task).exists()]
+            missing = [given for task, given in similar.items() if not similarity_path(folder, task).exists()]
             similarity_tasks(str(folder), missing, folder)
             for benchmark in benchmarks:
                 if not result_path(folder, benchmark.name, protocol).exists():
                     finetune(str(folder), benchmark, protocol, folder)
-            rows.append({"recipe": name, "seed": seed, "figures": _figures(folder, frozen, tasks, protocol)})
+            rows.append({"recipe": name, "seed": seed, "figures": _figures(folder, similar, tuned, protocol)})
             result = {"kind": "comparison", "protocol": protocol.name, "rows": rows, "means": _means(rows)}
             write_json(output_dir / COMPARISON_FILE, result)
             write_atomically(output_dir / TABLE_FILE, format_comparison(result))
@@ -171,7 +174,7 @@ def _train(recipe_of: Callable[[str, int, Path], Recipe], name: str, seed: int, 
 
 
 def _figures(
-    folder: Path, frozen: Sequence[str], tasks: Sequence[str], protocol: Protocol
+    folder: Path, frozen: Iterable[str], tasks: Iterable[str], protocol: Protocol
 ) -> dict[str, dict[str, Any]]:
     """Title -> value and interval."""
     figures = {measure.title: _read(folder / measure.file, measure.path) for measure in MEASURES}

@@ -60,6 +60,11 @@ def result_path(output_dir: str | os.PathLike, task: str) -> Path:
     return Path(output_dir) / RESULT_FOLDER / f"{task}.json"
 
 
+def find_similarity_task(name: str) -> Benchmark:
+    """Row of one of `SIMILARITY_TASKS`, or of a task file that is like one; errors as `find_benchmark`."""
+    return find_benchmark(name, SIMILARITY_TASKS, "similarity task")
+
+
 def similarity_tasks(
     checkpoint: str,
     tasks: Sequence[str],
@@ -76,7 +81,7 @@ def similarity_tasks(
 
     Args:
         checkpoint: folder or Hub id of a pretrained concept encoder, with its tokenizer.
-        tasks: names in `SIMILARITY_TASKS`.
+        tasks: names in `SIMILARITY_TASKS`, or task files.
         output_dir: run folder; the untrained twin is kept in `random_init/` there.
         max_length: tokens per sentence, special tokens included; bounded by the encoder's learned positions.
         max_train_examples: training pairs used, drawn at random; None: all.
@@ -96,7 +101,7 @@ def similarity_tasks(
         raise ValueError(f"max_length must be at least 3, got {max_length}")
     if max_train_examples is not None and max_train_examples < 20:
         raise ValueError(f"max_train_examples must be at least 20, got {max_train_examples}")
-    benchmarks = [_similarity_benchmark(task) for task in dict.fromkeys(tasks)]
+    benchmarks = [find_similarity_task(task) for task in dict.fromkeys(tasks)]
     for benchmark in benchmarks:
         _refuse_existing(result_path(output_dir, benchmark.name), overwrite)
     folder = checkpoint_folder(checkpoint)
@@ -294,15 +299,3 @@ def _result(
 def _refuse_existing(path: Path, overwrite: bool) -> None:
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; give --overwrite to replace it")
-
-
-def _similarity_benchmark(task: str) -> Benchmark:
-    if task.endswith(".yaml"):
-        benchmark = find_benchmark(task)
-        if benchmark.like not in SIMILARITY_TASKS:
-            raise ValueError(f"{task}: like must be one of {', '.join(SIMILARITY_TASKS)}, got {benchmark.like!r}")
-        return benchmark
-    if task not in SIMILARITY_TASKS:
-        names = ", ".join(SIMILARITY_TASKS)
-        raise ValueError(f"Unknown similarity task {task!r}. Available: {names}, or a .yaml file of your own")
-    return find_benchmark(task)

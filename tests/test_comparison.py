@@ -12,7 +12,6 @@ from concept_encoder.eval.comparison import format_plans
 from concept_encoder.scripts.compare import main
 
 ROOT = Path(__file__).resolve().parents[1]
-TASKS = ["--frozen", "microworld_similarity", "--tasks", "microworld_similarity", "--protocol", "quick"]
 TINY = ["--max_steps", "2", "--max_train_documents", "40", "--max_validation_documents", "40", "--save_steps", "1"]
 
 
@@ -27,7 +26,19 @@ def recipes(tmp_path_factory) -> tuple[str, str]:
 
 
 @pytest.fixture(scope="module")
-def compared(recipes, tmp_path_factory) -> Path:
+def tasks(tmp_path_factory) -> list[str]:
+    """A registered task, and the same as a task file."""
+    own = tmp_path_factory.mktemp("tasks") / "own.yaml"
+    own.write_text(
+        "like: microworld_similarity\ndataset_id: microworld\nconfig: similarity\n"
+        "sentence_columns: [sentence1, sentence2]\n"
+    )
+    both = ["microworld_similarity", str(own)]
+    return ["--frozen", *both, "--tasks", *both, "--protocol", "quick"]
+
+
+@pytest.fixture(scope="module")
+def compared(recipes, tasks, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("comparison")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(comparison, "ANALYSIS", (4, 8, 16))
@@ -35,7 +46,7 @@ def compared(recipes, tmp_path_factory) -> Path:
             patch.setattr(module, "RESAMPLES", 200)
         for split, size in (("train", 200), ("validation", 60)):
             patch.setitem(benchmarks.MICROWORLD_SIZES, split, size)
-        main([*recipes, "--output_dir", str(folder), *TASKS, *TINY])
+        main([*recipes, "--output_dir", str(folder), *tasks, *TINY])
     return folder
 
 
@@ -62,6 +73,8 @@ def test_the_table_holds_the_figures_of_every_run(compared):
         twin = frozen["controls"]["random_init"]["zero_shot"]["mean_whitened"]
         expected = {"value": twin["pearson"], "interval": twin["intervals"]["pearson"]}
         assert figures["microworld_similarity whitened, twin"] == expected
+        for title in (" probe", " whitened, twin", ", pearson", ", pearson, bag of tokens"):
+            assert figures[f"own{title}"] == figures[f"microworld_similarity{title}"]
     assert runs["plain"]["ledger, bits"]["value"] is not None and runs["plain"]["own task, bits"]["value"] is None
     assert runs["masked"]["ledger, bits"]["value"] is None and runs["masked"]["NELBO, bits"]["value"] is None
     table = (compared / "comparison.md").read_text()
@@ -69,7 +82,7 @@ def test_the_table_holds_the_figures_of_every_run(compared):
 
 
 @pytest.mark.slow
-def test_a_second_call_measures_nothing_again(compared, recipes, monkeypatch):
+def test_a_second_call_measures_nothing_again(compared, recipes, tasks, monkeypatch):
     for step in ("pretrain", "analyze", "score_frozen", "finetune"):
         monkeypatch.setattr(
             comparison if step != "score_frozen" else similarity,
@@ -77,7 +90,7 @@ def test_a_second_call_measures_nothing_again(compared, recipes, monkeypatch):
             lambda *args, **kwargs: pytest.fail("done already"),
         )
     before = (compared / "comparison.json").read_text()
-    main([*recipes, "--output_dir", str(compared), *TASKS, *TINY])
+    main([*recipes, "--output_dir", str(compared), *tasks, *TINY])
     assert (compared / "comparison.json").read_text() == before
 
 
@@ -114,6 +127,13 @@ def test_unequal_data_or_steps_are_refused_before_anything_is_trained(recipes, t
         main([recipes[0], str(other), "--output_dir", str(tmp_path / "out")])
     assert re.search(message, " ".join(capsys.readouterr().err.split()))
     assert not (tmp_path / "out").exists()
+
+
+def test_unknown_tasks_are_refused_before_anything_is_trained(recipes, tmp_path, capsys):
+    for tasks, message in ((["--frozen", "mrpc"], "Unknown similarity task 'mrpc'"), (["--tasks", "x"], "task 'x'")):
+        with pytest.raises(SystemExit, match="2"):
+            main([*recipes, "--output_dir", str(tmp_path / "out"), *tasks])
+        assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("count", [1, 2])
