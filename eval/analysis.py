@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ..configuration_concept import ConceptEncoderConfig
 from ..modeling_concept import ConceptEncoderForDiffusionMLM, ConceptEncoderModel
 from ..trainers.data import DataArguments, load_corpus
 from ..trainers.files import replaced_together, write_json
-from .checkpoints import load_model, load_tokenizer, random_encoder
+from .checkpoints import load_model, load_tokenizer, random_encoder, read_config
 from .geometry import MIN_DOCUMENTS, collect_concepts, geometry
 from .ledger import concept_ledger
 from .reading import concept_reading
@@ -104,19 +104,13 @@ def load_models(checkpoint: str | Path) -> tuple[ConceptEncoderModel, ConceptEnc
             f"checkpoint must be a folder, got {str(checkpoint)!r}; fetch one from the Hub with "
             f"`hf download REPO_ID --local-dir FOLDER`"
         )
-    encoder = _load_whole(ConceptEncoderModel, folder, "encoder")
-    if ConceptEncoderForDiffusionMLM.__name__ not in (encoder.config.architectures or []):
-        return encoder, None
-    head = _load_whole(ConceptEncoderForDiffusionMLM, folder, "decoder")
-    return head.encoder, head
-
-
-def _load_whole(head: type[PreTrainedModel], folder: Path, part: str) -> Any:
-    model, loading = load_model(head, folder)
-    if loading["missing_keys"]:
-        missing = ", ".join(sorted(loading["missing_keys"]))
-        raise ValueError(f"{str(folder)!r} lacks {part} weights ({missing}); they would be random")
-    return model
+    is_diffusion = ConceptEncoderForDiffusionMLM.__name__ in (read_config(folder).architectures or [])
+    model, loading = load_model(ConceptEncoderForDiffusionMLM if is_diffusion else ConceptEncoderModel, folder)
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        part = "encoder" if not is_diffusion or any(name.startswith("encoder.") for name in missing) else "decoder"
+        raise ValueError(f"{str(folder)!r} lacks {part} weights ({', '.join(missing)}); they would be random")
+    return (model.encoder, model) if is_diffusion else (model, None)
 
 
 def _check_counts(num_batches: int, batch_size: int, ledger_documents: int) -> None:

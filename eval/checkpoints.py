@@ -25,21 +25,22 @@ from .code import FOREIGN_FIELDS, warn_of_other_code
 
 PRETRAINING_PREFIXES = ("decoder.", "lm_head.")  # weights of the pretraining head, dropped here
 CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
-FAMILIES = (ConceptEncoderConfig, BertTwinConfig)  # of what the evaluations can score
+Families = Sequence[type[ConceptEncoderConfig]]
+FAMILIES: Families = (ConceptEncoderConfig, BertTwinConfig)  # of what the evaluations can score
 TWIN_FOLDER = "random_init"
 TWIN_SEED = 20_250  # no recipe's seed, so that the twin does not start where the run did
 
 
 class _Checkpoint(NamedTuple):
-    """What a checkpoint holds: its configuration, of one of `FAMILIES`, and the names of its weights."""
+    """What a checkpoint holds: its configuration and the names of its weights."""
 
     folder: Path
     config: ConceptEncoderConfig
     names: set[str]
 
 
-def _read(folder: Path) -> _Checkpoint:
-    return _Checkpoint(folder, read_config(folder, FAMILIES), weight_names(folder))
+def _read(folder: Path, families: Families) -> _Checkpoint:
+    return _Checkpoint(folder, read_config(folder, families), weight_names(folder))
 
 
 def load_classifier(
@@ -111,9 +112,9 @@ def load_model(
         The model, and the `missing_keys` and `unexpected_keys` of transformers, which the caller judges.
 
     Raises:
-        ValueError: as `read_config`; weights that are broken, not finite, or of other shapes than the configuration's.
+        ValueError: as `read_config`, also for a model of another family; weights that are broken, not finite, or of other shapes than the configuration's.
     """
-    return _load(head, _read(folder), **options)
+    return _load(head, _read(folder, [head.config_class]), **options)
 
 
 def _load(
@@ -143,9 +144,7 @@ def _load(
     return model, info
 
 
-def read_config(
-    folder: Path, families: Sequence[type[ConceptEncoderConfig]] = (ConceptEncoderConfig,)
-) -> ConceptEncoderConfig:
+def read_config(folder: Path, families: Families = (ConceptEncoderConfig,)) -> ConceptEncoderConfig:
     """Configuration of a checkpoint.
 
     Args:
@@ -204,13 +203,13 @@ def checkpoint_folder(checkpoint: str, revision: str | None = None) -> Path:
     return Path(snapshot_download(checkpoint, revision=revision, allow_patterns=list(CHECKPOINT_FILES)))
 
 
-def check_checkpoint(folder: Path) -> ConceptEncoderConfig:
-    """Its configuration, if it is a concept encoder's, or its BERT twin's, with weights and without a classifier."""
-    return _pretrained(folder).config
+def check_checkpoint(folder: Path, families: Families = FAMILIES) -> ConceptEncoderConfig:
+    """Its configuration, if it is of one of `families`, with weights and without a classifier."""
+    return _pretrained(folder, families).config
 
 
-def _pretrained(folder: Path) -> _Checkpoint:
-    checkpoint = _read(folder)
+def _pretrained(folder: Path, families: Families = FAMILIES) -> _Checkpoint:
+    checkpoint = _read(folder, families)
     trained = sorted(name for name in checkpoint.names if name.startswith(("pooling.", "classifier.")))
     if trained:
         raise ValueError(

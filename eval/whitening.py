@@ -9,6 +9,7 @@ import torch
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import modeling_concept
+from ..configuration_concept import ConceptEncoderConfig
 from ..trainers.data import DataArguments, load_corpus
 from ..trainers.files import replaced_together
 from ..trainers.progress import progress
@@ -43,7 +44,7 @@ def whiten(checkpoint: str, output_dir: Path, data: DataArguments) -> dict[str, 
     if output_dir.is_dir() and any(output_dir.iterdir()):
         raise ValueError(f"{output_dir} is not empty; name a new folder")
     folder = checkpoint_folder(checkpoint)
-    config = check_checkpoint(folder)
+    config = check_checkpoint(folder, [ConceptEncoderConfig])
     if config.pooler_whitening:
         raise ValueError(f"{folder} is whitened already; give the checkpoint it was made from")
     tokenizer = load_tokenizer(folder, config)

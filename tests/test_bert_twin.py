@@ -6,6 +6,7 @@ from small_runs import tiny_recipe
 from small_tasks import small_task
 
 from concept_encoder.eval import finetuning
+from concept_encoder.eval.analysis import load_models
 from concept_encoder.eval.benchmarks import BENCHMARKS
 from concept_encoder.eval.bert_twin import (
     BertTwinConfig,
@@ -15,9 +16,12 @@ from concept_encoder.eval.bert_twin import (
     BertTwinModel,
 )
 from concept_encoder.eval.checkpoints import check_checkpoint, load_classifier, load_encoder, random_encoder
+from concept_encoder.eval.export import load_exportable
 from concept_encoder.eval.finetuning import finetune
 from concept_encoder.eval.protocols import PROTOCOLS
+from concept_encoder.eval.whitening import whiten
 from concept_encoder.scripts.pretrain_twin import main
+from concept_encoder.trainers.data import DataArguments
 from concept_encoder.trainers.pretraining import pretrain
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* resamples leave:RuntimeWarning")
@@ -107,6 +111,15 @@ def test_evaluations_load_it_as_they_load_a_concept_encoder(trained):
         assert type(model) is expected
         assert all(torch.equal(weight, kept[name]) for name, weight in model.encoder.state_dict().items())
         assert all(name.startswith(("pooling.", "classifier.")) for name in keys["newly_initialized"])
+
+
+def test_what_needs_concepts_refuses_it_by_name(trained, tmp_path):
+    folder, _ = trained
+    white = tmp_path / "white"
+    for read in (load_models, load_exportable, lambda folder: whiten(str(folder), white, DataArguments())):
+        with pytest.raises(ValueError, match="holds a model of type 'bert_twin'; only type 'concept_encoder' can be"):
+            read(folder)
+    assert not white.exists()
 
 
 @pytest.mark.parametrize("protocol", ["joint", "apart"])
