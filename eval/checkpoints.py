@@ -112,7 +112,8 @@ def load_model(
         The model, and the `missing_keys` and `unexpected_keys` of transformers, which the caller judges.
 
     Raises:
-        ValueError: as `read_config`, also for a model of another family; weights that are broken, not finite, or of other shapes than the configuration's.
+        ValueError: as `read_config`, also for a model of another family; weights that are broken, not finite, or of
+            other shapes than the configuration's.
     """
     return _load(head, _read(folder, [head.config_class]), **options)
 
@@ -201,6 +202,17 @@ def checkpoint_folder(checkpoint: str, revision: str | None = None) -> Path:
     if not is_hub_id(checkpoint):
         raise FileNotFoundError(f"No checkpoint folder {checkpoint}")
     return Path(snapshot_download(checkpoint, revision=revision, allow_patterns=list(CHECKPOINT_FILES)))
+
+
+def results_folder(checkpoint: str, output_dir: str | None) -> Path:
+    """Where the results on a checkpoint are written: `output_dir`, else the checkpoint itself.
+
+    Raises:
+        ValueError: no `output_dir`, and the checkpoint is no folder.
+    """
+    if not output_dir and not Path(checkpoint).is_dir():
+        raise ValueError(f"{checkpoint} is no folder to write results to; give --output_dir as well")
+    return Path(output_dir or checkpoint)
 
 
 def check_checkpoint(folder: Path, families: Families = FAMILIES) -> ConceptEncoderConfig:

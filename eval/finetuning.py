@@ -3,7 +3,6 @@
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 import transformers
 
+from ..trainers.command_line import say
 from ..trainers.files import write_json
 from ..trainers.progress import progress
 from .benchmark_score import benchmark_score
@@ -62,7 +62,7 @@ def finetune_tasks(
     check_checkpoint(checkpoint_folder(checkpoint))
     results = []
     for i, benchmark in enumerate(benchmarks, start=1):
-        print(f"[{i}/{len(benchmarks)}] {benchmark.name}, protocol {protocol.name}", file=sys.stderr)
+        say(f"[{i}/{len(benchmarks)}] {benchmark.name}, protocol {protocol.name}")
         options = {"overwrite": overwrite, "save_model": save_model}
         results.append(finetune(checkpoint, benchmark, protocol, output_dir, **options))
     return results
@@ -232,7 +232,6 @@ def _description(task: PreparedTask, own: dict[str, Any]) -> dict[str, Any]:
 def _judgement(benchmark: Benchmark, predictions: dict[str, list[list[float]]], labels: np.ndarray) -> dict[str, Any]:
     """Scores of the run beside chance, controls and published lines."""
     name, own = benchmark.scored_as, predictions["run"]
-    published = published_scores(benchmark.name) if benchmark.like is None else []
     chance, chance_rule = chance_level(benchmark, labels)
     intervals = bootstrap_intervals(name, own, labels, resamples=RESAMPLES)
     flags, words = at_chance(benchmark, own, labels, intervals)
@@ -253,7 +252,7 @@ def _judgement(benchmark: Benchmark, predictions: dict[str, list[list[float]]], 
         "at_chance": flags,
         "at_chance_words": words,
         "controls": controls,
-        "published": [{**row, "comparable": row["split"] == SPLIT} for row in published],
+        "published": published_scores(benchmark.name) if benchmark.like is None else [],
     }
 
 

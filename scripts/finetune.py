@@ -7,11 +7,9 @@ and the same architecture without pretraining. A killed call goes on where it wa
 protocol that follow replace its values, and are then part of its name in the results.
 """
 
-from argparse import Namespace
-from pathlib import Path
-
 from concept_encoder.eval.benchmarks import BENCHMARKS
-from concept_encoder.eval.finetuning import finetune_tasks, result_path
+from concept_encoder.eval.checkpoints import results_folder
+from concept_encoder.eval.finetuning import RESULT_FOLDER, finetune_tasks
 from concept_encoder.eval.protocols import PROTOCOLS, find_protocol, protocol_parser
 from concept_encoder.trainers.command_line import Command, run, say
 
@@ -36,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     with parser.refusing():
         changes = vars(fields.parse_args(arguments.overrides))
         protocol = find_protocol(arguments.protocol).override(**changes)
-        output_dir = _output_dir(arguments)
+        output_dir = results_folder(arguments.checkpoint, arguments.output_dir)
         results = finetune_tasks(
             arguments.checkpoint,
             arguments.tasks,
@@ -46,15 +44,8 @@ def main(argv: list[str] | None = None) -> None:
             save_model=arguments.save_model,
         )
     _print_table(results)
-    written = result_path(output_dir, results[0]["task"], protocol).parent
-    say(f"\nWritten to {written}.")
+    say(f"\nWritten to {output_dir / RESULT_FOLDER}.")
     parser.suggest("report.py", output_dir)
-
-
-def _output_dir(arguments: Namespace) -> Path:
-    if arguments.output_dir is None and not Path(arguments.checkpoint).is_dir():
-        raise ValueError(f"{arguments.checkpoint} is no folder to write results to; give --output_dir as well")
-    return Path(arguments.output_dir or arguments.checkpoint)
 
 
 def _print_table(results: list[dict]) -> None:

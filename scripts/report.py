@@ -20,9 +20,9 @@ from concept_encoder.trainers.command_line import Command, run, say
 
 def main(argv: list[str] | None = None) -> None:
     parser = Command(__file__, __doc__)
-    run = parser.add_mutually_exclusive_group(required=True)
-    run.add_argument("run_dir", type=Path, nargs="?", help="folder of a run")
-    run.add_argument("--reference", type=Path, metavar="DIR", help="report on the reference run's figures, in DIR")
+    subject = parser.add_mutually_exclusive_group(required=True)
+    subject.add_argument("run_dir", type=Path, nargs="?", help="folder of a run")
+    subject.add_argument("--reference", type=Path, metavar="DIR", help="report on the reference run's figures, in DIR")
     parser.add_argument("other_run_dir", type=Path, nargs="?", help="folder of a run to lay beside it")
     parser.add_argument("--gate", choices=list(load_gates()), help="set of gates whose verdict is the exit code")
     arguments = parser.parse_args(argv)

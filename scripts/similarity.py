@@ -6,9 +6,8 @@ Cosines without any training and a linear probe, beside the same architecture wi
 per task into the folder similarity of the run.
 """
 
-from pathlib import Path
-
-from concept_encoder.eval.similarity import SIMILARITY_TASKS, result_path, similarity_tasks
+from concept_encoder.eval.checkpoints import results_folder
+from concept_encoder.eval.similarity import RESULT_FOLDER, SIMILARITY_TASKS, similarity_tasks
 from concept_encoder.trainers.command_line import Command, run, say
 
 
@@ -28,9 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--overwrite", action="store_true", help="discard existing results first")
     arguments = parser.parse_args(argv)
     with parser.refusing():
-        output_dir = arguments.output_dir or arguments.checkpoint
-        if not arguments.output_dir and not Path(output_dir).is_dir():
-            raise ValueError(f"{arguments.checkpoint} is no folder to write results to; give --output_dir as well")
+        output_dir = results_folder(arguments.checkpoint, arguments.output_dir)
         results = similarity_tasks(
             arguments.checkpoint,
             arguments.tasks,
@@ -40,8 +37,7 @@ def main(argv: list[str] | None = None) -> None:
             overwrite=arguments.overwrite,
         )
     _print_table(results)
-    written = result_path(output_dir, results[0]["task"]).parent
-    say(f"\nWritten to {written}.")
+    say(f"\nWritten to {output_dir / RESULT_FOLDER}.")
     parser.suggest("report.py", output_dir)
 
 

@@ -7,7 +7,6 @@ threads; then ends it with SIGTERM. Writes the result and the section "Long runs
 follow.
 """
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from concept_encoder.eval.soak import refresh_page, render_section, soak
 from concept_encoder.trainers.command_line import Command, run, say
 from concept_encoder.trainers.files import write_atomically, write_json
 from concept_encoder.trainers.recipes import recipe_parser
+from concept_encoder.trainers.untrusted import read_object
 
 SCRIPTS = Path(__file__).resolve().parent
 DOCS = SCRIPTS.parent / "docs"
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
             ]
             result = soak(command, arguments.output_dir, arguments.hours, arguments.every)
             write_json(arguments.result, result)
-        result = json.loads(arguments.result.read_text(encoding="utf-8"))
+        result = read_object(arguments.result)
         name = Path(os.path.relpath(arguments.result, arguments.page.parent)).as_posix()
         section = render_section(result, name)
         write_atomically(arguments.page, refresh_page(arguments.page.read_text(encoding="utf-8"), section))

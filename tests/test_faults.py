@@ -20,7 +20,7 @@ import pytest
 from huggingface_hub import HfApi, hf_file_system
 from huggingface_hub.utils import http_backoff
 from run_files import synthetic_pretrain, write_run
-from test_pretraining import tiny_recipe
+from small_runs import tiny_recipe
 from test_resume import ENVIRONMENT, assert_equal_runs, command_line, settings
 
 from concept_encoder.eval.monitor import monitor_concepts
