@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 from transformers import SchedulerType
 from transformers.hf_argparser import string_to_bool
 
-from ..trainers.command_line import HelpFormatter, Parser
+from ..trainers.command_line import Parser
 
 Comparison = Literal["joint", "apart"]
 
@@ -187,7 +187,7 @@ def find_protocol(name: str) -> Protocol:
 
 def protocol_parser(prog: str) -> Parser:
     """Parser of the fields that can be overridden, as `--field value`; what is not given is not in the namespace."""
-    parser = Parser(prog, add_help=False, allow_abbrev=False, formatter_class=HelpFormatter, argument_default=SUPPRESS)
+    parser = Parser(prog=prog, argument_default=SUPPRESS)
     for each in dataclasses.fields(Protocol):
         if each.name not in OVERRIDABLE:
             continue

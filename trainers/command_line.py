@@ -7,10 +7,10 @@ import shlex
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from huggingface_hub.errors import HTTPError, StrictDataclassError
 
@@ -54,7 +54,10 @@ class HelpFormatter(argparse.HelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line on stderr, and exit code 2."""
+    """A parser without abbreviations, whose errors are one line on stderr, and exit code 2."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**{**options, "formatter_class": HelpFormatter, "allow_abbrev": False, "add_help": False})
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
@@ -69,9 +72,7 @@ class Command(Parser):
     """
 
     def __init__(self, file: str, doc: str | None):
-        super().__init__(
-            prog=Path(file).name, description=doc, formatter_class=HelpFormatter, allow_abbrev=False, add_help=False
-        )
+        super().__init__(prog=Path(file).name, description=doc)
         self.folder = Path(file).parent
         self.add_argument("-h", "--help", action="help", help="show this and stop")
 
@@ -93,8 +94,7 @@ class Command(Parser):
         arguments, unknown = self.parse_known_args(args, namespace)
         if unknown:
             name = unknown[0].partition("=")[0]
-            close = difflib.get_close_matches(name, self._option_string_actions, n=3)
-            self.error(f"unknown argument {name!r}" + (f"; did you mean {', '.join(close)}?" if close else ""))
+            self.error(f"unknown argument {name!r}{did_you_mean(name, self._option_string_actions)}")
         return arguments
 
     @contextmanager
@@ -116,6 +116,12 @@ class Command(Parser):
     def suggest_again(self, argv: list[str]) -> None:
         """Say the same command without `--dry_run`."""
         self.suggest(self.prog, *(word for word in argv if word != "--dry_run"))
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """What to put after an unknown name: those that are like it, or nothing."""
+    close = difflib.get_close_matches(str(name), known, n=3)
+    return f"; did you mean {', '.join(close)}?" if close else ""
 
 
 def say(*lines: str) -> None:

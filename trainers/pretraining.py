@@ -128,7 +128,7 @@ def pretrain(
     )
     for display in (ProgressCallback, PrinterCallback):
         if trainer.pop_callback(display) is not None:
-            trainer.add_callback(TrainingProgress(hidden=training.disable_tqdm))
+            trainer.add_callback(TrainingProgress())
     resumed_at = 0
     if checkpoint is not None:  # now, since save_total_limit may remove it
         resumed_at = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")).global_step

@@ -49,14 +49,11 @@ def silence_libraries() -> None:
 class TrainingProgress(ProgressCallback):
     """The Trainer's display by the same rule, its logged figures on stderr too: stdout is for results."""
 
-    def __init__(self, hidden: bool):
-        super().__init__()
-        self.hidden = hidden
-
     def on_train_begin(self, args, state, control, **kwargs):
         self.current_step = 0
         if state.is_world_process_zero:
-            self.training_bar = progress(total=state.max_steps, unit="step", desc="training", disable=self.hidden)
+            options = {"unit": "step", "desc": "training", "disable": args.disable_tqdm}
+            self.training_bar = progress(total=state.max_steps, **options)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         with redirect_stdout(sys.stderr):

@@ -1,7 +1,6 @@
 """Recipes: one YAML file per run, with sections model, data, objective and training; any field can be overridden."""
 
 import dataclasses
-import difflib
 import json
 from argparse import Action
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from transformers import HfArgumentParser, PreTrainedTokenizerBase
 
 from ..configuration_concept import ConceptEncoderConfig
 from .arguments import ConceptTrainingArguments
-from .command_line import HelpFormatter, Parser
+from .command_line import Parser, did_you_mean
 from .data import DataArguments
 from .objectives import ObjectiveArguments
 from .untrusted import inside, read_yaml
@@ -118,9 +117,8 @@ def recipe_data(checkpoint: Path) -> dict[str, Any]:
 class FieldParser(HfArgumentParser, Parser):
     """Parser of the fields of dataclasses, as `--field value`, each in the one spelling that recipes have too."""
 
-    def __init__(self, *classes: type, **kwargs: Any):
-        options = {"allow_abbrev": False, "add_help": False, "formatter_class": HelpFormatter, **kwargs}
-        HfArgumentParser.__init__(self, classes, **options)
+    def __init__(self, *classes: type, prog: str):
+        HfArgumentParser.__init__(self, classes, prog=prog)
 
     def add_argument(self, *names: Any, **kwargs: Any) -> Action:
         spelled = [name for name in names if "-" not in name[2:]]
@@ -175,7 +173,7 @@ def load_recipe(path: Path, overrides: list[str], parser: FieldParser) -> Recipe
     for word in overrides:
         field = word.removeprefix("--").split("=")[0]
         if word.startswith("--") and field not in known | {f"no_{name}" for name in known}:
-            raise ValueError(f"unknown field {field!r}{_suggest(field, known)}")
+            raise ValueError(f"unknown field {field!r}{did_you_mean(field, known)}")
     parsed = parser.parse_args_into_dataclasses(defaults + argv + overrides, look_for_args_file=False)
     return Recipe(path.stem, *parsed)
 
@@ -229,9 +227,4 @@ def _check_field(path: Path, section: str, name: str, value: Any) -> None:
     for other, names in owners.items():
         if name in names:
             raise ValueError(f"{path}: field {name!r} belongs in section {other!r}, not {section!r}")
-    raise ValueError(f"{path}: unknown field {name!r} in section {section!r}{_suggest(name, owners[section])}")
-
-
-def _suggest(name: str, known) -> str:
-    close = difflib.get_close_matches(str(name), known, n=3)
-    return f"; did you mean {', '.join(close)}?" if close else ""
+    raise ValueError(f"{path}: unknown field {name!r} in section {section!r}{did_you_mean(name, owners[section])}")
