@@ -92,13 +92,19 @@ class Protocol:
         return self.epochs_by_task.get(task, self.epochs)
 
     def override(self, **changes: Any) -> "Protocol":
-        """This protocol with other values, which become part of its name: its results are not the protocol's own."""
+        """This protocol with other values, which become part of its name: its results are not the protocol's own.
+
+        The name says each field once, whether it was changed in one call or in several.
+        """
         if not changes:
             return self
         unknown = [name for name in changes if name not in OVERRIDABLE]
         if unknown:
             raise ValueError(f"Unknown protocol field {unknown[0]!r}. Available: {', '.join(OVERRIDABLE)}")
-        name = "+".join([self.name, *(f"{key}={_listed(changes[key])}" for key in OVERRIDABLE if key in changes)])
+        own, *before = self.name.split("+")
+        said = {part.partition("=")[0]: part for part in before}
+        said |= {key: f"{key}={_listed(value)}" for key, value in changes.items()}
+        name = "+".join([own, *(said[key] for key in OVERRIDABLE if key in said)])
         if "epochs" in changes:
             changes = {**changes, "epochs_by_task": {}}
         return dataclasses.replace(self, name=name, **changes)

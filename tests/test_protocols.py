@@ -88,6 +88,12 @@ def test_a_protocol_is_found_by_the_name_that_its_results_bear(changes):
     assert find_protocol(protocol.name) == protocol
 
 
+def test_a_name_says_a_field_once_however_often_it_was_changed():
+    twice = PROTOCOLS["apart"].override(epochs=5, bf16=True).override(seeds=(1, 2), epochs=3)
+    assert twice.name == "apart+epochs=3+seeds=1,2+bf16=True"
+    assert find_protocol(twice.name) == twice == PROTOCOLS["apart"].override(epochs=3, seeds=(1, 2), bf16=True)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
