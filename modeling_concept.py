@@ -96,6 +96,7 @@ class ConceptClassifierOutput(SequenceClassifierOutput):
 
 # Of all tokens that a concept still divides by, as in slot attention: the gradient at a text without tokens is finite.
 SMALLEST_SHARE = 1e-8
+TABLE_TOKENS = 1024  # of a text, read from a table at a time on a CPU, whose cache they fit
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
@@ -149,25 +150,29 @@ def chunked_attention_forward(query: Tensor, chunks: Iterable[tuple], scaling: f
     Source: online softmax (Milakov & Gimelshein 2018, arXiv:1805.02867): sums are kept relative to the highest score
     so far, and shrink when a higher one arrives.
     """
+    batch, heads = query.shape[:2]
     wide = at_least_float32(query.dtype)
-    query = query * scaling
-    highest = torch.full_like(query[..., :1], torch.finfo(wide).min, dtype=wide)  # (B, H, Q, 1)
+    query = (query * scaling).flatten(0, 1)
+    highest = torch.full_like(query[..., :1], torch.finfo(wide).min, dtype=wide)  # (B * H, Q, 1)
     total = torch.zeros_like(highest)
     output = torch.zeros_like(query, dtype=wide)
     for key, value, mask in chunks:
-        scores = torch.matmul(query, key.transpose(2, 3)).to(wide)  # (B, H, Q, n)
+        scores = torch.bmm(query, key.flatten(0, 1).mT).to(wide)  # (B * H, Q, n)
         if slot:
             weights = scores.softmax(-2)
-            weights = weights if mask is None else weights.masked_fill_(~mask, 0)
+            if mask is not None:
+                weights.unflatten(0, (batch, heads)).masked_fill_(~mask, 0)
         else:
-            scores = scores if mask is None else scores.masked_fill_(~mask, -torch.inf)
+            if mask is not None:
+                scores.unflatten(0, (batch, heads)).masked_fill_(~mask, -torch.inf)
             previous, highest = highest, torch.maximum(highest, scores.amax(-1, keepdim=True))
             weights = scores.sub_(highest).exp_()
             shrink = (previous - highest).exp_()
             total, output = total.mul_(shrink), output.mul_(shrink)
         total += weights.sum(-1, keepdim=True)
-        output += torch.matmul(weights.to(value.dtype), value)
-    return (output / total.clamp_min(SMALLEST_SHARE)).to(query.dtype).transpose(1, 2)
+        output += torch.bmm(weights.to(value.dtype), value.flatten(0, 1))
+    output = (output / total.clamp_min(SMALLEST_SHARE)).to(query.dtype)
+    return output.unflatten(0, (batch, heads)).transpose(1, 2)
 
 
 class ConceptAttention(nn.Module):
@@ -705,7 +710,7 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
             inputs_embeds: (B, N, E) token embeddings in place of ids; a table of `tabulate` is not used for them.
             chunk_length: tokens that a layer reads at a time, for texts of any length N in memory that does not grow
                 with it beyond ids and mask; the result is the same up to rounding. Inference only. `None`: all N at
-                once, which is as fast as long as it fits.
+                once, which is as fast as long as it fits; from a table on a CPU what its cache holds, which is faster.
 
         Raises:
             ValueError: ids outside the vocabulary (checked on CPU); no batch of texts, a mask of another shape, or
@@ -722,7 +727,8 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
         check_length(self.embeddings.positions, length)
         tabulated = self._tabulated is not None and inputs_embeds is None
         self._check_inference(given, attention_mask, chunk_length, tabulated, kwargs)
-        chunk_length = length if chunk_length is None else chunk_length
+        if chunk_length is None:
+            chunk_length = self._fitting_chunk(given, attention_mask, kwargs) if tabulated else length
         concepts = self.latents(batch_size)  # (B, C, D)
         if self.config.concept_position_type == "anchored":
             concepts = concepts + self._anchors()
@@ -829,8 +835,18 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
             )
         if attention_mask is not None and attention_mask.ndim != 2:
             raise ValueError(f"chunk_length needs an attention_mask (B, N), got shape {tuple(attention_mask.shape)}")
-        if kwargs.get("output_attentions", getattr(self.config, "output_attentions", False)):
+        if self._keeps_weights(kwargs):
             raise ValueError("chunk_length keeps no attention weights; leave it out to get output_attentions")
+
+    def _fitting_chunk(self, input_ids: Tensor, attention_mask: Tensor | None, kwargs) -> int:
+        """Tokens of a text to read from the table at a time: all of them, but on a CPU what its cache holds."""
+        in_parts = attention_mask is None or attention_mask.ndim == 2
+        if input_ids.device.type == "cpu" and in_parts and not self._keeps_weights(kwargs):
+            return TABLE_TOKENS
+        return input_ids.shape[1]
+
+    def _keeps_weights(self, kwargs) -> bool:
+        return kwargs.get("output_attentions", getattr(self.config, "output_attentions", False))
 
     def _anchors(self) -> Tensor:
         """(C, D): what the token embeddings give for the centres of C equal parts of the longest text."""

@@ -1,6 +1,7 @@
 """Ways to read tokens: all at once, in chunks, from a table. One result, and clear refusals where there is none."""
 
 import copy
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -84,6 +85,29 @@ def test_a_table_gives_what_the_projections_give(variant, attention):
         for expected, batch in zip(plain, batches, strict=True):
             for chunk in ({}, {"chunk_length": 7}, {"chunk_length": 37}):
                 torch.testing.assert_close(model(ids, **batch, **chunk).last_hidden_state, expected, **EQUAL)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_long_text_is_read_from_a_table_in_parts(attention, monkeypatch):
+    monkeypatch.setattr(modeling_concept, "TABLE_TOKENS", 8)
+    read = Mock(wraps=modeling_concept.chunked_attention_forward)
+    monkeypatch.setattr(modeling_concept, "chunked_attention_forward", read)
+    model = encoder()
+    model.set_attn_implementation(attention)
+    ids, mask = (x[:3] for x in long_batch())  # without the text that has no token
+    lowest = torch.finfo(torch.float64).min
+    wide = (lowest * (1.0 - mask.double()))[:, None, None].expand(-1, -1, model.config.num_concepts, -1)
+    weights = {"output_attentions": True} if attention == "eager" else {}
+    ways = ((mask, {}, 2), (mask[:, :8], {}, 0), (wide, {}, 0), (mask, weights, 0 if weights else 2))
+    plain = [model(ids[:, : given.shape[-1]], given, **kept) for given, kept, _ in ways]
+    assert not read.called
+    model.tabulate()
+    for (given, kept, parted), expected in zip(ways, plain, strict=True):
+        read.reset_mock()
+        got = model(ids[:, : given.shape[-1]], given, **kept)
+        torch.testing.assert_close(got.last_hidden_state, expected.last_hidden_state, **EQUAL)
+        torch.testing.assert_close(got.cross_attentions, expected.cross_attentions, **EQUAL)
+        assert read.call_count == parted  # once a layer
 
 
 def test_sinusoidal_positions_go_on_beyond_the_table():
