@@ -189,7 +189,7 @@ def own_benchmark(path: Path, among: Collection[str] = BENCHMARKS) -> Benchmark:
     columns = given["sentence_columns"]
     if not isinstance(columns, list) or len(columns) not in (1, 2) or not all(isinstance(c, str) for c in columns):
         raise ValueError(f"{path}: sentence_columns must list one column or two, got {columns!r}")
-    if not re.fullmatch(r"[a-z]\w*", path.stem) or path.stem in BENCHMARKS:
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", path.stem) or path.stem in BENCHMARKS:
         raise ValueError(
             f"{path}: its name without .yaml is the task's; take small letters, digits and _, and none of "
             f"{', '.join(BENCHMARKS)}"

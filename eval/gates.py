@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -203,7 +203,7 @@ def overall_verdict(results: Sequence[GateResult]) -> Verdict:
 
 
 def _check(report: Mapping[str, Any], gate: Gate) -> GateResult:
-    found = [(path, *_find(report, path)) for path in gate.metrics]
+    found = [_find(report, path) for path in gate.metrics]
     metric, node, missing = next((entry for entry in found if not entry[2]), found[0])
     if missing:
         words = f"{missing}, nor anything that could stand in for it" if len(gate.metrics) > 1 else missing
@@ -243,7 +243,7 @@ def _threshold(report: Mapping[str, Any], gate: Gate) -> tuple[float | None, str
     """The threshold as a number, or None and what is missing in words."""
     if not isinstance(gate.threshold, Share):
         return gate.threshold, ""
-    node, missing = _find(report, gate.threshold.metric)
+    _, node, missing = _find(report, gate.threshold.metric)
     if missing:
         return None, missing
     value, _ = _figure(node, gate, gate.threshold.metric)
@@ -258,22 +258,29 @@ def _asks(gate: Gate) -> str:
     return f"{gate.comparison} {gate.threshold:.4g}"
 
 
-def _find(report: Any, path: str) -> tuple[Any, str | None]:
-    """The node at `path`, or what is missing in words."""
+def _find(report: Any, path: str) -> tuple[str, Any, str | None]:
+    """The path, with ids as the report has them, the node there, or what is missing in words."""
     node = report
     walked: list[str] = []
     for key in path.split("/"):
         here = "/".join(walked) or "the report"
+        if node is None:
+            return path, None, f"{here} was not measured"
         items = node
         if isinstance(node, list):
             items = {item["id"]: item for item in node if isinstance(item, dict) and "id" in item}
-        if items is None:
-            return None, f"{here} was not measured"
+            key = _only_replaced(items, key)
         if not isinstance(items, Mapping) or key not in items:
-            return None, f"{here} has no {key!r}"
+            return path, None, f"{here} has no {key!r}"
         node = items[key]
         walked.append(key)
-    return node, None
+    return "/".join(walked), node, None
+
+
+def _only_replaced(ids: Collection[str], wanted: str) -> str:
+    """The id itself if it is there or several have it with values replaced, of which scores must not choose one."""
+    replaced = [name for name in ids if name.startswith(f"{wanted}+")]
+    return replaced[0] if wanted not in ids and len(replaced) == 1 else wanted
 
 
 def _figure(node: Any, gate: Gate, metric: str) -> tuple[float | None, tuple[float, float] | None]:

@@ -376,6 +376,7 @@ def similarity_section(run: Mapping[str, Any]) -> dict[str, Any]:
     twin = _frozen_scores((run.get("controls") or {}).get("random_init") or {})
     rows = [
         {
+            "id": f"{method}, {metric}",
             "method": method,
             "metric": metric,
             **{name: figure[name] for name in ("value", "interval")},

@@ -258,6 +258,7 @@ def test_a_task_of_ones_own_is_like_another(tmp_path):
             "its name without .yaml is the task's; take small letters, digits and _, and none of mrpc",
         ),
         ("my-own", TASK_FILE, "its name without .yaml is the task's"),
+        ("myOwn", TASK_FILE, "its name without .yaml is the task's"),
     ],
 )
 def test_bad_task_files(tmp_path, name, text, message):

@@ -106,6 +106,19 @@ def test_a_list_is_searched_by_id():
     assert row["explanation"] == "all of the interval [0.8, 1] is > 0.5"
 
 
+def test_the_only_result_with_values_replaced_stands_in_for_its_protocol():
+    gate = Gate(**{**ROW, "metrics": ["a/b", "a/worst"]})
+    replaced, other, own = ({"id": name, "value": 0.9} for name in ("b+epochs=3", "b+epochs=4", "b"))
+    (result,) = check_gates({"a": [replaced, {"id": "bc+epochs=3", "value": 0}]}, [gate])
+    assert (result.metric, result.verdict) == ("a/b+epochs=3", "PASS")
+    assert result.explanation == "0.9 is > 0.5; no interval, by a/b+epochs=3"
+    (result,) = check_gates({"a": [replaced, {**own, "value": 0.1}]}, [gate])
+    assert (result.metric, result.verdict) == ("a/b", "FAIL")
+    (result,) = check_gates({"a": [replaced, other]}, [gate])
+    assert (result.metric, result.verdict) == ("a/b", "INCONCLUSIVE")
+    assert result.explanation == "a has no 'b', nor anything that could stand in for it"
+
+
 def test_the_first_metric_there_is_decides():
     gate = Gate(**{**ROW, "metrics": ["a/best", "a/b", "a/worst"]})
     (result,) = check_gates({"a": {"b": 0.9, "worst": 0.1}}, [gate])
