@@ -1,4 +1,5 @@
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ def test_every_recipe_builds_and_its_header_says_how_to_run_it(path, tokenizer):
     assert recipe.name == path.stem
     header = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
     assert all(f"# {word}:" in header for word in ("command", "hardware", "expected"))
-    assert f"scripts/pretrain.py {path.stem}" in header
+    assert re.search(rf"scripts/pretrain(_twin)?\.py {path.stem}\b", header)
     assert recipe.model_config(tokenizer).mask_token_id == tokenizer.mask_token_id
 
 
