@@ -1,4 +1,4 @@
-"""Render docs/GATE_1.md and its figure anew from the reports in docs/results/gate_1/.
+"""Render docs/GATE_1.md and its figure anew from the reports in docs/results.
 
     python scripts/gate_1.py
 
