@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from .gates import GateResult, check_gates, load_gates
+from .gates import GateResult, check_gates, find_in_report, load_gates
 from .plots import THEMES, figure_file
 from .report import read_reference
 from .report_pages import page_environment
@@ -16,13 +16,14 @@ RANK_GATES = (30 / 128, 64 / 128)
 STSB_GATE = 0.70
 COMPARED_CONCEPTS = 16  # of the recipes in the comparison, whose rank is at most that
 GROUPS = {"seed": "concept encoder", "bert": "BERT twin"}  # by file name
-SCORES = {  # column -> task, metric; without a protocol: nothing is fitted
-    "STS-B, no training": ("stsb", "cosine, mean, spearman"),
-    "STS-B": ("stsb.", "pearson"),
-    "SICK-R": ("sick_relatedness.", "pearson"),
-    "SICK-E": ("sick_entailment.", "accuracy"),
-    "MRPC, F1": ("mrpc.", "f1"),
-    "MRPC, accuracy": ("mrpc.", "accuracy"),
+RANK = "geometry/metrics/global_effective_rank_normalized"
+SCORES = {  # column -> where a report has it
+    "STS-B, no training": "similarity/stsb/rows/cosine, mean, spearman",
+    "STS-B": "downstream/stsb.apart/scores/pearson",
+    "SICK-R": "downstream/sick_relatedness.apart/scores/pearson",
+    "SICK-E": "downstream/sick_entailment.apart/scores/accuracy",
+    "MRPC, F1": "downstream/mrpc.apart/scores/f1",
+    "MRPC, accuracy": "downstream/mrpc.apart/scores/accuracy",
 }
 CONTROLS = {"random_init": "concept encoder, random weights", "bag_of_tokens": "bag of tokens"}
 
@@ -55,7 +56,7 @@ def render_page(folder: Path, comparison: Path) -> str:
         comparison: JSON of `scripts/compare.py`, for the figure.
     """
     runs = read_runs(folder)
-    seeds = {name: report for name, report in runs.items() if name.startswith("seed-")}
+    seeds = _seeds(runs)
     first = next(iter(seeds.values()))
     return (
         page_environment()
@@ -123,12 +124,13 @@ def _comparison_points(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _seed_points(runs: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    points = []
-    for report in (report for name, report in runs.items() if name.startswith("seed-")):
-        rank = next(row for row in report["geometry"]["metrics"] if row["id"] == "global_effective_rank_normalized")
-        points.append({"rank": rank["value"], "stsb": _score(report, "STS-B")})
-    return points
+def _seed_points(runs: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    seeds = _seeds(runs).values()
+    return [{"rank": _value(report, RANK), "stsb": _value(report, SCORES["STS-B"])} for report in seeds]
+
+
+def _seeds(runs: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {name: report for name, report in runs.items() if name.startswith("seed-")}
 
 
 def _gate_rows(seeds: Mapping[str, Mapping[str, Any]]) -> list[tuple[GateResult, ...]]:
@@ -149,7 +151,7 @@ def _score_rows(runs: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
                     "name": f"{title}, seed {name.rpartition('-')[2]}",
                     "parameters": settings["parameters, encoder"],
                     "time": outcome["training time"],
-                    "scores": [_score(report, column) for column in SCORES],
+                    "scores": [_value(report, path) for path in SCORES.values()],
                 }
             )
         if len(own) > 1:
@@ -158,18 +160,17 @@ def _score_rows(runs: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
             rows.append({"name": f"{title}, mean", "parameters": None, "time": None, "scores": scores})
     first = next(iter(runs.values()))
     for control, title in CONTROLS.items():
-        scores = [_score(first, column, control) for column in SCORES]
+        scores = [_value(first, _beside(path, control)) for path in SCORES.values()]
         rows.append({"name": title, "parameters": None, "time": None, "scores": scores})
     return rows
 
 
-def _score(report: Mapping[str, Any], column: str, control: str | None = None) -> float | None:
-    """The score of a column or of a control beside it, None where it was not measured."""
-    task, metric = SCORES[column]
-    part, items = ("downstream", "scores") if task.endswith(".") else ("similarity", "rows")
-    section = next((row for row in report[part] if row["id"] == task or f"{row['id']}.".startswith(task)), None)
-    row = next((row for row in section[items] if row["id"] == metric), None) if section else None
-    if row is None or control is None:
-        return row and row["value"]
-    beside = row.get(control) if part == "similarity" else row["controls"].get(control)
-    return beside and beside["value"]
+def _beside(path: str, control: str) -> str:
+    """Path of a control beside a score."""
+    return f"{path}/controls/{control}" if path.startswith("downstream/") else f"{path}/{control}"
+
+
+def _value(report: Mapping[str, Any], path: str) -> float | None:
+    """The figure at a path, None where it was not measured."""
+    _, node, _ = find_in_report(report, path)
+    return node and node["value"]

@@ -203,7 +203,7 @@ def overall_verdict(results: Sequence[GateResult]) -> Verdict:
 
 
 def _check(report: Mapping[str, Any], gate: Gate) -> GateResult:
-    found = [_find(report, path) for path in gate.metrics]
+    found = [find_in_report(report, path) for path in gate.metrics]
     metric, node, missing = next((entry for entry in found if not entry[2]), found[0])
     if missing:
         words = f"{missing}, nor anything that could stand in for it" if len(gate.metrics) > 1 else missing
@@ -243,7 +243,7 @@ def _threshold(report: Mapping[str, Any], gate: Gate) -> tuple[float | None, str
     """The threshold as a number, or None and what is missing in words."""
     if not isinstance(gate.threshold, Share):
         return gate.threshold, ""
-    _, node, missing = _find(report, gate.threshold.metric)
+    _, node, missing = find_in_report(report, gate.threshold.metric)
     if missing:
         return None, missing
     value, _ = _figure(node, gate, gate.threshold.metric)
@@ -258,8 +258,8 @@ def _asks(gate: Gate) -> str:
     return f"{gate.comparison} {gate.threshold:.4g}"
 
 
-def _find(report: Any, path: str) -> tuple[str, Any, str | None]:
-    """The path, with ids as the report has them, the node there, or what is missing in words."""
+def find_in_report(report: Any, path: str) -> tuple[str, Any, str | None]:
+    """A path of gates.yaml with ids as the report has them, and the node there, or what is missing in words."""
     node = report
     walked: list[str] = []
     for key in path.split("/"):

@@ -297,11 +297,35 @@ def test_a_killed_data_worker_ends_the_run_with_its_checkpoints_kept(tmp_path):
     while not (workers := psutil.Process(child.pid).children()):  # between two epochs there is none
         time.sleep(0.01)
     workers[0].kill()
-    *_, line = child.communicate(timeout=120)[1].strip().split("\n")
-    assert child.returncode == 2
+    said = child.communicate(timeout=120)[1]
+    assert child.returncode == 2, said
+    line = said.strip().split("\n")[-1]
     assert "a data worker was lost, killed for its memory perhaps: DataLoader worker" in line
     step, last = find_checkpoints(run)[-1]
     assert f"checkpoint-{step} is kept, go on with --resume_from_checkpoint last" in line and damage(last) is None
+
+
+def test_a_killed_data_worker_is_named_whatever_it_interrupts(tmp_path):
+    lost = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    def interrupted():
+        try:
+            raise lost
+        except RuntimeError:
+            raise SystemError("a callback returned a result with an exception set")  # noqa: B904
+
+    (tmp_path / "checkpoint-3").mkdir()
+    for fails in (interrupted, partial(throw, lost), partial(throw, OSError("could not be written"), lost)):
+        with pytest.raises(ChildProcessError) as error, pretraining._way_on_named(tiny_recipe(tmp_path)):
+            fails()
+        assert "perhaps: DataLoader worker (pid 7) is killed by signal: Killed. Lower" in str(error.value)
+        assert "checkpoint-3 is kept" in str(error.value)
+    with pytest.raises(SystemError, match="of another"), pretraining._way_on_named(tiny_recipe(tmp_path)):
+        raise SystemError("of another kind")
+
+
+def throw(error, cause=None):
+    raise error from cause
 
 
 class Hungry:

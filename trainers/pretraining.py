@@ -188,23 +188,42 @@ def _way_on_named(recipe: Recipe) -> Iterator[None]:
     """What the machine or the network ends training by, as errors that say what is kept and the way out."""
     try:
         yield
-    except (MemoryError, RuntimeError, ConnectionError, HTTPError) as error:
-        lines = str(error).strip().splitlines() or ["no more is said"]
-        said = lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"  # without a worker's traceback
+    except Exception as error:
+        said = _in_one_line(error)
         last = next((folder.name for _, folder in reversed(find_checkpoints(recipe.training.output_dir))), None)
         go_on = "" if last is None else f"; {last} is kept, go on with --resume_from_checkpoint last"
+        lost = _lost_worker(error)
+        if lost is not None:
+            raise ChildProcessError(
+                f"a data worker was lost, killed for its memory perhaps: {lost}. Lower dataloader_num_workers{go_on}"
+            ) from error
         if isinstance(error, ConnectionError | HTTPError) and recipe.data.streaming:
             raise ConnectionError(f"the corpus cannot be read any further: {said}{go_on}") from error
-        if re.search(r"DataLoader worker .* (killed|exited)", said):
-            raise ChildProcessError(
-                f"a data worker was lost, killed for its memory perhaps: {said}. Lower dataloader_num_workers{go_on}"
-            ) from error
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or re.search("can't allocate|MemoryError", said):
             raise MemoryError(
                 f"out of memory: {said}. Lower per_device_train_batch_size and raise "
                 f"gradient_accumulation_steps by the same factor{go_on}"
             ) from error
         raise
+
+
+def _in_one_line(error: BaseException) -> str:
+    """What an error says, without a worker's traceback."""
+    lines = str(error).strip().splitlines() or ["no more is said"]
+    return lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
+
+
+def _lost_worker(error: BaseException | None) -> str | None:
+    """What torch says of a data worker that is gone, None where that is not what an error comes from.
+
+    torch raises it from a signal handler, wherever the process happens to be: what is interrupted may make an error of
+    its own of it.
+    """
+    while error is not None:
+        if re.search(r"DataLoader worker .* (killed|exited)", said := _in_one_line(error)):
+            return said.rstrip(".")
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _result(recipe: Recipe, trainer: ConceptTrainer, seconds: float, steps: int) -> dict[str, Any]:
