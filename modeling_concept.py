@@ -104,18 +104,43 @@ def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+# ------------------------------------------------------------------------------------------------------------- dropout
+
+
+def drop(x: Tensor, p: float, training: bool) -> Tensor:
+    """As `nn.functional.dropout`, with masks that a CPU draws three times as fast: 16 random bits decide an element.
+
+    p is rounded to a multiple of 2**-16 there, and the scale goes with it.
+    """
+    dropped = round(p * 2**16)
+    if not training or x.device.type != "cpu" or torch.compiler.is_compiling() or not 0 < dropped < 2**16:
+        return nn.functional.dropout(x, p, training)
+    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)  # four draws in each
+    keep = words.view(torch.int16)[: x.numel()].view(x.shape) >= dropped - 2**15
+    return x * keep.to(x.dtype).mul_(2**16 / (2**16 - dropped))
+
+
+class ConceptDropout(nn.Dropout):
+    """`nn.Dropout` by `drop`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return drop(x, self.p, self.training)
+
+
 # ----------------------------------------------------------------------------------------------------------- attention
 
 
 def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
     """Softmax attention that returns its weights; a query that may see nothing gets zeros, as with sdpa."""
-    scores = torch.matmul(query, key.transpose(2, 3)) * scaling  # (B, H, Q, K)
+    scores = torch.matmul(query * scaling, key.transpose(2, 3))  # (B, H, Q, K)
+    lowest, wide = torch.finfo(scores.dtype).min, at_least_float32(scores.dtype)
     if attention_mask is None:
-        weights = scores.softmax(-1, dtype=at_least_float32(scores.dtype))
+        weights = scores.softmax(-1, dtype=wide)
+    elif attention_mask.dtype == torch.bool:
+        weights = scores.masked_fill(~attention_mask, lowest).softmax(-1, dtype=wide) * attention_mask
     else:
-        weights = (scores + attention_mask).softmax(-1, dtype=at_least_float32(scores.dtype))
-        weights = weights * (attention_mask > torch.finfo(scores.dtype).min / 2)
-    weights = nn.functional.dropout(weights.to(query.dtype), p=dropout, training=module.training)
+        weights = (scores + attention_mask).softmax(-1, dtype=wide) * (attention_mask > lowest / 2)
+    weights = drop(weights.to(query.dtype), dropout, module.training)
     return torch.matmul(weights, value).transpose(1, 2), weights
 
 
@@ -130,7 +155,7 @@ def slot_attention_forward(module, query, key, value, attention_mask, scaling, d
         visible = attention_mask if attention_mask.dtype == torch.bool else attention_mask >= 0
         share = share * visible
     weights = share / share.sum(-1, keepdim=True).clamp_min(SMALLEST_SHARE)
-    weights = nn.functional.dropout(weights.to(query.dtype), p=dropout, training=module.training)
+    weights = drop(weights.to(query.dtype), dropout, module.training)
     return torch.matmul(weights, value).transpose(1, 2), weights
 
 
@@ -199,20 +224,27 @@ class ConceptAttention(nn.Module):
         if isinstance(key_value_states, ConceptTokens) and key_value_states.chunked:
             chunks = ((*self._read(tokens), mask) for tokens, mask in key_value_states.chunks(attention_mask))
             return self.o_proj(chunked_attention_forward(query, chunks, self.scaling, self.slot).flatten(2)), None
-        attend: Callable = slot_attention_forward
-        if not self.slot:
-            attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        output, weights = attend(
+        share = self.config.attention_probs_dropout_prob if self.training else 0.0
+        output, weights = self._kernel(share, query.device)(
             self,
             query,
             *self._read(key_value_states),
             attention_mask,
             scaling=self.scaling,
-            dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
+            dropout=share,
             is_causal=False,
             **kwargs,
         )
         return self.o_proj(output.flatten(2)), weights
+
+    def _kernel(self, dropout: float, device: torch.device) -> Callable:
+        """The attention function of the configuration, or this package's where the library's is no faster."""
+        if self.slot:
+            return slot_attention_forward
+        name = self.config._attn_implementation
+        if name == "sdpa" and dropout and device.type == "cpu":  # takes the weights one by one there, and draws slowly
+            return eager_attention_forward
+        return ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
 
     def keys_and_values(self, tokens: "Tensor | ConceptTokens") -> tuple[Tensor, Tensor]:
         """Each (B, K, D): looked up where there is a table that holds the tokens, else projected from their states."""
@@ -363,7 +395,7 @@ class ConceptTokenEmbeddings(nn.Module):
         self.tokens = nn.Embedding(config.vocab_size, size, padding_idx=config.pad_token_id)
         learned = config.position_embedding_type == "learned"
         self.positions = nn.Embedding(config.max_position_embeddings, size) if learned else None
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = ConceptDropout(config.hidden_dropout_prob)
         self.projection = nn.Identity() if size == config.hidden_size else nn.Linear(size, config.hidden_size)
         normed = config.embedding_layer_norm
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if normed else nn.Identity()
@@ -473,7 +505,7 @@ class ConceptEncoderLayer(GradientCheckpointingLayer):
         self.self_attn = ConceptAttention(config)
         self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = ConceptFeedForward(config)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = ConceptDropout(config.hidden_dropout_prob)
 
     def forward(
         self, concepts: Tensor, tokens: Tensor, attention_mask=None, concept_mask=None, **kwargs
@@ -516,7 +548,7 @@ class ConceptDecoderLayer(GradientCheckpointingLayer):
         self.cross_attn = ConceptAttention(config)
         self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = ConceptFeedForward(config)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = ConceptDropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: Tensor, concepts: Tensor, timestep_embedding: Tensor, **kwargs) -> Tensor:
         scale_1, shift_1, gate_1, scale_2, shift_2, gate_2 = self.modulation(timestep_embedding)[:, None].chunk(6, -1)
@@ -536,7 +568,7 @@ class ConceptQueryLayer(GradientCheckpointingLayer):
         self.cross_attn = ConceptAttention(config)
         self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = ConceptQueryFeedForward(config)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = ConceptDropout(config.hidden_dropout_prob)
 
     def forward(self, queries: Tensor, concepts: Tensor, **kwargs) -> Tensor:
         read, _ = self.cross_attn(self.cross_attn_norm(queries), concepts, **kwargs)
@@ -932,8 +964,12 @@ class ConceptDiffusionDecoder(ConceptEncoderPreTrainedModel):
 
         The decoder reads concepts (B, C, D), or the first `num_visible_concepts` of them.
         """
-        hidden_states = self.embeddings(input_ids, position_ids=position_ids)  # (B, N, D)
         timestep_embedding = self.timestep_embedding(timesteps)  # (B, D)
+        if self.config.decoder_context == "none" and positions is not None:  # nothing looks at the others
+            check_length(self.embeddings.positions, input_ids.shape[1])
+            at = positions if position_ids is None else position_ids.expand_as(input_ids).gather(1, positions)
+            input_ids, position_ids, positions = input_ids.gather(1, positions), at, None
+        hidden_states = self.embeddings(input_ids, position_ids=position_ids)  # (B, N, D), or (B, K, D)
         if self.config.decoder_context == "latent":
             visible = input_ids != self.config.mask_token_id
             if attention_mask is not None:
@@ -978,7 +1014,7 @@ class ConceptPerceiverDecoder(ConceptEncoderPreTrainedModel):
         self.positions = nn.Embedding(config.max_position_embeddings, width) if learned else None
         if config.decoder_query == "token+position":
             self.projection = nn.Identity() if size == width else nn.Linear(size, width)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = ConceptDropout(config.hidden_dropout_prob)
         self.layer = ConceptQueryLayer(config)
         self.post_init()
 
@@ -1031,11 +1067,13 @@ class LinearCrossEntropy(torch.autograd.Function):
         wanted = any(ctx.needs_input_grad[:2])
         if wanted:
             state_grads = torch.empty_like(states)
-            weight_grad = torch.zeros_like(weight, dtype=wide)
+            fused = weight.dtype == wide and len(states) > 0  # the first product then overwrites what it is added to
+            weight_grad = (torch.empty_like if fused else torch.zeros_like)(weight, dtype=wide)
+        held = states.new_empty(min(len(states), VOCABULARY_ROWS), len(weight))  # one chunk's logits after another's
         for start in range(0, len(states), VOCABULARY_ROWS):
             rows = slice(start, start + VOCABULARY_ROWS)
             own, scale = labels[rows, None], row_weights[rows, None]  # (m, 1)
-            logits = (states[rows] @ weight.mT).to(wide)  # (m, V)
+            logits = torch.mm(states[rows], weight.mT, out=held[: len(own)]).to(wide)  # (m, V)
             largest = logits.amax(-1, keepdim=True)
             target = (1 - label_smoothing) * logits.gather(-1, own)
             if label_smoothing:
@@ -1048,8 +1086,8 @@ class LinearCrossEntropy(torch.autograd.Function):
                     grads.sub_(scale * (label_smoothing / weight.shape[0]))
                 grads = grads.scatter_add_(-1, own, (label_smoothing - 1) * scale).to(states.dtype)
                 state_grads[rows] = grads @ weight
-                if weight_grad.dtype == grads.dtype:
-                    weight_grad.addmm_(grads.mT, states[rows])
+                if fused:
+                    weight_grad.addmm_(grads.mT, states[rows], beta=min(start, 1))
                 else:
                     weight_grad += grads.mT @ states[rows]
         if wanted:
@@ -1060,8 +1098,10 @@ class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad, _):
-        state_grads, weight_grad = ctx.saved_tensors
-        return state_grads * grad.to(state_grads.dtype), (weight_grad * grad).to(state_grads.dtype), None, None, None
+        grads = ctx.saved_tensors
+        if not readable(grad) or grad != 1:  # a loss that is the weighted sum itself needs no second (V, D)
+            grads = [each * grad for each in grads]
+        return (*(each.to(grads[0].dtype) for each in grads), None, None, None)
 
 
 def linear_cross_entropy(
@@ -1093,20 +1133,21 @@ class ConceptMaskedLMModel(ConceptEncoderPreTrainedModel):
             positions, real = labelled_positions(labels)  # (B, K)
             decoded = decode(positions)
             states = decoded.last_hidden_state[real]  # (M, D)
-            row_weights = torch.ones_like(states[:, 0]) if loss_weights is None else loss_weights[labelled]
+            wide = at_least_float32(states.dtype)
+            # No label at all gives loss 0, not 0 / 0.
+            count = labelled.sum().clamp_min(1) if num_items_in_batch is None else num_items_in_batch
+            row_weights = states.new_ones(len(states), dtype=wide) if loss_weights is None else loss_weights[labelled]
+            row_weights = row_weights.to(wide) / count
             if self.training:
-                total, losses = linear_cross_entropy(
+                loss, losses = linear_cross_entropy(
                     states, self.lm_head.weight, labels[labelled], row_weights, label_smoothing, self.loss_kernel
                 )
             else:
                 logits = self.lm_head(states)  # (M, V)
-                wide = logits.to(at_least_float32(logits.dtype))
                 losses = nn.functional.cross_entropy(
-                    wide, labels[labelled], reduction="none", label_smoothing=label_smoothing
+                    logits.to(wide), labels[labelled], reduction="none", label_smoothing=label_smoothing
                 )
-                total = (losses * row_weights).sum()
-            # No label at all gives loss 0, not 0 / 0.
-            loss = total / (labelled.sum().clamp_min(1) if num_items_in_batch is None else num_items_in_batch)
+                loss = (losses * row_weights).sum()
             token_losses = losses.new_zeros(labels.shape).masked_scatter(labelled, losses)  # (B, N)
         return ConceptMaskedLMOutput(
             loss=loss,
@@ -1415,7 +1456,7 @@ class ConceptClassificationModel(ConceptEncoderPreTrainedModel):
         self.num_labels = config.num_labels
         self.loss_type = "ForSequenceClassification"  # not every class name here matches it
         dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = ConceptDropout(dropout)
         self.classifier = nn.Linear(num_features, config.num_labels)
 
     def _classify(self, features: Tensor, labels: Tensor | None, encoded: ConceptEncoderOutput):

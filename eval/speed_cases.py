@@ -221,9 +221,9 @@ class LossCase:
 def model_cross_entropy(model: ConceptEncoderForDiffusionMLM, states: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
     """The same cross-entropy as the model takes it."""
     labelled = inputs["labels"] != -100
-    rows = inputs["labels"][labelled], inputs["loss_weights"][labelled]
-    total, _ = linear_cross_entropy(states[labelled], model.lm_head.weight, *rows, label_smoothing=0.0)
-    return total / inputs["num_items_in_batch"]
+    row_weights = inputs["loss_weights"][labelled] / inputs["num_items_in_batch"]
+    rows = inputs["labels"][labelled], row_weights
+    return linear_cross_entropy(states[labelled], model.lm_head.weight, *rows, label_smoothing=0.0)[0]
 
 
 LOSS_FORMS = {"plain": plain_cross_entropy, "model": model_cross_entropy}

@@ -94,6 +94,22 @@ def test_all_logits_are_never_held_at_once(monkeypatch):
     assert [tuple(saved.shape) for saved in total.grad_fn.saved_tensors] == [tuple(states.shape), tuple(weight.shape)]
 
 
+def test_the_gradient_of_the_weighted_sum_itself_is_handed_over_without_a_copy():
+    states, weight, labels, row_weights = problem(4)
+    total, _ = linear_cross_entropy(states, weight, labels, row_weights, 0.0)
+    kept = [saved.data_ptr() for saved in total.grad_fn.saved_tensors]
+    total.backward()
+    assert [states.grad.data_ptr(), weight.grad.data_ptr()] == kept
+
+
+def test_a_second_way_back_gives_the_same_again():
+    states, weight, labels, row_weights = problem(4)
+    total, _ = linear_cross_entropy(states, weight, labels, row_weights, 0.0)
+    first = torch.autograd.grad(total, (states, weight), retain_graph=True)
+    first = [each.clone() for each in first]
+    torch.testing.assert_close(torch.autograd.grad(3 * total, (states, weight)), tuple(3 * each for each in first))
+
+
 # --------------------------------------------------------------------------------------------- the heads that use it
 
 
