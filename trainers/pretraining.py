@@ -4,7 +4,10 @@ import dataclasses
 import logging
 import platform
 import re
+import signal
+import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -189,6 +192,8 @@ def _way_on_named(recipe: Recipe) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if recipe.training.dataloader_num_workers:
+            _hear_no_more_of_workers()
         said = _in_one_line(error)
         last = next((folder.name for _, folder in reversed(find_checkpoints(recipe.training.output_dir))), None)
         go_on = "" if last is None else f"; {last} is kept, go on with --resume_from_checkpoint last"
@@ -207,6 +212,12 @@ def _way_on_named(recipe: Recipe) -> Iterator[None]:
         raise
 
 
+def _hear_no_more_of_workers() -> None:
+    """torch raises for a lost data worker at every SIGCHLD, and that may come while this is being reported."""
+    if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+
+
 def _in_one_line(error: BaseException) -> str:
     """What an error says, without a worker's traceback."""
     lines = str(error).strip().splitlines() or ["no more is said"]
@@ -214,14 +225,20 @@ def _in_one_line(error: BaseException) -> str:
 
 
 def _lost_worker(error: BaseException | None) -> str | None:
-    """What torch says of a data worker that is gone, None where that is not what an error comes from.
+    """What is said of a data worker that is gone, None where that is not what an error comes from.
 
-    torch raises it from a signal handler, wherever the process happens to be: what is interrupted may make an error of
-    its own of it.
+    torch raises that from a signal handler, wherever the process happens to be: what is interrupted may make an error
+    of its own of it. And before the signal comes, what the worker was handing over may break off.
     """
     while error is not None:
-        if re.search(r"DataLoader worker .* (killed|exited)", said := _in_one_line(error)):
-            return said.rstrip(".")
+        said = re.search(r"DataLoader worker .*(killed|exited)[^.]*", _in_one_line(error))
+        if said is not None:
+            return said[0]
+        if isinstance(error, ConnectionError | EOFError) and any(
+            frame.f_globals.get("__name__", "").startswith("multiprocessing.")
+            for frame, _ in traceback.walk_tb(error.__traceback__)
+        ):
+            return f"{type(error).__name__} while it was handing over a batch"
         error = error.__cause__ or error.__context__
     return None
 
