@@ -3,8 +3,8 @@
 Letters in shapes: B batch, N tokens, C concepts, D hidden size, E token embedding size, H heads, V vocabulary,
 M labelled positions of a batch.
 
-Reading order: outputs, attention, feed-forward, embeddings, encoder layer, decoder layers, pooling, pretrained base
-with the only weight initialisation, encoder, decoders, heads that rebuild text, heads that classify.
+Reading order: outputs, dropout, attention, feed-forward, embeddings, encoder layer, decoder layers, pooling,
+pretrained base with the only weight initialisation, encoder, decoders, heads that rebuild text, heads that classify.
 
 References: Perceiver IO (Jaegle et al. 2021, arXiv:2107.14795), BiXT (Hiller et al. 2024, arXiv:2402.12138),
 adaLN-Zero (Peebles & Xie 2022, arXiv:2212.09748), masked diffusion (Sahoo et al. 2024, arXiv:2406.07524).
