@@ -28,6 +28,7 @@ from ..trainers.progress import progress
 aten = torch.ops.aten
 Run = Callable[[], Any]
 PRODUCT_REPEATS = 3
+SHORT = 0.5  # seconds of a call that emptied caches would slow
 OPERATORS = 8  # that a row names
 CARDS = {  # dense bf16 peak in FLOP/s, by a part of the card's name, from the makers' data sheets
     "H200": 989e12,
@@ -61,20 +62,25 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Seconds of each run, in turns A B C A B C ...: name -> `repeats` values.
 
-    A turn that is thrown away comes first, unless every run is `warm`: has been called before. With a `title` there
-    is a progress bar.
+    A turn that is thrown away comes first, unless every run is `warm`: has been called before. A run that took less
+    than `SHORT` the last time is called once more before it is timed, since those before it have emptied the caches;
+    who encodes text after text finds them full. With a `title` there is a progress bar.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
+    last = dict.fromkeys(runs, math.inf)
     with progress(total=len(runs) * (repeats + 1 - warm), desc=title, leave=False, disable=not title) as bar:
         for turn in range(warm, repeats + 1):
             for name, run in runs.items():
                 bar.set_postfix_str(name, refresh=False)
+                if last[name] < SHORT:
+                    run()
                 synchronize(device)
                 start = time.perf_counter()
                 run()
                 synchronize(device)
+                last[name] = time.perf_counter() - start
                 if turn:
-                    seconds[name].append(time.perf_counter() - start)
+                    seconds[name].append(last[name])
                 bar.update()
     return seconds
 

@@ -187,7 +187,8 @@ def test_products_alone_repeats_every_call(monkeypatch):
     assert run().shape == (4, 5)
 
 
-def test_turns_alternate_and_the_first_is_thrown_away():
+def test_turns_alternate_and_the_first_is_thrown_away(monkeypatch):
+    monkeypatch.setattr(speed_tools, "SHORT", 0)
     order = []
     runs = {name: lambda name=name: order.append(name) for name in "AB"}
     seconds = interleave(runs, 3, "cpu")
@@ -196,6 +197,13 @@ def test_turns_alternate_and_the_first_is_thrown_away():
     order.clear()
     interleave(runs, 2, "cpu", warm=True)
     assert "".join(order) == "ABAB"
+
+
+def test_a_short_call_finds_the_caches_as_it_left_them():
+    order = []
+    seconds = interleave({name: lambda name=name: order.append(name) for name in "AB"}, 2, "cpu")
+    assert "".join(order) == "AB" + "AABB" * 2
+    assert {name: len(values) for name, values in seconds.items()} == {"A": 2, "B": 2}
 
 
 def test_ratios_are_taken_within_a_turn():
