@@ -63,8 +63,8 @@ def interleave(
     """Seconds of each run, in turns A B C A B C ...: name -> `repeats` values.
 
     A turn that is thrown away comes first, unless every run is `warm`: has been called before. A run that took less
-    than `SHORT` the last time is called once more before it is timed, since those before it have emptied the caches;
-    who encodes text after text finds them full. With a `title` there is a progress bar.
+    than `SHORT` the last time is called once more before it is timed, since the others have emptied the caches; who
+    encodes text after text finds them full. With a `title` there is a progress bar.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     last = dict.fromkeys(runs, math.inf)
@@ -72,7 +72,7 @@ def interleave(
         for turn in range(warm, repeats + 1):
             for name, run in runs.items():
                 bar.set_postfix_str(name, refresh=False)
-                if last[name] < SHORT:
+                if len(runs) > 1 and last[name] < SHORT:
                     run()
                 synchronize(device)
                 start = time.perf_counter()

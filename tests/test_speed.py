@@ -204,6 +204,9 @@ def test_a_short_call_finds_the_caches_as_it_left_them():
     seconds = interleave({name: lambda name=name: order.append(name) for name in "AB"}, 2, "cpu")
     assert "".join(order) == "AB" + "AABB" * 2
     assert {name: len(values) for name, values in seconds.items()} == {"A": 2, "B": 2}
+    order.clear()
+    interleave({"A": lambda: order.append("A")}, 2, "cpu")  # alone, it does so anyway
+    assert order == ["A"] * 3
 
 
 def test_ratios_are_taken_within_a_turn():

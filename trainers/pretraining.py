@@ -231,7 +231,7 @@ def _lost_worker(error: BaseException | None) -> str | None:
     of its own of it. And before the signal comes, what the worker was handing over may break off.
     """
     while error is not None:
-        said = re.search(r"DataLoader worker .*(killed|exited)[^.]*", _in_one_line(error))
+        said = re.search(r"DataLoader worker .* (killed|exited)[^.]*", _in_one_line(error))
         if said is not None:
             return said[0]
         if isinstance(error, ConnectionError | EOFError) and any(
