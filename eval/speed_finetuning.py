@@ -48,9 +48,9 @@ def padding_case(
         ValueError: more batches than an epoch has.
 
     Returns:
-        `batchings`, for each of the three `padding_share`, `flops` of forward and backward, median `seconds` of all
-        steps and the `spread` (smallest, largest); `speedup` of random and grouped over fixed, by the median of the
-        ratios within a repeat; `flops_ratio`, the bound that the arithmetic sets to it where all else costs nothing.
+        `batchings`, for each of the three `padding_share`, `flops` of forward and backward, and `seconds` of all
+        steps; `speedup` of random and grouped over fixed, within a repeat; `flops_ratio`, the bound that the
+        arithmetic sets to it where all else costs nothing. Seconds and speedups have median, min and max.
     """
     benchmark = benchmark or find_benchmark("mrpc")
     tokenizer = tokenizer or AutoTokenizer.from_pretrained("google-bert/bert-base-uncased")
@@ -70,10 +70,9 @@ def padding_case(
     results: dict[str, dict[str, Any]] = {name: _describe(model, batches) for name, batches in ways.items()}
     seconds = _seconds(model, ways, repeats)
     for name, times in seconds.items():
-        each = spread(times)
-        results[name] |= {"seconds": each["median"], "spread": [each["min"], each["max"]]}
+        results[name]["seconds"] = spread(times)
     others = ("random", "grouped")
-    speedup = {name: ratio(seconds["fixed"], seconds[name])["median"] for name in others}
+    speedup = {name: ratio(seconds["fixed"], seconds[name]) for name in others}
     return {
         "case": "finetuning_padding",
         "task": benchmark.name,

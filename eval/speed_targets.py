@@ -133,8 +133,8 @@ def _encoding(result: Result) -> list[Target]:
         fewer = row["flops"] / own["flops"]
         most = row["seconds"]["median"] / own["products_alone_seconds"]
         bound = (
-            f"{fewer:.2f}× fewer FLOPs; its matrix products alone would be {most:.2f}× as fast as the peer; without "
-            f"tables it is {row['against']['ours']['median']:.2f}× as fast"
+            f"{fewer:.2f}× fewer FLOPs; its matrix products alone would be {most:.2f}× as fast as the peer; "
+            f"{_beside_products(own)}; without tables it is {row['against']['ours']['median']:.2f}× as fast"
         )
         found.append(_judged("encoding", claim, wanted, True, row["against"]["tabulated"], "×", bound))
     return found + _growth(result)
@@ -147,9 +147,20 @@ def _tabulation(rows: Mapping[tuple[str, int], Result], length: int) -> Target:
         return Target("encoding", claim, "85 % of the ratio of counted FLOPs", "–", "NOT MEASURED", "")
     ceiling = plain["flops"] / own["flops"]
     alone = plain["seconds"]["median"] / own["products_alone_seconds"]
-    bound = f"ratio of counted FLOPs {ceiling:.2f}×; its matrix products alone would give {alone:.2f}×"
+    bound = (
+        f"ratio of counted FLOPs {ceiling:.2f}×; its matrix products alone would give {alone:.2f}×; "
+        f"{_beside_products(own)}"
+    )
     figure = plain["against"]["tabulated"]
     return _judged("encoding", claim, REACHED_OF_CEILING * ceiling, True, figure, "×", bound)
+
+
+def _beside_products(own: Result) -> str:
+    """What the time of a call has beside its products, the largest first."""
+    rest = [each for each in own["operators"] if not each["product"]][:3]
+    products = sum(each["share"] for each in own["operators"] if each["product"])
+    largest = ", ".join(f"{each['operator'].removeprefix('aten::')} {_amount(each['share'], '%')}" for each in rest)
+    return f"they are {_amount(products, '%')} of its time, the rest {largest} and smaller ones"
 
 
 def _growth(result: Result) -> list[Target]:
@@ -175,6 +186,13 @@ def _million(result: Result) -> list[Target]:
     ]
 
 
+def _padding(result: Result) -> list[Target]:
+    padding = result.get("padding")
+    claim = f"length-grouped batches of MRPC, against batches padded to {padding['max_length'] if padding else 128}"
+    bound = f"ratio of counted FLOPs {padding['flops_ratio']['grouped']:.2f}×" if padding else ""
+    return [_judged("fine-tuning", claim, 2.0, True, padding and padding["speedup"]["grouped"], "×", bound)]
+
+
 def _roofline(result: Result) -> list[Target]:
     cases = result.get("training", {"cases": {}})["cases"]
     words = {"full": "training step, all positions", "share": "training step, a quarter of the positions"}
@@ -194,4 +212,4 @@ def _giga(row: Result) -> str:
     return f"{row['flops'] / 1e9:,.0f}"
 
 
-JUDGES: tuple[Callable[[Result], list[Target]], ...] = (_training, _encoding, _million, _roofline)
+JUDGES: tuple[Callable[[Result], list[Target]], ...] = (_training, _encoding, _million, _padding, _roofline)

@@ -341,6 +341,8 @@ def test_the_page_and_its_figures(written, capsys):
         assert (written / "figures" / f"{name}.png").stat().st_size > 10_000
         assert f"figures/{name}.png" in page
     assert "None" not in page and "nan" not in page
+    spent = [line for line in page.splitlines() if "aten::" in line]  # three steps, two forms at three lengths
+    assert len(spent) == 9 and all("addmm" in line for line in spent)
     tables = [line for line in page.splitlines() if line.startswith("|")]
     assert all(line.endswith("|") for line in tables)
 
