@@ -52,19 +52,22 @@ def render_page(folder: Path, comparison: Path) -> str:
     """The page as Markdown.
 
     Args:
-        folder: as for `read_runs`, with contamination.json.
+        folder: as for `read_runs`, with contamination.json and width.json.
         comparison: JSON of `scripts/compare.py`, for the figure.
     """
     runs = read_runs(folder)
     seeds = _seeds(runs)
     first = next(iter(seeds.values()))
+    gates = _gate_rows(seeds)
     return (
         page_environment()
         .get_template("gate_1.md.j2")
         .render(
             seeds=seeds,
             settings=first["training"]["settings"],
-            gates=_gate_rows(seeds),
+            gates=gates,
+            missed=_missed(gates),
+            trials=json.loads((folder / "width.json").read_text(encoding="utf-8")),
             columns=list(SCORES),
             rows=_score_rows(runs),
             sources=json.loads((folder / "contamination.json").read_text(encoding="utf-8"))["sources"],
@@ -137,6 +140,20 @@ def _gate_rows(seeds: Mapping[str, Mapping[str, Any]]) -> list[tuple[GateResult,
     """One row per gate, its results over the seeds."""
     (gates,) = load_gates(GATES_FILE).values()
     return list(zip(*(check_gates(report, gates.gates) for report in seeds.values()), strict=True))
+
+
+def _missed(gates: Sequence[tuple[GateResult, ...]]) -> list[dict[str, Any]]:
+    """The gates that a seed fails, or passes no more than by chance."""
+    return [
+        {
+            "name": row[0].gate.name,
+            "comparison": row[0].gate.comparison,
+            "threshold": row[0].threshold,
+            "reached": [cell.value for cell in row if cell.value is not None],
+        }
+        for row in gates
+        if any(cell.value is not None and cell.verdict != "PASS" for cell in row)
+    ]
 
 
 def _score_rows(runs: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -169,6 +169,25 @@ def test_the_next_command_is_the_one_that_works(monkeypatch, capsys, tmp_path):
     assert (ROOT / "scripts" / "analyze.py").is_file()
 
 
+# ------------------------------------------------------------------------------------------------------ tiny numbers
+
+TINY = """
+import torch
+from concept_encoder.trainers.command_line import run
+
+def main():
+    torch.set_num_threads(2)
+    print((torch.full((1 << 20,), 1e-39) * 1).count_nonzero().item())
+
+"""
+
+
+@pytest.mark.parametrize(("call", "left"), [("run(main)", 0), ("main()", 1 << 20)])
+def test_a_script_takes_no_time_for_tiny_numbers_in_any_thread(call, left):
+    done = subprocess.run([sys.executable, "-c", TINY + call], capture_output=True, text=True, timeout=120, check=True)
+    assert int(done.stdout) == left
+
+
 # --------------------------------------------------------------------------------------------------------------- pipes
 
 

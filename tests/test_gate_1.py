@@ -78,6 +78,17 @@ def test_the_page_judges_the_reports(folder):
     assert failed not in (ROOT / "docs" / "GATE_1.md").read_text(encoding="utf-8")
 
 
+def test_the_page_names_what_is_missed():
+    runs = gate_1._seeds(gate_1.read_runs(RESULTS / "gate_1"))
+    rows = gate_1._gate_rows(runs)
+    missed = {row["name"]: row["reached"] for row in gate_1._missed(rows)}
+    failing = {row[0].gate.name for row in rows if "FAIL" in {cell.verdict for cell in row if cell.value is not None}}
+    assert failing <= set(missed) and "STS-B Pearson" not in missed
+    page = (ROOT / "docs" / "GATE_1.md").read_text(encoding="utf-8")
+    for name, values in missed.items():
+        assert f"- **{name}**: asks" in page and f"{values[0]:.3f}" in page
+
+
 def test_command_writes_page_and_figures(tmp_path):
     importlib.import_module("concept_encoder.scripts.gate_1").main(["--page", str(tmp_path / "GATE_1.md")])
     assert (tmp_path / "GATE_1.md").read_text(encoding="utf-8").startswith("# Gate 1\n")

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from huggingface_hub.errors import HTTPError, StrictDataclassError
 
 from .progress import silence_libraries
@@ -130,8 +131,13 @@ def say(*lines: str) -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """`main` of a script that was started from a shell: no bars in a log, no traceback where a pipe is closed."""
+    """`main` of a script that was started from a shell: no bars in a log, no traceback where a pipe is closed.
+
+    Numbers below 1e-38 count as 0, since a CPU takes a hundred times as long for products of them, and gradients
+    through sharp attention are full of them. Threads inherit that, if it comes before the first of them.
+    """
     silence_libraries()
+    torch.set_flush_denormal(True)
     try:
         try:
             main()
