@@ -15,7 +15,11 @@ GATES_FILE = Path(__file__).with_name("gate_1.yaml")
 RANK_GATES = (30 / 128, 64 / 128)
 STSB_GATE = 0.70
 COMPARED_CONCEPTS = 16  # of the recipes in the comparison, whose rank is at most that
-GROUPS = {"seed": "concept encoder", "bert": "BERT twin"}  # by file name
+GROUPS = {  # by file name
+    "seed": "concept encoder",
+    "bert": "BERT twin",
+    "bert_long": "BERT twin, 6,800 steps",
+}
 RANK = "geometry/metrics/global_effective_rank_normalized"
 SCORES = {  # column -> where a report has it
     "STS-B, no training": "similarity/stsb/rows/cosine, mean, spearman",

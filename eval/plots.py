@@ -8,6 +8,7 @@ not at all. Where a function takes `other`, it is the same data of another run, 
 
 import math
 import os
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -454,22 +455,27 @@ def plot_scores(groups: Sequence[Mapping[str, Any]], path: Path, theme: str = "l
     """Each task's primary score with its interval, over its chance level, controls, other run and published scores.
 
     Args:
-        groups: {"label", "chance": float or None, "rows": [{"label", "kind": one of SCORE_MARKS, "value": float or
-            None, "interval": [low, high] or None}]}.
+        groups: {"label", "detail": what else is to be known of the task, or "", "chance": float or None, "rows":
+            [{"label", "kind": one of SCORE_MARKS, "value": float or None, "interval": [low, high] or None}]}.
         path, theme: see the module.
 
     Raises:
         ValueError: no groups.
     """
     _require(bool(groups), "downstream scores")
-    count = sum(len(group["rows"]) for group in groups)
+    details = [textwrap.wrap(group["detail"], 72) for group in groups]
+    count = sum(len(group["rows"]) for group in groups) + sum(map(len, details))
     with figure_file(path, theme, height=1.0 + 0.23 * count + 0.42 * len(groups)) as (figure, colours):
         axes = figure.subplots()
         y, ticks = 0.0, []
-        for group in groups:
-            # From the left end of the row labels, so that a long one has the whole width.
-            place = axes.annotate(group["label"], (0, y), (-85, 0), axes.get_yaxis_transform(), "offset points")
-            place.set(weight="bold", fontsize=9, va="center")
+        for group, detail in zip(groups, details, strict=True):
+            # From the left end of the row labels, so that a long line has the whole width.
+            for i, line in enumerate([group["label"], *detail]):
+                place = axes.annotate(line, (0, y + i), (-85, 0), axes.get_yaxis_transform(), "offset points")
+                place.set(
+                    va="center", in_layout=False, **({"fontsize": 8} if i else {"fontsize": 9, "weight": "bold"})
+                )
+            y += len(detail)
             top = y + 0.5
             for row in group["rows"]:
                 y += 1

@@ -151,7 +151,9 @@ def _scores(report: Mapping[str, Any]) -> dict[str, Any] | None:
             for row in task["published"]
             if row["metric"] == score["id"] and row.get("comparable", True)
         ]
-        groups.append({"label": f"{task['id']}, {score['id']}", "chance": score["chance"], "rows": rows})
+        name, *replaced = task["id"].split("+")
+        label, detail = f"{name}, {score['id']}", " ".join(replaced)
+        groups.append({"label": label, "detail": detail, "chance": score["chance"], "rows": rows})
     return {"groups": groups} if groups else None
 
 

@@ -50,6 +50,7 @@ DRAWINGS = {
         [
             {
                 "label": "a",
+                "detail": "learning_rates=0.0003,0.001 epochs=3 " * 4,
                 "chance": 0.5,
                 "rows": [
                     {"label": "this run", "kind": "above", "value": 0.7, "interval": [0.6, 0.8]},
@@ -60,6 +61,7 @@ DRAWINGS = {
             },
             {
                 "label": "b",
+                "detail": "",
                 "chance": None,
                 "rows": [{"label": "this run", "kind": "barely", "value": -0.1, "interval": None}],
             },
@@ -70,7 +72,7 @@ DRAWINGS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:Glyph")
+@pytest.mark.filterwarnings("ignore:Glyph", "error:constrained_layout")
 @pytest.mark.parametrize("theme", plots.THEMES)
 @pytest.mark.parametrize("name", DRAWINGS)
 def test_every_figure_is_drawn(name, theme, tmp_path):

@@ -108,6 +108,9 @@ def test_a_resumed_run_equals_the_straight_one(straight, tmp_path, step):
     killed_at(straight, folder, step)
     train(folder, *settings(12, "--resume_from_checkpoint", "last"))
     assert_equal_runs(straight, folder)
+    result = json.loads((folder / "pretrain.json").read_text())
+    at_this_rate = None if step == 12 else pytest.approx(12 / result["steps_per_second"])
+    assert result["train_seconds"] == at_this_rate
 
 
 def test_the_comparison_can_fail(straight, tmp_path):

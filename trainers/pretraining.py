@@ -244,7 +244,10 @@ def _lost_worker(error: BaseException | None) -> str | None:
 
 
 def _result(recipe: Recipe, trainer: ConceptTrainer, seconds: float, steps: int) -> dict[str, Any]:
-    """Content of `pretrain.json`; `seconds` and `steps` are of this process's part of a resumed run."""
+    """Content of `pretrain.json`; `seconds` and `steps` are of this process's part of a resumed run.
+
+    `train_seconds` of such a run is what all its steps would have taken at that part's rate, None if it had no step.
+    """
     state, model = trainer.state, trainer.accelerator.unwrap_model(trainer.model)
     history = [row for row in state.log_history if "loss" in row or "eval_loss" in row]
     train = [row["loss"] for row in history if "loss" in row]
@@ -270,7 +273,7 @@ def _result(recipe: Recipe, trainer: ConceptTrainer, seconds: float, steps: int)
         },
         "steps": state.global_step,
         "epochs": state.epoch,
-        "train_seconds": seconds,
+        "train_seconds": seconds * state.global_step / steps if steps else None,
         "steps_per_second": steps / seconds,
         "tokens_seen": int(state.num_input_tokens_seen),
         "data_wait_share": trainer.largest_data_wait_share(),
