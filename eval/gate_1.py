@@ -18,7 +18,7 @@ COMPARED_CONCEPTS = 16  # of the recipes in the comparison, whose rank is at mos
 GROUPS = {  # by file name
     "seed": "concept encoder",
     "bert": "BERT twin",
-    "bert_long": "BERT twin, 6,800 steps",
+    "bert_long": "BERT twin, longer",
 }
 RANK = "geometry/metrics/global_effective_rank_normalized"
 SCORES = {  # column -> where a report has it
@@ -146,18 +146,9 @@ def _gate_rows(seeds: Mapping[str, Mapping[str, Any]]) -> list[tuple[GateResult,
     return list(zip(*(check_gates(report, gates.gates) for report in seeds.values()), strict=True))
 
 
-def _missed(gates: Sequence[tuple[GateResult, ...]]) -> list[dict[str, Any]]:
-    """The gates that a seed fails, or passes no more than by chance."""
-    return [
-        {
-            "name": row[0].gate.name,
-            "comparison": row[0].gate.comparison,
-            "threshold": row[0].threshold,
-            "reached": [cell.value for cell in row if cell.value is not None],
-        }
-        for row in gates
-        if any(cell.value is not None and cell.verdict != "PASS" for cell in row)
-    ]
+def _missed(gates: Sequence[tuple[GateResult, ...]]) -> list[tuple[GateResult, ...]]:
+    """The rows with a seed that fails, or passes no more than by chance."""
+    return [row for row in gates if any(cell.value is not None and cell.verdict != "PASS" for cell in row)]
 
 
 def _score_rows(runs: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -171,6 +162,7 @@ def _score_rows(runs: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
                 {
                     "name": f"{title}, seed {name.rpartition('-')[2]}",
                     "parameters": settings["parameters, encoder"],
+                    "steps": settings["steps"],
                     "time": outcome["training time"],
                     "scores": [_value(report, path) for path in SCORES.values()],
                 }
@@ -178,11 +170,11 @@ def _score_rows(runs: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
         if len(own) > 1:
             columns = zip(*(row["scores"] for row in rows[-len(own) :]), strict=True)
             scores = [None if None in column else mean(column) for column in columns]
-            rows.append({"name": f"{title}, mean", "parameters": None, "time": None, "scores": scores})
+            rows.append({"name": f"{title}, mean", "parameters": None, "steps": None, "time": None, "scores": scores})
     first = next(iter(runs.values()))
     for control, title in CONTROLS.items():
         scores = [_value(first, _beside(path, control)) for path in SCORES.values()]
-        rows.append({"name": title, "parameters": None, "time": None, "scores": scores})
+        rows.append({"name": title, "parameters": None, "steps": None, "time": None, "scores": scores})
     return rows
 
 

@@ -472,9 +472,7 @@ def plot_scores(groups: Sequence[Mapping[str, Any]], path: Path, theme: str = "l
             # From the left end of the row labels, so that a long line has the whole width.
             for i, line in enumerate([group["label"], *detail]):
                 place = axes.annotate(line, (0, y + i), (-85, 0), axes.get_yaxis_transform(), "offset points")
-                place.set(
-                    va="center", in_layout=False, **({"fontsize": 8} if i else {"fontsize": 9, "weight": "bold"})
-                )
+                place.set(va="center", in_layout=False, size=8 if i else 9, weight="normal" if i else "bold")
             y += len(detail)
             top = y + 0.5
             for row in group["rows"]:

@@ -119,9 +119,10 @@ def _effect(row: Mapping[str, Any], rows: list[Mapping[str, Any]]) -> str:
 # ------------------------------------------------------------------------------------------------------------ figures
 
 
-def _seconds(row: Mapping[str, float]) -> str:
-    scale, unit = (1e3, "ms") if row["median"] < 1 else (1, "s")
-    return f"{_digits(scale * row['median'])} {unit}"
+def _seconds(value: float | Mapping[str, float]) -> str:
+    seconds = value["median"] if isinstance(value, Mapping) else value
+    scale, unit = (1e3, "ms") if seconds < 1 else (1, "s")
+    return f"{_digits(scale * seconds)} {unit}"
 
 
 def _times(row: Mapping[str, float]) -> str:
