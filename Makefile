@@ -51,7 +51,7 @@ test: lint
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -n 2 --dist loadfile -q -rs
 
 audit: $(INSTALLED)
-	$(BIN)/python scripts/audit.py
+	$(BIN)/python scripts/dev/audit.py
 
 # After `pip install -U` of what shall be newer, and `make test`.
 lock: $(INSTALLED)

@@ -60,7 +60,7 @@ class ConceptEncoderConfig(PreTrainedConfig):
         pair_comparison (`str`, default `"features"`): how the sentence-pair head compares two pooled texts a and b.
             `"features"`: a linear classifier on `[a; b; |a - b|; a * b]`; `"cosine"`: their cosine is the one logit.
         pooler_whitening (`bool`, default False): the pooled output is the mean concept after a fixed affine map, which
-            is fitted after training, once: `concept_encoder.eval.whitening`.
+            is fitted after training, once: `concept_encoder.eval.concepts.whitening`.
         timestep_scale (`float`, default 1000): factor on t in [0, 1] before its sinusoidal embedding.
         tie_word_embeddings (`bool`, default True): one (V, D) matrix for encoder tokens, decoder tokens and `lm_head`.
         pad_token_id, mask_token_id, bos_token_id, eos_token_id (`int`, optional): ids of [PAD], [MASK], the first

@@ -8,11 +8,11 @@ Prints the figures and writes geometry.json, ledger.json (bits per token through
 reads what).
 """
 
-from concept_encoder.eval.analysis import FILES, analyze
-from concept_encoder.eval.geometry import GRADES
-from concept_encoder.trainers.command_line import Command, run, say
-from concept_encoder.trainers.data import DataArguments
+from concept_encoder.eval.concepts.analysis import FILES, analyze
+from concept_encoder.eval.concepts.geometry import GRADES
+from concept_encoder.trainers.data.corpora import DataArguments
 from concept_encoder.trainers.recipes import FieldParser, read_data
+from concept_encoder.utils.command_line import Command, run, say
 
 
 def main(argv: list[str] | None = None) -> None:

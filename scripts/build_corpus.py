@@ -8,9 +8,9 @@ share a sentence, or nearly one, with the validation or test rows of the benchma
 
 from pathlib import Path
 
-from concept_encoder.eval.corpora import build_corpus, format_contamination, load_plan
-from concept_encoder.trainers.command_line import Command, run, say
+from concept_encoder.eval.benchmarks.decontamination import build_corpus, format_contamination, load_plan
 from concept_encoder.trainers.recipes import find_recipe
+from concept_encoder.utils.command_line import Command, run, say
 
 PLANS = Path(__file__).parent / "corpora"
 

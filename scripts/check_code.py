@@ -8,8 +8,8 @@ it is this package's, by SHA-256. Nothing of it is imported.
 Exit code 0 all of it is this package's, 1 something differs, 2 bad input.
 """
 
-from concept_encoder.eval.code import code_of
-from concept_encoder.trainers.command_line import Command, run
+from concept_encoder.eval.hub.code_check import code_of
+from concept_encoder.utils.command_line import Command, run
 
 
 def main(argv: list[str] | None = None) -> None:

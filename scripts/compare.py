@@ -9,7 +9,7 @@ folder. A killed call goes on where it was when it is made again. Fields of a re
 import sys
 from pathlib import Path
 
-from concept_encoder.eval.comparison import (
+from concept_encoder.eval.benchmarks.comparison import (
     COMPARISON_FILE,
     TABLE_FILE,
     compare,
@@ -17,9 +17,9 @@ from concept_encoder.eval.comparison import (
     format_plans,
     plan_comparison,
 )
-from concept_encoder.eval.protocols import PROTOCOLS, find_protocol
-from concept_encoder.trainers.command_line import Command, run, say
+from concept_encoder.eval.benchmarks.protocols import PROTOCOLS, find_protocol
 from concept_encoder.trainers.recipes import Recipe, find_recipe, load_recipe, recipe_parser
+from concept_encoder.utils.command_line import Command, run, say
 
 RECIPES = Path(__file__).parent / "recipes"
 

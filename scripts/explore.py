@@ -10,9 +10,9 @@ Needs the extra: pip install -e ".[explore]". What a checkpoint cannot do, the p
 from argparse import Namespace
 from pathlib import Path
 
-from concept_encoder.eval.explorer import load_explorer, newest_run
-from concept_encoder.eval.space import write_space
-from concept_encoder.trainers.command_line import Command, run, say
+from concept_encoder.eval.explorer.explorer import load_explorer, newest_run
+from concept_encoder.eval.explorer.space import write_space
+from concept_encoder.utils.command_line import Command, run, say
 
 RUNS = Path(__file__).resolve().parents[1] / "runs"
 
@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--no_browser", action="store_true", help="print the address and open nothing")
     args = parser.parse_args(argv)
     try:
-        from concept_encoder.eval.explorer_app import build_app, launch_app
+        from concept_encoder.eval.explorer.app import build_app, launch_app
     except ImportError as error:
         parser.error(f'{error}; the explorer needs the extra: pip install -e ".[explore]"')
     with parser.refusing():

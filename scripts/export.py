@@ -8,8 +8,8 @@ what the model computes. A classifier is exported with its head, any other check
 
 import logging
 
-from concept_encoder.eval.export import EXPORTERS, export_checkpoint
-from concept_encoder.trainers.command_line import Command, run, say
+from concept_encoder.eval.hub.export import EXPORTERS, export_checkpoint
+from concept_encoder.utils.command_line import Command, run, say
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -7,11 +7,11 @@ and the same architecture without pretraining. A killed call goes on where it wa
 protocol that follow replace its values, and are then part of its name in the results.
 """
 
-from concept_encoder.eval.benchmarks import BENCHMARKS
-from concept_encoder.eval.checkpoints import results_folder
-from concept_encoder.eval.finetuning import RESULT_FOLDER, finetune_tasks
-from concept_encoder.eval.protocols import PROTOCOLS, find_protocol, protocol_parser
-from concept_encoder.trainers.command_line import Command, run, say
+from concept_encoder.eval.benchmarks.finetuning import RESULT_FOLDER, finetune_tasks
+from concept_encoder.eval.benchmarks.protocols import PROTOCOLS, find_protocol, protocol_parser
+from concept_encoder.eval.benchmarks.registry import BENCHMARKS
+from concept_encoder.eval.loading.checkpoints import results_folder
+from concept_encoder.utils.command_line import Command, run, say
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -10,8 +10,8 @@ from argparse import Namespace
 
 import torch
 
-from concept_encoder.eval import sampling
-from concept_encoder.trainers.command_line import Command, run
+from concept_encoder.eval.concepts import sampling
+from concept_encoder.utils.command_line import Command, run
 
 MODES = {
     "reconstruct": None,

@@ -9,9 +9,9 @@ tensor and keeps that in import.json.
 
 from pathlib import Path
 
-from concept_encoder.trainers.command_line import Command, run, say
-from concept_encoder.trainers.files import TOKENIZER_FILES
-from concept_encoder.trainers.importing import CLASSES, format_table, import_checkpoint
+from concept_encoder.trainers.weights.importing import CLASSES, format_table, import_checkpoint
+from concept_encoder.utils.command_line import Command, run, say
+from concept_encoder.utils.files import TOKENIZER_FILES
 
 
 def main(argv: list[str] | None = None) -> None:

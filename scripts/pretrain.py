@@ -15,12 +15,12 @@ from pathlib import Path
 
 from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
 
-from concept_encoder.eval.monitor import monitor_concepts
-from concept_encoder.eval.publishing import assemble, explain
-from concept_encoder.trainers.command_line import Command, run, say
+from concept_encoder.eval.concepts.monitor import monitor_concepts
+from concept_encoder.eval.hub.publishing import assemble, explain
 from concept_encoder.trainers.planning import plan_pretraining
 from concept_encoder.trainers.pretraining import RESULT_FILE, pretrain
 from concept_encoder.trainers.recipes import Recipe, find_recipe, load_recipe, recipe_parser
+from concept_encoder.utils.command_line import Command, run, say
 
 RECIPES = Path(__file__).parent / "recipes"
 

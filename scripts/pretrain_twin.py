@@ -9,11 +9,11 @@ decoder to cross, so the corruption has to be mlm. Similarity and fine-tuning ta
 
 from pathlib import Path
 
-from concept_encoder.eval.bert_twin import BertTwinForMaskedLM
-from concept_encoder.eval.monitor import monitor_concepts
-from concept_encoder.trainers.command_line import Command, run
+from concept_encoder.eval.benchmarks.bert_twin import BertTwinForMaskedLM
+from concept_encoder.eval.concepts.monitor import monitor_concepts
 from concept_encoder.trainers.pretraining import pretrain
 from concept_encoder.trainers.recipes import find_recipe, load_recipe, recipe_parser
+from concept_encoder.utils.command_line import Command, run
 
 RECIPES = Path(__file__).parent / "recipes"
 

@@ -19,8 +19,8 @@ from huggingface_hub import ModelCard, constants
 from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from concept_encoder.eval.publishing import CARD_FILE, assemble, checkpoints, explain, push, verify
-from concept_encoder.trainers.command_line import Command, run
+from concept_encoder.eval.hub.publishing import CARD_FILE, assemble, checkpoints, explain, push, verify
+from concept_encoder.utils.command_line import Command, run
 
 
 def main(argv: list[str] | None = None) -> None:

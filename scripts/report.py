@@ -12,10 +12,10 @@ on stderr.
 
 from pathlib import Path
 
-from concept_encoder.eval.gates import EXIT_CODES, load_gates
-from concept_encoder.eval.reference_run import write_reference_run
-from concept_encoder.eval.report import summary_table, write_report
-from concept_encoder.trainers.command_line import Command, run, say
+from concept_encoder.eval.report.gates import EXIT_CODES, load_gates
+from concept_encoder.eval.report.reference_run import write_reference_run
+from concept_encoder.eval.report.report import summary_table, write_report
+from concept_encoder.utils.command_line import Command, run, say
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -6,9 +6,9 @@ Cosines without any training and a linear probe, beside the same architecture wi
 per task into the folder similarity of the run.
 """
 
-from concept_encoder.eval.checkpoints import results_folder
-from concept_encoder.eval.similarity import RESULT_FOLDER, SIMILARITY_TASKS, similarity_tasks
-from concept_encoder.trainers.command_line import Command, run, say
+from concept_encoder.eval.benchmarks.similarity import RESULT_FOLDER, SIMILARITY_TASKS, similarity_tasks
+from concept_encoder.eval.loading.checkpoints import results_folder
+from concept_encoder.utils.command_line import Command, run, say
 
 
 def main(argv: list[str] | None = None) -> None:

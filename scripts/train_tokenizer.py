@@ -10,9 +10,9 @@ most of a step is the product with the vocabulary. Fields of the corpus follow.
 
 from pathlib import Path
 
-from concept_encoder.trainers.command_line import Command, run, say
-from concept_encoder.trainers.data import DataArguments, load_tokenizer, train_tokenizer
+from concept_encoder.trainers.data.corpora import DataArguments, load_tokenizer, train_tokenizer
 from concept_encoder.trainers.recipes import FieldParser
+from concept_encoder.utils.command_line import Command, run, say
 
 
 def main(argv: list[str] | None = None) -> None:

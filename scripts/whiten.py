@@ -11,10 +11,10 @@ like those that will be embedded: blocks of prose do not whiten sentences.
 
 from pathlib import Path
 
-from concept_encoder.eval.whitening import whiten
-from concept_encoder.trainers.command_line import Command, run, say
-from concept_encoder.trainers.data import DataArguments
+from concept_encoder.eval.concepts.whitening import whiten
+from concept_encoder.trainers.data.corpora import DataArguments
 from concept_encoder.trainers.recipes import FieldParser, read_data
+from concept_encoder.utils.command_line import Command, run, say
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -16,7 +16,7 @@ from hypothesis import settings
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 LOCALHUB = SHARED / "localhub" / "localhub"
-SMALL_HUB = Path(__file__).parent / "small_hub.py"
+SMALL_HUB = Path(__file__).parent / "support" / "small_hub.py"
 
 # Property tests try the same cases in every run, and others with --hypothesis-profile=random.
 settings.register_profile("repeatable", derandomize=True, database=None)
@@ -103,7 +103,7 @@ def shared():
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    from concept_encoder.trainers.microworld import microworld_tokenizer
+    from concept_encoder.trainers.data.microworld import microworld_tokenizer
 
     return microworld_tokenizer()
 

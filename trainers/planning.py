@@ -13,10 +13,10 @@ import torch
 from transformers import PrinterCallback, TrainerCallback, set_seed
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from .data import load_pretraining_data, load_tokenizer
+from .data.corpora import load_pretraining_data, load_tokenizer
 from .pretraining import checkpoint_to_resume
 from .recipes import Recipe
-from .trainer import ConceptTrainer
+from .training.trainer import ConceptTrainer
 
 PROBE_STEPS = 6
 WARM_UP_STEPS = 2  # of them, not timed: the first ones fill caches

@@ -23,14 +23,14 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallb
 
 from ..configuration_concept import ConceptEncoderConfig
 from ..modeling_concept import ConceptMaskedLMModel
-from .data import load_pretraining_data, load_tokenizer
-from .files import check_writable, write_atomically, write_json
-from .progress import TrainingProgress
+from ..utils.files import check_writable, write_atomically, write_json
+from ..utils.progress import TrainingProgress
+from .data.corpora import load_pretraining_data, load_tokenizer
 from .recipes import RECIPE_FILE, Recipe
-from .saving import damage, find_checkpoints, last_complete
-from .stopping import EXIT_STATUS
-from .trainer import ConceptMonitor, ConceptTrainer, UploadAssembler
-from .warm_start import architecture, start_from_checkpoint, warm_start_embeddings
+from .training.saving import damage, find_checkpoints, last_complete
+from .training.stopping import EXIT_STATUS
+from .training.trainer import ConceptMonitor, ConceptTrainer, UploadAssembler
+from .weights.warm_start import architecture, start_from_checkpoint, warm_start_embeddings
 
 logger = logging.getLogger(__name__)
 

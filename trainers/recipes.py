@@ -10,11 +10,11 @@ from typing import Any, get_args
 from transformers import HfArgumentParser, PreTrainedTokenizerBase
 
 from ..configuration_concept import ConceptEncoderConfig
-from .arguments import ConceptTrainingArguments
-from .command_line import Parser, did_you_mean
-from .data import DataArguments
-from .objectives import ObjectiveArguments
-from .untrusted import inside, read_yaml
+from ..utils.command_line import Parser, did_you_mean
+from ..utils.untrusted import inside, read_yaml
+from .data.corpora import DataArguments
+from .objectives.objective import ObjectiveArguments
+from .training.arguments import ConceptTrainingArguments
 
 RECIPE_FILE = "recipe.yaml"
 # Taken from the tokenizer, so that they cannot contradict it.

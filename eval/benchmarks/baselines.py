@@ -1,0 +1,132 @@
+"""What every score stands beside: a bag of tokens fitted to the same examples, and scores published elsewhere."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from scipy import sparse
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold
+
+from ..metrics.benchmark_score import benchmark_score
+from .registry import Benchmark, find_benchmark
+
+PUBLISHED_SCORES = Path(__file__).with_name("published.json")
+FOLDS = 5
+SEARCH_EXAMPLES = 10_000  # of larger training splits, a sample of this size chooses the regularisation
+INVERSE_REGULARIZATION = tuple(float(strength) for strength in np.logspace(-2, 2, 9))
+
+
+def bag_of_tokens(benchmark: Benchmark, train: Dataset, validation: Dataset) -> np.ndarray:
+    """Predictions of a linear model on TF-IDF vectors, which knows no word order and no text but the training split.
+
+    TF-IDF with 1 + log counts over the words of all training sentences, unit length. A single sentence is its vector.
+    A pair (a, b) is [|a - b|; a * b; their cosine; the share of common words in a, in b and in their union]; a and b
+    themselves are left out, which was better in cross-validation on the training splits of STS-B, RTE and both SICK
+    tasks, worse on MRPC. Logistic regression for classes, ridge regression for values; its regularisation is the one
+    whose primary metric is best in 5-fold cross-validation on the training split, of which at most 10,000 examples
+    take part. Nothing is random but the folds and that sample, and those have a fixed seed.
+
+    Args:
+        benchmark: the task, for its problem type and primary metric.
+        train, validation: splits as `load_benchmark` returns them; the labels of `validation` are not read.
+
+    Returns:
+        (n,) predictions on `validation`, as `benchmark_score` takes them: class ids or values.
+
+    Raises:
+        ValueError: splits with different sentence columns; training examples of one class, or fewer than 5 of any.
+
+    Source: pair features after Conneau et al. 2017, InferSent, arXiv:1705.02364.
+    """
+    names = [name for name in ("sentence1", "sentence2") if name in train.column_names]
+    if not names or any(name not in validation.column_names for name in names):
+        raise ValueError(
+            f"{benchmark.name}: train and validation need the same columns sentence1 and, for pairs, sentence2; got "
+            f"{', '.join(train.column_names)} and {', '.join(validation.column_names)}"
+        )
+    labels = np.asarray(train["label"])
+    _check_examples(benchmark, labels)
+    texts = [train[name][:] for name in names]
+    vectorizer = TfidfVectorizer(token_pattern=r"(?u)\b\w+\b", sublinear_tf=True)
+    vectorizer.fit([text for column in texts for text in column])
+    features = _features([vectorizer.transform(column) for column in texts])
+    model = _regularised(benchmark, features, labels).fit(features, labels)
+    return model.predict(_features([vectorizer.transform(validation[name][:]) for name in names]))
+
+
+def published_scores(task: str) -> list[dict[str, Any]]:
+    """Scores on a task that others have published, from `published.json`, where each has its source.
+
+    Args:
+        task: name in `BENCHMARKS`.
+
+    Returns:
+        One row per model and metric: `model`, `metric`, `score` (fraction or correlation), `split`, `parameters`
+        (None where unknown), `source`, `note`, and `comparable`: whether the split is the validation split that is
+        scored here. Rows on other splits say how large the difference may be taken, not who is better.
+
+    Raises:
+        ValueError: unknown task.
+    """
+    find_benchmark(task)
+    return [
+        {
+            "model": entry["model"],
+            "metric": metric,
+            "score": score,
+            **{key: entry[key] for key in ("split", "parameters", "source", "note")},
+            "comparable": entry["split"] == "validation",
+        }
+        for entry in json.loads(PUBLISHED_SCORES.read_text(encoding="utf-8"))
+        for metric, score in entry["scores"].get(task, {}).items()
+    ]
+
+
+def _check_examples(benchmark: Benchmark, labels: np.ndarray) -> None:
+    if benchmark.problem_type == "regression":
+        counts = {"examples": len(labels)}
+    else:
+        classes = np.unique_counts(labels)
+        counts = dict(zip([f"of class {label}" for label in classes.values], classes.counts.tolist(), strict=True))
+    if len(counts) < min(benchmark.num_labels, 2) or min(counts.values()) < FOLDS:
+        found = ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
+        raise ValueError(
+            f"{benchmark.name}: the bag of tokens needs {FOLDS} training examples to be cross-validated, and {FOLDS} "
+            f"of each of at least two classes; got {found}"
+        )
+
+
+def _features(vectors: list[sparse.csr_matrix]) -> sparse.csr_matrix:
+    if len(vectors) == 1:
+        return vectors[0]
+    first, second = vectors
+    product = first.multiply(second)
+    common = product.astype(bool).sum(axis=1)
+    sizes = [vector.astype(bool).sum(axis=1) for vector in (first, second)]
+    # A sentence without a known word has no common one either: 0 of 1.
+    shares = [common / np.maximum(size, 1) for size in (*sizes, sizes[0] + sizes[1] - common)]
+    dense = np.stack([np.asarray(column).ravel() for column in (product.sum(axis=1), *shares)], axis=1)
+    return sparse.hstack([abs(first - second), product, sparse.csr_matrix(dense)], format="csr")
+
+
+def _regularised(benchmark: Benchmark, features: sparse.csr_matrix, labels: np.ndarray) -> LogisticRegression | Ridge:
+    """The model with the regularisation that cross-validates best, not fitted yet."""
+    if benchmark.problem_type == "regression":
+        model, folds = Ridge(solver="sparse_cg"), KFold(FOLDS, shuffle=True, random_state=0)
+        grid = {"alpha": [1 / strength for strength in INVERSE_REGULARIZATION]}
+    else:
+        model, folds = LogisticRegression(max_iter=1000), StratifiedKFold(FOLDS, shuffle=True, random_state=0)
+        grid = {"C": list(INVERSE_REGULARIZATION)}
+
+    def primary_metric(candidate, held_out: sparse.csr_matrix, gold: np.ndarray) -> float:
+        score = benchmark_score(benchmark.scored_as, candidate.predict(held_out), gold)[benchmark.primary_metric]
+        return 0.0 if score is None else score  # undefined: constant predictions
+
+    sample = np.random.default_rng(0).permutation(len(labels))[:SEARCH_EXAMPLES]
+    search = GridSearchCV(model, grid, cv=folds, scoring=primary_metric, refit=False)
+    search.fit(features[sample], labels[sample])
+    return model.set_params(**search.best_params_)

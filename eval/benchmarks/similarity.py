@@ -1,0 +1,301 @@
+"""Sentence similarity without fine-tuning: cosines of frozen concepts, and a linear probe on them."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict
+from sklearn.linear_model import Ridge
+from sklearn.model_selection import train_test_split
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ...utils.files import write_json
+from ...utils.progress import progress
+from ..concepts.whitening import whitening
+from ..loading.checkpoints import (
+    check_checkpoint,
+    checkpoint_folder,
+    load_encoder,
+    load_tokenizer,
+    longest_text,
+    random_twin,
+    weights_digest,
+)
+from ..metrics.benchmark_score import benchmark_score
+from ..metrics.intervals import bootstrap_intervals, paired_bootstrap
+from .registry import Benchmark, find_benchmark, load_benchmark
+
+RESULT_FOLDER = "similarity"
+SIMILARITY_TASKS = ("stsb", "sick_relatedness", "microworld_similarity")
+SPLIT = "validation"
+RESAMPLES = 10_000  # of every bootstrap
+BATCH_SIZE = 32  # pairs, at most
+ALPHAS = tuple(float(alpha) for alpha in np.logspace(-1, 5, 13))  # of ridge regression on standardised features
+SELECTION_SIZE = 0.1  # share of train on which alpha is chosen
+SELECTION_SEED = 0
+ZERO_SHOT = {
+    "mean": "cosine of the mean concepts",
+    "weighted": "cosine of the weighted mean concepts; weight of concept c: its total variance over the training "
+    "sentences, tr Cov(Z_c), as a share of the sum over concepts, so that a concept that is the same for every text "
+    "counts nothing",
+    "max_sim": "late interaction: mean over the concepts of one sentence of the largest cosine with a concept of the "
+    "other, mean of both directions",
+    "mean_whitened": "cosine of the mean concepts after centring and whitening fitted to the training sentences; "
+    "directions with less than 1e-6 of the largest variance are dropped",
+}
+PROBE = (
+    "frozen mean concepts a, b of the two sentences, features [|a - b|; a * b] standardised on train; ridge "
+    "regression, alpha chosen by the primary metric on a 10 % split of train, then fitted to all of train"
+)
+TWIN = "same architecture, randomly initialised, same procedure"
+
+
+def result_path(output_dir: str | os.PathLike, task: str) -> Path:
+    return Path(output_dir) / RESULT_FOLDER / f"{task}.json"
+
+
+def find_similarity_task(name: str) -> Benchmark:
+    """Row of one of `SIMILARITY_TASKS`, or of a task file that is like one; errors as `find_benchmark`."""
+    return find_benchmark(name, SIMILARITY_TASKS, "similarity task")
+
+
+def similarity_tasks(
+    checkpoint: str,
+    tasks: Sequence[str],
+    output_dir: str | os.PathLike,
+    *,
+    max_length: int = 128,
+    max_train_examples: int | None = None,
+    overwrite: bool = False,
+) -> list[dict[str, Any]]:
+    """Score the frozen concepts of a checkpoint on similarity tasks, write `similarity/<task>.json` for each.
+
+    Nothing of the encoder is trained. Whatever is fitted (weights, whitening, probe) sees training pairs only; the
+    validation split is scored once per method.
+
+    Args:
+        checkpoint: folder or Hub id of a pretrained concept encoder, with its tokenizer.
+        tasks: names in `SIMILARITY_TASKS`, or task files.
+        output_dir: run folder; the untrained twin is kept in `random_init/` there.
+        max_length: tokens per sentence, special tokens included; bounded by the encoder's learned positions.
+        max_train_examples: training pairs used, drawn at random; None: all.
+        overwrite: replace existing results.
+
+    Returns:
+        What was written, in the order of the tasks: `zero_shot`, a row per method of `ZERO_SHOT` with Pearson and
+        Spearman correlation and their bootstrap `intervals`, the `probe`, and both of the random twin in `controls`,
+        with the paired difference of the run to it.
+
+    Raises:
+        FileExistsError: a result exists and `overwrite` is not set.
+        ValueError: a task without graded similarity; not a pretrained concept encoder; max_length or
+            max_train_examples too small; whatever `load_benchmark` raises.
+    """
+    if max_length < 3:
+        raise ValueError(f"max_length must be at least 3, got {max_length}")
+    if max_train_examples is not None and max_train_examples < 20:
+        raise ValueError(f"max_train_examples must be at least 20, got {max_train_examples}")
+    benchmarks = [find_similarity_task(task) for task in dict.fromkeys(tasks)]
+    for benchmark in benchmarks:
+        _refuse_existing(result_path(output_dir, benchmark.name), overwrite)
+    folder = checkpoint_folder(checkpoint)
+    config = check_checkpoint(folder)
+    tokenizer = load_tokenizer(folder, config)
+    max_length = longest_text(config, max_length)
+    results = []
+    for benchmark in benchmarks:
+        data = load_benchmark(benchmark)
+        if max_train_examples is not None and max_train_examples < data["train"].num_rows:
+            data["train"] = data["train"].shuffle(seed=SELECTION_SEED).select(range(max_train_examples))
+        subjects = {"run": folder, "random_init": random_twin(folder, output_dir)}
+        scored = {
+            name: score_frozen(load_encoder(source), tokenizer, data, benchmark, max_length, name)
+            for name, source in subjects.items()
+        }
+        result = _result(benchmark, data, scored, {"max_length": max_length, "weights": weights_digest(folder)})
+        write_json(result_path(output_dir, benchmark.name), result)
+        results.append(result)
+    return results
+
+
+def score_frozen(
+    encoder: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: DatasetDict,
+    benchmark: Benchmark,
+    max_length: int,
+    description: str,
+) -> dict[str, Any]:
+    """Predicted similarities of the validation pairs.
+
+    Args:
+        encoder: base model that gives `last_hidden_state` (B, C, D).
+        tokenizer: its tokenizer.
+        data: train and validation as `load_benchmark` gives them.
+        benchmark: the task.
+        max_length: tokens per sentence.
+        description: of the progress bar.
+
+    Returns:
+        `zero_shot`: method of `ZERO_SHOT` to (n,) scores; `probe`: (n,) predictions; `alpha` of the probe.
+
+    Source: max-sim, Khattab & Zaharia 2020, ColBERT, arXiv:2004.12832, section 3.3; whitening, Su et al. 2021,
+        arXiv:2103.15316.
+    Differs: max-sim over concepts instead of tokens, a mean instead of a sum, and symmetrised.
+    """
+    train = data["train"]
+    means: list[np.ndarray] = [np.empty((len(train), encoder.config.hidden_size)) for _ in range(2)]
+    variance = _RunningVariance()
+    for rows, concepts in _encoded_pairs(encoder, tokenizer, train, max_length, f"{benchmark.name}: {description}"):
+        for side, z in enumerate(concepts):  # (b, C, D)
+            means[side][rows] = z.mean(1)
+            variance.add(z)
+    weights = variance.shares()  # (C,)
+    validation = data[SPLIT]
+    scores = {name: np.empty(len(validation)) for name in ("weighted", "max_sim")}
+    own: list[np.ndarray] = [np.empty((len(validation), encoder.config.hidden_size)) for _ in range(2)]
+    for rows, (a, b) in _encoded_pairs(encoder, tokenizer, validation, max_length, f"{benchmark.name}: scoring"):
+        for side, z in enumerate((a, b)):
+            own[side][rows] = z.mean(1)
+        weighted = [torch.einsum("c,bcd->bd", weights, z.double()).numpy() for z in (a, b)]
+        scores["weighted"][rows] = cosine(*weighted)
+        scores["max_sim"][rows] = max_sim(a, b)
+    mean, matrix = whitening(np.concatenate(means))
+    scores["mean"] = cosine(*own)
+    scores["mean_whitened"] = cosine(*((side - mean) @ matrix for side in own))
+    probe, alpha = _probe(pair_features(*means), np.asarray(train["label"]), pair_features(*own), benchmark)
+    return {"zero_shot": {name: scores[name] for name in ZERO_SHOT}, "probe": probe, "alpha": alpha}
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(n,) cosines of the rows of two (n, D) arrays; 0 where one of them is 0."""
+    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    return np.divide((a * b).sum(-1), norms, out=np.zeros(len(a)), where=norms > 0)
+
+
+def max_sim(a: Tensor, b: Tensor) -> np.ndarray:
+    """(B,) symmetrised late-interaction similarity of concepts a, b (B, C, D): a mean of cosines, in [-1, 1]."""
+    a, b = (torch.nn.functional.normalize(z.double(), dim=-1) for z in (a, b))
+    cosines = a @ b.mT  # (B, C, C)
+    return ((cosines.amax(2).mean(1) + cosines.amax(1).mean(1)) / 2).numpy()
+
+
+def pair_features(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(n, 2 D) features `[|a - b|; a * b]` of pairs of (n, D) vectors, the same for (b, a)."""
+    return np.concatenate([np.abs(a - b), a * b], axis=1)
+
+
+class _RunningVariance:
+    """Total variance of each concept over texts, tr Cov(Z_c), from batches of concepts."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Tensor | float = 0.0  # (C, D)
+        self.squares: Tensor | float = 0.0  # (C,) sum of squared distances to the mean
+
+    def add(self, z: Tensor) -> None:
+        """z (B, C, D). Parallel update of Chan, Golub & LeVeque 1983, which loses no digits to a large mean."""
+        z = z.double()
+        mean, size = z.mean(0), len(z)
+        difference = mean - self.mean
+        total = self.count + size
+        self.squares = self.squares + (z - mean).square().sum((0, 2))
+        self.squares = self.squares + difference.square().sum(-1) * self.count * size / total
+        self.mean = self.mean + difference * size / total
+        self.count = total
+
+    def shares(self) -> Tensor:
+        """(C,) of the sum over concepts; equal ones where nothing varies."""
+        assert isinstance(self.squares, Tensor)
+        if not self.squares.sum() > 0:
+            return torch.full_like(self.squares, 1 / len(self.squares))
+        return self.squares / self.squares.sum()
+
+
+@torch.inference_mode()
+def _encoded_pairs(
+    encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: Dataset, max_length: int, description: str
+) -> Iterator[tuple[np.ndarray, tuple[Tensor, Tensor]]]:
+    """Row numbers (b,) and both sentences' concepts (b, C, D) of every pair, pairs of like length together."""
+    options = {"truncation": True, "max_length": max_length, "return_token_type_ids": False}
+    sides = [tokenizer(data[name][:], **options)["input_ids"] for name in ("sentence1", "sentence2")]
+    order = np.argsort([len(a) + len(b) for a, b in zip(*sides, strict=True)], kind="stable")
+    for start in progress(range(0, len(order), BATCH_SIZE), desc=description, leave=False):
+        rows = order[start : start + BATCH_SIZE]
+        batch = tokenizer.pad({"input_ids": [side[row] for side in sides for row in rows]}, return_tensors="pt")
+        batch = {name: batch[name].to(encoder.device) for name in ("input_ids", "attention_mask")}
+        concepts = encoder(**batch).last_hidden_state.float().cpu()  # (2 b, C, D)
+        yield rows, (concepts[: len(rows)], concepts[len(rows) :])
+
+
+def _probe(
+    features: np.ndarray, labels: np.ndarray, unseen: np.ndarray, benchmark: Benchmark
+) -> tuple[np.ndarray, float]:
+    """(n,) predictions for unseen features, and the alpha chosen on a split of the training pairs."""
+    options = {"test_size": SELECTION_SIZE, "random_state": SELECTION_SEED}
+    fit_on, select_on = train_test_split(np.arange(len(labels)), **options)
+
+    def score(alpha: float) -> float:
+        model = _ridge(alpha).fit(features[fit_on], labels[fit_on])
+        scores = benchmark_score(benchmark.scored_as, model.predict(features[select_on]), labels[select_on])
+        value = scores[benchmark.primary_metric]
+        return -np.inf if value is None else value
+
+    alpha = max(ALPHAS, key=score)
+    return _ridge(alpha).fit(features, labels).predict(unseen), alpha
+
+
+def _ridge(alpha: float):
+    return make_pipeline(StandardScaler(), Ridge(alpha=alpha))
+
+
+def _result(
+    benchmark: Benchmark, data: DatasetDict, scored: dict[str, dict[str, Any]], settings: dict[str, Any]
+) -> dict[str, Any]:
+    labels = np.asarray(data[SPLIT]["label"])
+    own, twin = scored["run"], scored["random_init"]
+
+    def judged(predictions: np.ndarray, rival: np.ndarray | None = None) -> dict[str, Any]:
+        """Metrics and intervals, and with a rival the difference rival - predictions, paired."""
+        row: dict[str, Any] = {
+            "metrics": benchmark_score(benchmark.scored_as, predictions, labels),
+            "intervals": bootstrap_intervals(benchmark.scored_as, predictions, labels, resamples=RESAMPLES),
+        }
+        if rival is not None:
+            row["paired"] = paired_bootstrap(benchmark.scored_as, rival, predictions, labels, resamples=RESAMPLES)
+        return row
+
+    def flat(row: dict[str, Any], description: str) -> dict[str, Any]:
+        return {"description": description, **row.pop("metrics"), **row}
+
+    control = {
+        "description": TWIN,
+        "zero_shot": {
+            name: flat(judged(twin["zero_shot"][name], own["zero_shot"][name]), text)
+            for name, text in ZERO_SHOT.items()
+        },
+        "probe": {**judged(twin["probe"], own["probe"]), "alpha": twin["alpha"]},
+    }
+    return {
+        "kind": "similarity",
+        "task": benchmark.name,
+        "split": SPLIT,
+        "primary_metric": benchmark.primary_metric,
+        "train_examples": data["train"].num_rows,
+        "validation_examples": data[SPLIT].num_rows,
+        **settings,
+        "zero_shot": {name: flat(judged(own["zero_shot"][name]), text) for name, text in ZERO_SHOT.items()},
+        "probe": {**judged(own["probe"]), "alpha": own["alpha"], "protocol": PROBE},
+        "controls": {"random_init": control},
+    }
+
+
+def _refuse_existing(path: Path, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; give --overwrite to replace it")

@@ -1,0 +1,504 @@
+"""Fine-tuning under a protocol, in cells that a killed run goes on from: sweep on a share of train, then seeds."""
+
+import hashlib
+import json
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from sklearn.model_selection import train_test_split
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import (
+    DataCollatorWithPadding,
+    EvalPrediction,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from ...configuration_concept import ConceptEncoderConfig
+from ...utils.files import whole_folder, write_json
+from ..loading.checkpoints import load_classifier, longest_text, weights_digest
+from ..metrics.benchmark_score import benchmark_score
+from .protocols import Protocol
+from .registry import Benchmark, load_benchmark
+
+PAIR_HEAD = "ConceptEncoderForSentencePairClassification"  # of comparisons of texts encoded apart
+SUBSET_SEED = 0  # of the share to select on and of `max_train_examples`: the same for every seed and control
+MODEL_FOLDER = "model"
+BATCHING = "length-grouped"  # part of what decides a cell: those of other batching are not its like
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedTask:
+    """A benchmark ready to train on: loaded, capped, tokenised."""
+
+    benchmark: Benchmark
+    protocol: Protocol
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+    """tokens per example, after the bound of learned positions"""
+    texts: Mapping[str, Dataset]
+    """train and validation as `load_benchmark` gives them, train capped"""
+    encoded: Mapping[str, Dataset]
+    """the same with `label` and, for each text that is encoded, `input_ids` and `attention_mask`; names of the two
+    texts of a pair that is encoded apart end in `_a` and `_b`"""
+    label_range: tuple[float, float]
+    """of the training labels, which a cosine is fitted to as 0 and 1"""
+    digest: str
+    """of the encoded data"""
+
+    @property
+    def epochs(self) -> int:
+        return self.protocol.epochs_for(self.benchmark.name)
+
+    @property
+    def apart(self) -> bool:
+        return encodes_apart(self.benchmark, self.protocol)
+
+    @property
+    def pair_comparison(self) -> str:
+        """of the head of texts encoded apart"""
+        return "cosine" if self.benchmark.problem_type == "regression" else "features"
+
+    @property
+    def head(self) -> str:
+        return PAIR_HEAD if self.apart else self.benchmark.head
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a sweep selects."""
+
+    learning_rate: float
+    batch_size: int
+    epochs: int
+    """passes after which training stops; the schedule spans those of the protocol"""
+
+
+def encodes_apart(benchmark: Benchmark, protocol: Protocol) -> bool:
+    """Whether the two texts of an example are encoded apart."""
+    return protocol.comparison == "apart" and len(benchmark.sentence_columns) == 2
+
+
+def prepare_task(
+    benchmark: Benchmark, protocol: Protocol, tokenizer: PreTrainedTokenizerBase, config: ConceptEncoderConfig
+) -> PreparedTask:
+    """Load, cap and tokenise a benchmark; raises whatever `load_benchmark` does."""
+    apart = encodes_apart(benchmark, protocol)
+    max_length = longest_text(config, protocol.max_length)
+    texts = load_benchmark(benchmark)
+    cap = protocol.max_train_examples
+    if cap is not None and cap < texts["train"].num_rows:
+        texts["train"] = texts["train"].shuffle(seed=SUBSET_SEED).select(range(cap))
+
+    def encode(batch: Mapping[str, list]) -> Mapping[str, list]:
+        sentences = [batch[name] for name in ("sentence1", "sentence2") if name in batch]
+        options = {"truncation": True, "max_length": max_length, "return_token_type_ids": False}
+        if not apart:
+            return tokenizer(*sentences, **options)
+        sides = zip("ab", sentences, strict=True)
+        return {f"{name}_{side}": rows for side, texts in sides for name, rows in tokenizer(texts, **options).items()}
+
+    columns = [name for name in texts["train"].column_names if name != "label"]
+    encoded = texts.map(encode, batched=True, remove_columns=columns, desc=f"Tokenising {benchmark.name}")
+    digest = hashlib.sha256()
+    for split in ("train", "validation"):
+        digest.update(json.dumps([*_token_ids(encoded[split]), encoded[split]["label"][:]]).encode())
+    labels = texts["train"]["label"][:]
+    return PreparedTask(
+        benchmark=benchmark,
+        protocol=protocol,
+        tokenizer=tokenizer,
+        max_length=max_length,
+        texts=texts,
+        encoded=encoded,
+        label_range=(min(labels), max(labels)),
+        digest=digest.hexdigest()[:16],
+    )
+
+
+class Cells:
+    """The finished pieces of a run, one JSON file each; a piece that is there is read, not computed again."""
+
+    def __init__(self, folder: Path, bar: tqdm):
+        self.folder = folder
+        self.bar = bar
+
+    def get(
+        self,
+        name: str,
+        settings: dict[str, Any],
+        compute: Callable[[], dict[str, Any]],
+        complete: bool = True,
+    ) -> dict[str, Any]:
+        """The cell of that name, computed and written unless it is there with the same settings, and `complete`.
+
+        Raises:
+            ValueError: it is there with other settings.
+        """
+        self.bar.set_description(f"{self.folder.name}: {name}")
+        self.bar.set_postfix_str("")
+        path = self.folder / f"{name}.json"
+        settings = json.loads(json.dumps(settings))
+        if path.is_file():
+            kept = json.loads(path.read_text(encoding="utf-8"))["settings"]
+            changed = sorted(key for key in {*kept, *settings} if kept.get(key) != settings.get(key))
+            if changed:
+                differences = ", ".join(f"{key} {kept.get(key)!r}, now {settings.get(key)!r}" for key in changed)
+                raise ValueError(f"{path} has other settings ({differences}); give --overwrite to start anew")
+        if not path.is_file() or not complete:
+            write_json(path, {"settings": settings, **_without_nan(compute())})
+        self.bar.update()
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
+def count_cells(protocol: Protocol) -> int:
+    """Cells that `run_protocol` fills."""
+    return (len(protocol.grid) if protocol.selection_size else 0) + len(protocol.seeds)
+
+
+def run_protocol(subject: str, folder: Path, task: PreparedTask, cells: Cells, save_model: bool = False) -> dict:
+    """Sweep and seeds of one checkpoint.
+
+    Args:
+        subject: prefix of the cells' names.
+        folder: checkpoint folder.
+        task: what to train on.
+        cells: where finished pieces are kept.
+        save_model: keep the model of the first seed, in `model` beside the cells.
+
+    Returns:
+        `selected` setting; `sweep`, a row per setting with its best epoch and score there (empty when the protocol
+        selects nothing); `runs`, a cell per seed with `seed`, `metrics`, `predictions` (n,), `steps`, `seconds`,
+        `padding_share` of the training batches, `log_history` and the keys of `load_classifier`.
+
+    Raises:
+        ValueError: a seed's predictions are not finite; cells of other settings; a share too small to select on.
+    """
+    protocol = task.protocol
+    sweep = []
+    if protocol.selection_size:
+        fit_on, select_on = _selection_split(task)
+        for rate, size in protocol.grid:
+            setting = Setting(rate, size, task.epochs)
+            settings = _settings(folder, task, setting, protocol.seeds[0])
+            settings |= {"selection_size": protocol.selection_size, "patience": protocol.patience}
+            cell = cells.get(
+                f"{subject}.sweep.lr={rate}.batch={size}",
+                settings,
+                partial(_sweep_cell, folder, task, fit_on, select_on, setting, cells.bar),
+            )
+            sweep.append({name: cell[name] for name in ("learning_rate", "batch_size", "epochs", "metrics")})
+        best = max(sweep, key=lambda row: _rank(task.benchmark, row["metrics"]))  # the first of equals
+        selected = Setting(best["learning_rate"], best["batch_size"], best["epochs"])
+    else:
+        selected = Setting(*protocol.grid[0], task.epochs)
+    runs = []
+    for seed in protocol.seeds:
+        model = cells.folder / MODEL_FOLDER if save_model and seed == protocol.seeds[0] else None
+        cell = cells.get(
+            f"{subject}.seed={seed}",
+            _settings(folder, task, selected, seed),
+            partial(_seed_cell, folder, task, selected, seed, model, cells.bar),
+            complete=model is None or model.is_dir(),
+        )
+        runs.append(cell)
+    return {"selected": asdict(selected), "sweep": sweep, "runs": runs}
+
+
+def _settings(folder: Path, task: PreparedTask, setting: Setting, seed: int) -> dict[str, Any]:
+    """Everything that decides what comes out of a cell."""
+    protocol = task.protocol
+    names = ("weight_decay", "warmup_steps", "lr_scheduler_type", "max_grad_norm", "bf16")
+    return {
+        "task": task.benchmark.name,
+        "head": task.head,
+        "batching": BATCHING,
+        "data": task.digest,
+        "weights": weights_digest(folder),
+        "scheduled_epochs": task.epochs,
+        "seed": seed,
+        **asdict(setting),
+        **{name: getattr(protocol, name) for name in names},
+    }
+
+
+def _selection_split(task: PreparedTask) -> tuple[Dataset, Dataset]:
+    """The training split without and with the share to select on, by length; classes in equal proportion in both."""
+    train, size, row = task.encoded["train"], task.protocol.selection_size, task.benchmark
+    needed = max(2, row.num_labels)
+    if min(math.ceil(size * len(train)), math.floor((1 - size) * len(train))) < needed:
+        raise ValueError(
+            f"selection_size ({size}) of the {len(train)} training examples of {row.name} leaves fewer than {needed} "
+            "on one side; give more examples or another share"
+        )
+    stratify = None if row.problem_type == "regression" else train["label"][:]
+    options = {"test_size": size, "random_state": SUBSET_SEED, "stratify": stratify}
+    fit_on, select_on = train_test_split(np.arange(len(train)), **options)
+    select_on = train.select(np.sort(select_on))
+    return train.select(np.sort(fit_on)), select_on.select(_by_length(select_on))
+
+
+def _by_length(data: Dataset) -> np.ndarray:
+    """(n,) row numbers from the shortest example to the longest, for batches of little padding."""
+    return np.argsort(_lengths(data), kind="stable")
+
+
+def _token_ids(data: Dataset) -> list[list[list[int]]]:
+    """Rows of ids of each text that is encoded: one column, or two."""
+    return [data[name][:] for name in data.column_names if name.startswith("input_ids")]
+
+
+def _lengths(data: Dataset) -> list[int]:
+    """(n,) tokens of each example."""
+    return [sum(map(len, texts)) for texts in zip(*_token_ids(data), strict=True)]
+
+
+def _rank(benchmark: Benchmark, metrics: Mapping[str, float | None]) -> float:
+    """What selection maximises: the primary metric, undefined below everything."""
+    score = metrics[benchmark.primary_metric]
+    if score is None:
+        return -math.inf
+    return score if benchmark.greater_is_better else -score
+
+
+def _sweep_cell(
+    folder: Path, task: PreparedTask, fit_on: Dataset, select_on: Dataset, setting: Setting, bar: tqdm
+) -> dict[str, Any]:
+    start = time.monotonic()
+    watch = _Watch(task, setting.epochs, bar)
+    _train(folder, task, setting, task.protocol.seeds[0], watch, fit_on, select_on)
+    best = max(watch.by_epoch, key=lambda metrics: _rank(task.benchmark, metrics))
+    return {
+        "learning_rate": setting.learning_rate,
+        "batch_size": setting.batch_size,
+        "epochs": watch.by_epoch.index(best) + 1,
+        "metrics": best,
+        "metrics_by_epoch": watch.by_epoch,
+        "seconds": round(time.monotonic() - start, 3),
+    }
+
+
+def _seed_cell(
+    folder: Path, task: PreparedTask, setting: Setting, seed: int, model_folder: Path | None, bar: tqdm
+) -> dict[str, Any]:
+    start = time.monotonic()
+    watch = _Watch(task, setting.epochs, bar)
+    trainer, keys = _train(folder, task, setting, seed, watch, task.encoded["train"])
+    validation = task.encoded["validation"]
+    order = _by_length(validation)  # the predictions go back into the order of the split
+    logits = np.empty((len(validation), task.benchmark.num_labels), dtype=np.float32)
+    logits[order] = trainer.predict(validation.select(order)).predictions
+    if not np.isfinite(logits).all():
+        raise ValueError(
+            f"Training on {task.benchmark.name} diverged: predictions are not finite; lower learning_rates "
+            f"(here {setting.learning_rate})"
+        )
+    predictions = _predictions(task.benchmark, logits)
+    if task.apart and task.pair_comparison == "cosine":
+        low, high = task.label_range
+        predictions = predictions * (high - low) + low
+    if model_folder is not None:
+        _save_model(trainer, model_folder)
+    return {
+        "seed": seed,
+        "metrics": benchmark_score(task.benchmark.scored_as, predictions, validation["label"][:]),
+        "predictions": predictions.tolist(),
+        "steps": trainer.state.global_step,
+        "padding_share": trainer.padding_share,
+        "seconds": round(time.monotonic() - start, 3),
+        "device": trainer.args.device.type,
+        "head": task.head,
+        **keys,
+        "log_history": trainer.state.log_history,
+    }
+
+
+def _predictions(benchmark: Benchmark, logits: np.ndarray) -> np.ndarray:
+    """(n,) class ids, or values for regression, of (n, num_labels) logits."""
+    return logits[:, 0] if benchmark.problem_type == "regression" else logits.argmax(axis=-1)
+
+
+class ShuffledLengthGroups(LengthGroupedSampler):
+    """Batches of examples of similar length, in random order.
+
+    Differs from transformers' sampler, whose batches go from the longest to the shortest, over and over.
+    """
+
+    def __iter__(self) -> Iterator[int]:
+        order = list(super().__iter__())
+        whole = len(order) - len(order) % self.batch_size
+        batches = torch.tensor(order[:whole], dtype=torch.long).view(-1, self.batch_size)
+        yield from batches[torch.randperm(len(batches))].flatten().tolist()
+        yield from order[whole:]
+
+
+class LengthGroupedTrainer(Trainer):
+    """Trains on length-grouped batches and counts their padding; whatever it predicts on stays in order.
+
+    `train_sampling_strategy="group_by_length"` would reorder that too, and put predictions beside wrong labels.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._real: Tensor | int = 0
+        self._positions = 0
+
+    @property
+    def padding_share(self) -> float:
+        """Of the positions trained on, in [0, 1)."""
+        return 1 - int(self._real) / max(self._positions, 1)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> ShuffledLengthGroups:
+        data = self.train_dataset if train_dataset is None else train_dataset
+        return ShuffledLengthGroups(self.args.train_batch_size, lengths=_lengths(data))
+
+    def training_step(self, model: nn.Module, inputs: dict, num_items_in_batch=None) -> Tensor:
+        for mask in (inputs[name] for name in inputs if name.startswith("attention_mask")):
+            self._real = self._real + mask.sum()  # on the device, without waiting for it
+            self._positions += mask.numel()
+        return super().training_step(model, inputs, num_items_in_batch)
+
+
+class PairCollator:
+    """Pads the two texts of each pair apart, and moves labels that are no classes from `label_range` to [0, 1]."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, label_range: tuple[float, float]):
+        self.tokenizer = tokenizer
+        self.label_range = label_range
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        batch: dict[str, Tensor] = {}
+        for side in "ab":
+            texts = [{name: row[f"{name}_{side}"] for name in ("input_ids", "attention_mask")} for row in rows]
+            padded = self.tokenizer.pad(texts, return_tensors="pt")
+            batch |= {f"{name}_{side}": tensor for name, tensor in padded.items()}
+        low, high = self.label_range
+        labels = torch.tensor([row["label"] for row in rows])
+        return {**batch, "labels": (labels - low) / (high - low) if labels.is_floating_point() else labels}
+
+
+class _Watch(TrainerCallback):
+    """Shows the epoch, stops after the setting's epochs, and earlier when the score no longer rises."""
+
+    def __init__(self, task: PreparedTask, epochs: int, bar: tqdm):
+        self.task = task
+        self.epochs = epochs
+        self.bar = bar
+        self.by_epoch: list[dict[str, float | None]] = []
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        done = round(state.epoch)
+        self.bar.set_postfix_str(f"epoch {done}/{self.epochs}")
+        control.should_training_stop |= done >= self.epochs
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        row = self.task.benchmark
+        self.by_epoch.append({name: metrics.get(f"eval_{name}") for name in row.metrics})
+        ranks = [_rank(row, metrics) for metrics in self.by_epoch]
+        control.should_training_stop |= len(ranks) - 1 - int(np.argmax(ranks)) >= self.task.protocol.patience
+
+
+def _train(
+    folder: Path,
+    task: PreparedTask,
+    setting: Setting,
+    seed: int,
+    watch: _Watch,
+    train: Dataset,
+    select_on: Dataset | None = None,
+) -> tuple[LengthGroupedTrainer, dict[str, list[str]]]:
+    """The trained Trainer and the keys of `load_classifier`; with `select_on`, scored on it after each epoch."""
+    row = task.benchmark
+    set_seed(seed)  # before the head is drawn
+    fields: dict[str, str] = {}
+    collator: Callable = DataCollatorWithPadding(task.tokenizer)
+    if task.apart:
+        fields, collator = {"pair_comparison": task.pair_comparison}, PairCollator(task.tokenizer, task.label_range)
+    model, keys = load_classifier(folder, task.head, row, **fields)
+
+    def score(prediction: EvalPrediction) -> dict[str, float]:
+        if not np.isfinite(prediction.predictions).all():
+            return {}
+        scores = benchmark_score(row.scored_as, _predictions(row, prediction.predictions), prediction.label_ids)
+        return {name: value for name, value in scores.items() if value is not None}
+
+    with tempfile.TemporaryDirectory(prefix="finetune-") as scratch:
+        trainer = LengthGroupedTrainer(
+            model=model,
+            args=_arguments(task, setting, seed, scratch, eval_strategy="no" if select_on is None else "epoch"),
+            train_dataset=train,
+            eval_dataset=select_on,
+            data_collator=collator,
+            processing_class=task.tokenizer,
+            compute_metrics=None if select_on is None else score,
+            callbacks=[watch],
+        )
+        for callback in (PrinterCallback, ProgressCallback):  # the bar over the cells is the display
+            trainer.remove_callback(callback)
+        trainer.train()
+    return trainer, keys
+
+
+def _arguments(task: PreparedTask, setting: Setting, seed: int, scratch: str, eval_strategy: str) -> TrainingArguments:
+    """Of one training run; ValueError where more than one device would share a batch."""
+    protocol = task.protocol
+    arguments = TrainingArguments(
+        output_dir=scratch,
+        per_device_train_batch_size=setting.batch_size,
+        per_device_eval_batch_size=setting.batch_size,
+        num_train_epochs=task.epochs,
+        learning_rate=setting.learning_rate,
+        weight_decay=protocol.weight_decay,
+        warmup_steps=protocol.warmup_steps,
+        lr_scheduler_type=protocol.lr_scheduler_type,
+        max_grad_norm=protocol.max_grad_norm,
+        seed=seed,
+        bf16=protocol.bf16,
+        logging_steps=0.05,  # share of all steps
+        eval_strategy=eval_strategy,
+        save_strategy="no",
+        dataloader_pin_memory=torch.cuda.is_available(),
+        disable_tqdm=True,
+        report_to="none",
+    )
+    if arguments.train_batch_size * arguments.world_size != setting.batch_size:
+        raise ValueError(
+            f"Fine-tuning uses one device, and sees {max(arguments.n_gpu, arguments.world_size)}: batches would "
+            f"be larger than batch_size ({setting.batch_size}); set CUDA_VISIBLE_DEVICES to one of them"
+        )
+    return arguments
+
+
+def _save_model(trainer: Trainer, folder: Path) -> None:
+    """Complete under its name, or not there at all."""
+    with whole_folder(folder) as staged:
+        # Not the Trainer's own, which pickles its arguments beside the weights.
+        trainer.model.save_pretrained(staged)
+        trainer.processing_class.save_pretrained(staged)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _without_nan(value: Any) -> Any:
+    """`value` with every number that strict JSON cannot hold replaced by None."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

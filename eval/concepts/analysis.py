@@ -1,0 +1,167 @@
+"""Analysis of a checkpoint on a corpus: geometry, ledger and reading of its concepts, as three JSON files."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ...configuration_concept import ConceptEncoderConfig
+from ...modeling_concept import ConceptEncoderForDiffusionMLM, ConceptEncoderModel
+from ...trainers.data.corpora import DataArguments, load_corpus
+from ...utils.files import replaced_together, write_json
+from ..loading.checkpoints import load_model, load_tokenizer, random_encoder, read_config
+from .attention import concept_reading
+from .geometry import MIN_DOCUMENTS, collect_concepts, geometry
+from .ledger import concept_ledger
+
+FILES = {"geometry": "geometry.json", "ledger": "ledger.json", "reading": "reading.json"}
+CORPUS_FIELDS = (  # what decides which documents are read, and how much of each
+    "dataset_name",
+    "dataset_config_name",
+    "dataset_revision",
+    "train_split",
+    "validation_split",
+    "validation_size",
+    "text_column",
+    "max_length",
+    "corpus_seed",
+)
+
+
+def analyze(
+    checkpoint: str | Path,
+    data: DataArguments,
+    num_batches: int,
+    batch_size: int,
+    ledger_documents: int,
+    output_dir: str | Path | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Measure a checkpoint's concepts on a sample of the validation documents and write what was found.
+
+    Documents are truncated to `data.max_length` tokens, one per sample, never packed. Nothing is written before
+    everything is measured. A checkpoint without the decoder of masked diffusion has no ledger, and its reading is the
+    encoder's alone; an older ledger.json in the folder is removed then.
+
+    Args:
+        checkpoint: folder as written by `save_pretrained`, any head, with tokenizer files.
+        data: corpus to read, sampled by `corpus_seed`. Packing, tokenizer and limits on documents play no part: the
+            tokenizer is the checkpoint's.
+        num_batches, batch_size: documents = num_batches * batch_size; the reference's per-batch figures average over
+            the batches.
+        ledger_documents: how many of them, the first ones, the ledger is kept on; at most all.
+        output_dir: folder of geometry.json, ledger.json and reading.json, which take their places together,
+            geometry.json last. `None`: the checkpoint.
+
+    Returns:
+        What was written, by the names in `FILES`.
+
+    Raises:
+        ValueError: not a concept-encoder checkpoint, weights missing, too few documents, max_length beyond the
+            model's positions, a count below its least value.
+    """
+    _check_counts(num_batches, batch_size, ledger_documents)
+    encoder, head = load_models(checkpoint)
+    _check_length(encoder.config, data.max_length)
+    tokenizer = load_tokenizer(Path(checkpoint), encoder.config)
+    texts = _documents(data, num_batches, batch_size)
+    batches = _encode(tokenizer, texts, batch_size, data.max_length)
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    concepts = collect_concepts(encoder, batches, device)
+    random_concepts = collect_concepts(random_encoder(encoder.config), batches, device)
+    normal = 1 / encoder.norm.weight.detach().double().cpu().numpy()
+    common = {
+        "checkpoint": str(checkpoint),
+        "corpus": {name: value for name, value in dataclasses.asdict(data).items() if name in CORPUS_FIELDS},
+    }
+    found = {"geometry": geometry(concepts, random_concepts, batch_size, normal)}
+    if head is not None:
+        few = _encode(tokenizer, texts[:ledger_documents], batch_size, data.max_length)
+        found["ledger"] = concept_ledger(head.to(device), tokenizer, few, concepts[:ledger_documents])
+    found["reading"] = concept_reading(encoder, None if head is None else head.decoder, tokenizer, batches)
+    found = {name: {"kind": name, **common, **content} for name, content in found.items()}
+    folder = Path(checkpoint if output_dir is None else output_dir)
+    with replaced_together(folder, last=FILES["geometry"]) as staged:
+        for name, content in found.items():
+            write_json(staged / FILES[name], content)
+    for name in FILES.keys() - found:
+        (folder / FILES[name]).unlink(missing_ok=True)  # of other weights, so no longer true
+    return found
+
+
+def load_models(checkpoint: str | Path) -> tuple[ConceptEncoderModel, ConceptEncoderForDiffusionMLM | None]:
+    """Encoder of any concept-encoder checkpoint and, if it is one of masked diffusion, the head around that encoder.
+
+    In float32 and evaluation mode.
+
+    Raises:
+        ValueError: no such folder, weights missing, or as `load_model`.
+    """
+    folder = Path(checkpoint)
+    if not folder.is_dir():
+        raise ValueError(
+            f"checkpoint must be a folder, got {str(checkpoint)!r}; fetch one from the Hub with "
+            f"`hf download REPO_ID --local-dir FOLDER`"
+        )
+    is_diffusion = ConceptEncoderForDiffusionMLM.__name__ in (read_config(folder).architectures or [])
+    model, loading = load_model(ConceptEncoderForDiffusionMLM if is_diffusion else ConceptEncoderModel, folder)
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        part = "encoder" if not is_diffusion or any(name.startswith("encoder.") for name in missing) else "decoder"
+        raise ValueError(f"{str(folder)!r} lacks {part} weights ({', '.join(missing)}); they would be random")
+    return (model.encoder, model) if is_diffusion else (model, None)
+
+
+def _check_counts(num_batches: int, batch_size: int, ledger_documents: int) -> None:
+    for name, value, least in (
+        ("num_batches", num_batches, 1),
+        ("batch_size", batch_size, 1),
+        ("ledger_documents", ledger_documents, 2),
+    ):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    if num_batches * batch_size < MIN_DOCUMENTS:
+        raise ValueError(
+            f"num_batches * batch_size must be at least {MIN_DOCUMENTS}, got {num_batches} * {batch_size}: figures "
+            f"across documents need so many; raise --num_batches or --batch_size"
+        )
+
+
+def _check_length(config: ConceptEncoderConfig, max_length: int) -> None:
+    if config.position_embedding_type == "learned" and max_length > config.max_position_embeddings:
+        raise ValueError(
+            f"max_length ({max_length}) exceeds the checkpoint's max_position_embeddings "
+            f"({config.max_position_embeddings}); give a smaller --max_length"
+        )
+
+
+def _documents(data: DataArguments, num_batches: int, batch_size: int) -> list[str]:
+    count = num_batches * batch_size
+    corpus = load_corpus(dataclasses.replace(data, max_validation_documents=count), "validation")
+    texts = [row["text"] for row in corpus]
+    if len(texts) < count:
+        full = len(texts) // batch_size
+        smaller = f"--num_batches {full}" if full else f"--num_batches 1 --batch_size {len(texts)}"
+        raise ValueError(
+            f"{count} validation documents are needed (num_batches * batch_size), the corpus has {len(texts)}; "
+            f"give {smaller}, or name a larger corpus"
+        )
+    return texts
+
+
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], batch_size: int, max_length: int
+) -> list[dict[str, torch.Tensor]]:
+    batches = []
+    for start in range(0, len(texts), batch_size):
+        encoded = tokenizer(
+            texts[start : start + batch_size],
+            truncation=True,
+            max_length=max_length,
+            padding=True,
+            split_special_tokens=True,  # as in training: a text's own "[MASK]" is plain characters
+            return_tensors="pt",
+        )
+        batches.append({name: encoded[name] for name in ("input_ids", "attention_mask")})
+    return batches

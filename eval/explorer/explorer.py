@@ -1,0 +1,349 @@
+"""What the concept explorer shows of one checkpoint: reading, comparison, swap, infilling and reconstruction.
+
+Arrays and strings only; `explorer_app` draws them. One call at a time: infilling listens to the model while it
+generates. Letters: N tokens of a text, C concepts.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ...modeling_concept import ConceptEncoderForDiffusionMLM, ConceptEncoderModel
+from ...trainers.data.corpora import MICROWORLD
+from ...trainers.data.microworld import microworld_corpus, microworld_task
+from ...utils.untrusted import read_object
+from ..benchmarks.similarity import cosine, max_sim
+from ..concepts import sampling
+from ..concepts.analysis import load_models
+from ..concepts.attention import ReadingSums, attention_weights
+from ..loading.checkpoints import checkpoint_folder, load_tokenizer, longest_text, random_encoder
+
+MAX_TOKENS = 128  # of a text, special tokens included: more do not fit a screen
+MAX_COUNTS = 16  # numbers of concepts that a curve has
+MASK_EVERY = 5  # words, in the example of infilling
+ENGLISH = (
+    "The old ship left the harbour before dawn, and nobody on the quay knew where it was going.",
+    "The musicians packed their instruments while the last guests were still dancing.",
+    "While the last guests were still dancing, the band put its instruments away.",
+)
+ACTIVITIES = ("swap", "infill", "rebuild")
+HOW_TO_INFILL = (
+    "python scripts/pretrain.py microworld --decoder_context latent --corruption two_view --output_dir runs/infilling"
+)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Who reads what in one text.
+
+    Attributes:
+        tokens: N strings as they are shown.
+        read: (C, N), attention of concepts to tokens, mean over layers and heads; rows sum to 1.
+        read_by: (N, C), attention of positions to concepts while the text is rebuilt; None without a decoder.
+        concepts, uniform: the rows of the same names in `concept_reading`, tokens as they are shown.
+    """
+
+    tokens: list[str]
+    read: np.ndarray
+    read_by: np.ndarray | None
+    concepts: list[dict[str, Any]]
+    uniform: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two texts, concept by concept.
+
+    Attributes:
+        similarity: what is measured -> (this checkpoint, its random-initialised twin), each in [-1, 1].
+        cosines: (C, C), concepts of the first text x concepts of the second.
+        partner: (C,), for each concept of the first text the one of the second that it is matched with: the one-to-one
+            matching of largest total cosine.
+        most_read: for each text, the token that each of its C concepts attends to most.
+    """
+
+    similarity: dict[str, tuple[float, float]]
+    cosines: np.ndarray
+    partner: np.ndarray
+    most_read: tuple[list[str], list[str]]
+
+
+@dataclass(frozen=True)
+class InfillStep:
+    """The canvas after one decoder call.
+
+    Attributes:
+        tokens: N strings as they are shown, special tokens included.
+        committed: position -> probability that the model gave the token which it has just committed there.
+    """
+
+    tokens: list[str]
+    committed: dict[int, float]
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """A text rebuilt from its first k concepts.
+
+    Attributes:
+        original, rebuilt: tokens as they are shown, without the special ones at both ends.
+        right: per token, whether it is the original one.
+        accuracy: k -> share of tokens right when each is the most probable one, in one decoder call.
+    """
+
+    original: list[str]
+    rebuilt: list[str]
+    right: list[bool]
+    accuracy: dict[int, float]
+
+
+@dataclass(frozen=True)
+class Explorer:
+    """A checkpoint, ready to be looked at.
+
+    Attributes:
+        name: of the folder, or the Hub id.
+        encoder: with eager attention, in evaluation mode.
+        model: the head around that encoder; None where the checkpoint has no diffusion decoder.
+        tokenizer: the checkpoint's.
+        run: pretrain.json of the checkpoint; empty where it has none.
+    """
+
+    name: str
+    encoder: ConceptEncoderModel
+    model: ConceptEncoderForDiffusionMLM | None
+    tokenizer: PreTrainedTokenizerBase
+    run: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def num_concepts(self) -> int:
+        return self.encoder.config.num_concepts
+
+    @cached_property
+    def missing(self) -> dict[str, str]:
+        """Those of `ACTIVITIES` that this checkpoint cannot do, and why; nothing is pretended."""
+        config = self.encoder.config
+        if self.model is None:
+            saved_by = ", ".join(config.architectures or ["no known class"])
+            why = f"This checkpoint was saved by {saved_by}. It has no diffusion decoder, so nothing can be sampled."
+            return dict.fromkeys(ACTIVITIES, why)
+        if config.decoder_context == "none":
+            return {
+                "infill": "This checkpoint has decoder_context='none': a masked position sees the concepts and "
+                "nothing else, so the words around it cannot inform it, and filling in step by step cannot help. "
+                f"A checkpoint that can: {HOW_TO_INFILL}"
+            }
+        return {}
+
+    @property
+    def cautions(self) -> dict[str, str]:
+        """What to know of those of `ACTIVITIES` that this checkpoint can do, as far as its run says."""
+        objective = self.run.get("objective", {})
+        cautions = {}
+        if objective and objective["corruption"] not in ("mlm", "two_view"):
+            cautions["infill"] = (
+                f"Its encoder has never met {self.tokenizer.mask_token} in training (corruption "
+                f"{objective['corruption']}): what it reads of a text with gaps is guesswork."
+            )
+        if objective and not objective["nested_concepts"]:
+            cautions["rebuild"] = (
+                "Trained without nested_concepts: the order of its concepts means nothing, and with some cut off the "
+                "decoder sees what it has never met in training."
+            )
+        return {name: text for name, text in cautions.items() if name not in self.missing}
+
+    @cached_property
+    def examples(self) -> tuple[str, str, str, str]:
+        """A text to read, two of the same meaning to compare, one with gaps; in words that the checkpoint has met."""
+        text, first, second = ENGLISH
+        if self.run.get("data", {}).get("dataset_name") == MICROWORLD:
+            text = ". ".join(microworld_corpus("validation", 1)["text"][0].split(". ")[:2]) + "."
+            pairs = microworld_task("paraphrase", "validation", 2)
+            first, second = next((p["sentence1"], p["sentence2"]) for p in pairs if p["label"] == 1)
+        mask = self.tokenizer.mask_token
+        words = [mask if place % MASK_EVERY == MASK_EVERY - 1 else word for place, word in enumerate(text.split())]
+        return text, first, second, " ".join(words)
+
+    @cached_property
+    def _twin(self) -> ConceptEncoderModel:
+        return random_encoder(self.encoder.config).eval()
+
+    @torch.no_grad()
+    def read(self, text: str) -> Reading:
+        """Attention between the concepts and the tokens of `text`; ValueError for no text, or too long a one."""
+        batch = self._encode(text)
+        decoder = None if self.model is None else self.model.decoder
+        read, read_by = attention_weights(self.encoder, decoder, self.tokenizer, batch)
+        sums = ReadingSums(self.num_concepts, self.encoder.config.vocab_size, self.tokenizer, decoder is not None)
+        sums.add(batch["input_ids"][0].cpu(), read[0], None if read_by is None else read_by[0])
+        result = sums.result()
+        for row in result["concepts"]:
+            row["top_tokens"] = [[self._shown(token), share] for token, share in row["top_tokens"]]
+        return Reading(
+            self._tokens(batch["input_ids"][0]),
+            read[0].numpy(),
+            None if read_by is None else read_by[0].numpy(),
+            result["concepts"],
+            result["uniform"],
+        )
+
+    @torch.no_grad()
+    def compare(self, first: str, second: str) -> Comparison:
+        """Similarity of two texts, and their concepts matched one to one; ValueError as from `read`."""
+        batches = [self._encode(first), self._encode(second)]
+        outputs = [self.encoder(**batch, output_attentions=True) for batch in batches]
+        figures = [_similarities(outputs), _similarities([self._twin(**batch) for batch in batches])]
+        a, b = (torch.nn.functional.normalize(output.last_hidden_state[0].double(), dim=-1) for output in outputs)
+        cosines = (a @ b.T).cpu().numpy()
+        most_read = []
+        for output, batch in zip(outputs, batches, strict=True):
+            read = torch.stack(output.cross_attentions).mean(dim=(0, 2))[0]  # (L, 1, H, C, N) -> (C, N)
+            tokens = self._tokens(batch["input_ids"][0])
+            most_read.append([tokens[place] for place in read.argmax(-1).tolist()])
+        similarity = {name: (figures[0][name], figures[1][name]) for name in figures[0]}
+        return Comparison(similarity, cosines, linear_sum_assignment(-cosines)[1], (most_read[0], most_read[1]))
+
+    def swap(self, first: str, second: str, indices: Sequence[int], num_steps: int) -> tuple[list[str], list[str]]:
+        """Both texts rebuilt, and rebuilt after the concepts of `indices` have changed places between them.
+
+        The most probable token everywhere, so that what differs is the swap's doing. ValueError as from `read`, for
+        an index outside [0, C), for none, and where the checkpoint cannot.
+        """
+        model = self._sampler("swap")
+        for text in (first, second):
+            self._encode(text)
+        options = {"num_steps": num_steps, "temperature": 0.0}
+        before = [sampling.reconstruct(model, self.tokenizer, [text], **options)[0] for text in (first, second)]
+        return before, sampling.swap(model, self.tokenizer, first, second, indices, **options)
+
+    def infill(self, text: str, num_steps: int, temperature: float, seed: int) -> list[InfillStep]:
+        """The canvas before the first decoder call and after each; ValueError as from `read`, for a text without
+        [MASK], and where the checkpoint cannot."""
+        model = self._sampler("infill")
+        if self.tokenizer.mask_token not in text:
+            raise ValueError(f"There is no {self.tokenizer.mask_token} in the text; put one wherever a word is to be.")
+        batch = self._encode(text, split_special_tokens=False)
+        canvases, logits = [], []
+
+        def listen(module, args, kwargs, output) -> None:
+            canvases.append(kwargs["decoder_input_ids"][0])
+            logits.append(output.logits[0])
+
+        handle = model.register_forward_hook(listen, with_kwargs=True)
+        try:
+            generator = torch.Generator(model.device).manual_seed(seed)
+            out = model.generate(**batch, num_steps=num_steps, temperature=temperature, generator=generator)
+        finally:
+            handle.remove()
+        canvases.append(out[0])
+        steps = [InfillStep(self._tokens(canvases[0]), {})]
+        for before, after, scores in zip(canvases, canvases[1:], logits, strict=False):
+            places = (before != after).nonzero().flatten()
+            shares = scores[places].softmax(-1).gather(-1, after[places, None]).flatten()
+            steps.append(InfillStep(self._tokens(after), dict(zip(places.tolist(), shares.tolist(), strict=True))))
+        return steps
+
+    @torch.no_grad()
+    def rebuild(self, text: str, num_concepts: int, num_steps: int, temperature: float, seed: int) -> Rebuilt:
+        """`text` rebuilt from its first `num_concepts` concepts alone, as if the others did not exist.
+
+        ValueError as from `read`, for a number outside [1, C], and where the checkpoint cannot.
+        """
+        model = self._sampler("rebuild")
+        if not 1 <= num_concepts <= self.num_concepts:
+            raise ValueError(f"The number of concepts must lie in [1, {self.num_concepts}], got {num_concepts}.")
+        batch = self._encode(text)
+        ids = batch["input_ids"][0]
+        special = torch.isin(ids, torch.tensor(self.tokenizer.all_special_ids, device=ids.device))
+        concepts = self.encoder(**batch).last_hidden_state  # (1, C, D)
+        generator = torch.Generator(model.device).manual_seed(seed)
+        out = model.generate(
+            **batch,
+            concepts=concepts[:, :num_concepts],
+            num_steps=num_steps,
+            temperature=temperature,
+            generator=generator,
+        )[0]
+        canvas = torch.where(special, ids, model.config.mask_token_id)[None]
+        counts = np.unique(np.linspace(1, self.num_concepts, min(MAX_COUNTS, self.num_concepts)).round().astype(int))
+        accuracy = {}
+        for count in counts.tolist():
+            best = model(decoder_input_ids=canvas, concepts=concepts[:, :count]).logits[0].argmax(-1)
+            accuracy[count] = float((best == ids)[~special].double().mean())
+        right = (out == ids)[~special].tolist()
+        return Rebuilt(self._tokens(ids[~special]), self._tokens(out[~special]), right, accuracy)
+
+    def _sampler(self, activity: str) -> ConceptEncoderForDiffusionMLM:
+        if activity in self.missing or self.model is None:
+            raise ValueError(self.missing[activity])
+        return self.model
+
+    def _encode(self, text: str, split_special_tokens: bool = True) -> dict[str, Tensor]:
+        """A batch of one text; [MASK] in it is plain characters with `split_special_tokens`."""
+        if not text.strip():
+            raise ValueError("There is no text; type one.")
+        batch = sampling.encode_texts(self.encoder, self.tokenizer, [text], split_special_tokens=split_special_tokens)
+        count, longest = batch["input_ids"].shape[1], longest_text(self.encoder.config, MAX_TOKENS)
+        if count > longest:
+            raise ValueError(f"The text has {count} tokens; at most {longest} can be shown. Shorten it.")
+        return batch
+
+    def _tokens(self, ids: Tensor) -> list[str]:
+        return [self._shown(token) for token in self.tokenizer.convert_ids_to_tokens(ids.tolist())]
+
+    def _shown(self, token: str) -> str:
+        return self.tokenizer.convert_tokens_to_string([token]).strip() or token
+
+
+def load_explorer(checkpoint: str, revision: str | None = None) -> Explorer:
+    """Explorer of a run folder or Hub id; nothing of a downloaded checkpoint's code is run.
+
+    Args:
+        checkpoint: folder or Hub id of any concept encoder, with its tokenizer.
+        revision: commit, branch or tag of a Hub id.
+
+    Raises:
+        ValueError: not a concept encoder's checkpoint, no tokenizer or one that does not fit, a revision of a folder.
+        FileNotFoundError: no such folder.
+    """
+    folder = checkpoint_folder(checkpoint, revision)
+    encoder, model = load_models(folder)
+    tokenizer = load_tokenizer(folder, encoder.config)
+    if model is not None:
+        sampling.check_mask_token(checkpoint, model, tokenizer)
+        model.eval().set_attn_implementation("eager")
+    encoder.eval().set_attn_implementation("eager")  # the other implementations do not return their weights
+    path = folder / "pretrain.json"
+    run = read_object(path) if path.is_file() else {}
+    name = folder.resolve().name if Path(checkpoint).is_dir() else checkpoint
+    return Explorer(name, encoder, model, tokenizer, run)
+
+
+def newest_run(folder: Path) -> Path:
+    """The run of `make run` in `folder` that was made last.
+
+    Raises:
+        ValueError: there is none; says what to type.
+    """
+    runs = sorted(path.parent for path in folder.glob("microworld-*/config.json"))
+    if not runs:
+        raise ValueError(
+            f"There is no run in {folder}: type `make run`, which trains one on this machine, or give a run folder or "
+            "Hub id"
+        )
+    return runs[-1]  # their names end in date and time
+
+
+def _similarities(outputs: Sequence[Any]) -> dict[str, float]:
+    pooled = [output.pooler_output.double().cpu().numpy() for output in outputs]
+    concepts = [output.last_hidden_state.cpu() for output in outputs]
+    return {"cosine of the pooled outputs": float(cosine(*pooled)[0]), "MaxSim": float(max_sim(*concepts)[0])}

@@ -1,0 +1,306 @@
+"""Gates as data: a figure of the report, a threshold, a verdict. Rows lie in gates.yaml, this module applies them."""
+
+import dataclasses
+import math
+import operator
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ...utils.untrusted import read_yaml
+
+GATES_FILE = Path(__file__).parent / "gates.yaml"
+COMPARISONS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
+
+Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
+EXIT_CODES: dict[Verdict, int] = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 2}
+
+
+@dataclass(frozen=True)
+class Share:
+    """A threshold that is a share of another figure of the same report, such as a null.
+
+    Attributes:
+        metric: path of the figure, as in `Gate`.
+        factor: what the figure is multiplied by.
+    """
+
+    metric: str
+    factor: float
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One requirement on a report.
+
+    Attributes:
+        name: what the report calls it.
+        metrics: paths into the report, keys separated by "/"; in a list of dicts, the item whose "id" equals the key.
+            The first path that the report has decides.
+        comparison: ">", ">=", "<" or "<=".
+        threshold: in the metric's own unit, or a share of another figure.
+        reason: why this metric and this threshold.
+        source: who set the threshold.
+    """
+
+    name: str
+    metrics: Sequence[str]
+    comparison: str
+    threshold: float | Share
+    reason: str
+    source: str
+
+    def __post_init__(self) -> None:
+        metric = self.threshold.metric if isinstance(self.threshold, Share) else ""
+        for field, value in (("comparison", self.comparison), ("name", self.name), ("threshold metric", metric)):
+            if not isinstance(value, str):
+                raise ValueError(f"gate {self.name!r}: {field} must be text, got {value!r}")
+        is_list = isinstance(self.metrics, list | tuple) and len(self.metrics) > 0
+        if not is_list or not all(isinstance(path, str) for path in self.metrics):
+            raise ValueError(f"gate {self.name!r}: metrics must be a list of paths, got {self.metrics!r}")
+        if self.comparison not in COMPARISONS:
+            raise ValueError(
+                f"gate {self.name!r}: comparison must be one of {', '.join(COMPARISONS)}, got {self.comparison!r}"
+            )
+        number = self.threshold.factor if isinstance(self.threshold, Share) else self.threshold
+        if not _is_number(number):
+            raise ValueError(
+                f"gate {self.name!r}: threshold must be a finite number or {{metric: path, factor: finite number}}, "
+                f"got {number!r}"
+            )
+
+
+@dataclass(frozen=True)
+class GateSet:
+    """Gates that are judged together.
+
+    Attributes:
+        name: how a command line calls it.
+        title: how a report calls it.
+        gates: at least one.
+    """
+
+    name: str
+    title: str
+    gates: Sequence[Gate]
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """What a gate says about a report.
+
+    Attributes:
+        gate: the requirement.
+        metric: the path that decided, the first of the gate's when the report has none of them.
+        threshold: as a number, None when it is a share of a figure that the report lacks.
+        value: the figure, None when the report has none.
+        interval: (low, high) around the figure, None when the report has none.
+        verdict: PASS, FAIL or INCONCLUSIVE.
+        explanation: the verdict in words.
+    """
+
+    gate: Gate
+    metric: str
+    threshold: float | None
+    value: float | None
+    interval: tuple[float, float] | None
+    verdict: Verdict
+    explanation: str
+
+    def as_row(self) -> dict[str, Any]:
+        """The result as one flat JSON object; `asks` is the requirement in words."""
+        return {
+            "name": self.gate.name,
+            "metric": self.metric,
+            "comparison": self.gate.comparison,
+            "threshold": self.threshold,
+            "asks": _asks(self.gate),
+            "value": self.value,
+            "interval": list(self.interval) if self.interval else None,
+            "verdict": self.verdict,
+            "explanation": self.explanation,
+            "reason": self.gate.reason,
+            "source": self.gate.source,
+        }
+
+
+def load_gates(path: Path = GATES_FILE) -> dict[str, GateSet]:
+    """Sets of gates of a YAML file (JSON is YAML too), by name, in the file's order. The file's head says its form.
+
+    Raises:
+        ValueError: not YAML, no sets, a set without title or gates, a field missing or unknown, a bad metrics,
+            comparison or threshold, a name used twice in a set.
+    """
+    content = read_yaml(path)
+    sets = content.get("sets") if isinstance(content, dict) else None
+    if not isinstance(sets, dict) or not sets:
+        raise ValueError(f"{path.name} must hold named sets of gates under the key 'sets'")
+    return {str(name): _gate_set(f"{path.name}, set {name!r}", str(name), row) for name, row in sets.items()}
+
+
+def _gate_set(where: str, name: str, row: Any) -> GateSet:
+    _check_fields(where, row, {"title", "gates"})
+    if not isinstance(row["gates"], list) or not row["gates"]:
+        raise ValueError(f"{where}: gates must be a list of at least one gate, got {row['gates']!r}")
+    fields = {field.name for field in dataclasses.fields(Gate)}
+    gates = []
+    for number, gate in enumerate(row["gates"], start=1):
+        _check_fields(f"{where}, gate {number}", gate, fields)
+        threshold = gate["threshold"]
+        if isinstance(threshold, dict):
+            _check_fields(f"{where}, gate {number}, threshold", threshold, {"metric", "factor"})
+            threshold = Share(**threshold)
+        gates.append(Gate(**{**gate, "threshold": threshold}))
+    names = [gate.name for gate in gates]
+    twice = sorted({gate for gate in names if names.count(gate) > 1})
+    if twice:
+        raise ValueError(f"{where} uses a gate name twice: {', '.join(twice)}")
+    return GateSet(name, str(row["title"]), gates)
+
+
+def _check_fields(where: str, row: Any, fields: set[str]) -> None:
+    if not isinstance(row, dict):
+        raise ValueError(f"{where} must be a mapping with {', '.join(sorted(fields))}, got {row!r}")
+    problems = [f"lacks {name}" for name in sorted(fields - set(row))]
+    problems += [f"has the unknown field {name!r}" for name in sorted(map(str, set(row) - fields))]
+    if problems:
+        raise ValueError(f"{where} {'; '.join(problems)}. The fields are: {', '.join(sorted(fields))}")
+
+
+def check_gates(report: Mapping[str, Any], gates: Sequence[Gate]) -> list[GateResult]:
+    """Apply gates to a report.
+
+    A metric is a number, or an object with `value` and perhaps `interval` [low, high]. With an interval the verdict
+    holds for all of it: PASS when all of it satisfies the gate, FAIL when none of it does, INCONCLUSIVE otherwise.
+    Without one the value decides. A metric or a threshold that is missing or null is INCONCLUSIVE.
+
+    Args:
+        report: as from `report.build_report`.
+        gates: requirements, in the order of the result.
+
+    Returns:
+        One result per gate.
+
+    Raises:
+        ValueError: a path leads to something that is neither a number, null nor such an object.
+    """
+    return [_check(report, gate) for gate in gates]
+
+
+def overall_verdict(results: Sequence[GateResult]) -> Verdict:
+    """FAIL when any gate fails, else INCONCLUSIVE when any is, else PASS.
+
+    Raises:
+        ValueError: no results, which would pass everything.
+    """
+    if not results:
+        raise ValueError("there are no gate results to judge; give at least one gate")
+    verdicts = {result.verdict for result in results}
+    if "FAIL" in verdicts:
+        return "FAIL"
+    return "INCONCLUSIVE" if "INCONCLUSIVE" in verdicts else "PASS"
+
+
+def _check(report: Mapping[str, Any], gate: Gate) -> GateResult:
+    found = [find_in_report(report, path) for path in gate.metrics]
+    metric, node, missing = next((entry for entry in found if not entry[2]), found[0])
+    if missing:
+        words = f"{missing}, nor anything that could stand in for it" if len(gate.metrics) > 1 else missing
+        return GateResult(gate, metric, None, None, None, "INCONCLUSIVE", words)
+    value, interval = _figure(node, gate, metric)
+    if value is None:
+        return GateResult(gate, metric, None, None, None, "INCONCLUSIVE", f"{metric} is null: it was not measured")
+    threshold, missing = _threshold(report, gate)
+    if threshold is None:
+        return GateResult(gate, metric, None, value, interval, "INCONCLUSIVE", f"no threshold: {missing}")
+    verdict, words = _judge(gate.comparison, threshold, value, interval)
+    if len(gate.metrics) > 1:
+        words += f", by {metric}"
+    return GateResult(gate, metric, threshold, value, interval, verdict, words)
+
+
+def _judge(
+    comparison: str, threshold: float, value: float, interval: tuple[float, float] | None
+) -> tuple[Verdict, str]:
+    satisfies = COMPARISONS[comparison]
+    wanted = f"{comparison} {threshold:.4g}"
+    if interval is None:
+        if satisfies(value, threshold):
+            return "PASS", f"{value:.4g} is {wanted}; no interval"
+        return "FAIL", f"{value:.4g} is not {wanted}; no interval"
+    # The end of the interval that is hardest to satisfy, then the easiest.
+    hardest, easiest = interval if comparison.startswith(">") else reversed(interval)
+    described = f"the interval [{interval[0]:.4g}, {interval[1]:.4g}]"
+    if satisfies(hardest, threshold):
+        return "PASS", f"all of {described} is {wanted}"
+    if not satisfies(easiest, threshold):
+        return "FAIL", f"none of {described} is {wanted}"
+    return "INCONCLUSIVE", f"only a part of {described} is {wanted}"
+
+
+def _threshold(report: Mapping[str, Any], gate: Gate) -> tuple[float | None, str]:
+    """The threshold as a number, or None and what is missing in words."""
+    if not isinstance(gate.threshold, Share):
+        return gate.threshold, ""
+    _, node, missing = find_in_report(report, gate.threshold.metric)
+    if missing:
+        return None, missing
+    value, _ = _figure(node, gate, gate.threshold.metric)
+    if value is None:
+        return None, f"{gate.threshold.metric} is null: it was not measured"
+    return gate.threshold.factor * value, ""
+
+
+def _asks(gate: Gate) -> str:
+    if isinstance(gate.threshold, Share):
+        return f"{gate.comparison} {gate.threshold.factor:.4g} × {gate.threshold.metric}"
+    return f"{gate.comparison} {gate.threshold:.4g}"
+
+
+def find_in_report(report: Any, path: str) -> tuple[str, Any, str | None]:
+    """A path of gates.yaml with ids as the report has them, and the node there, or what is missing in words."""
+    node = report
+    walked: list[str] = []
+    for key in path.split("/"):
+        here = "/".join(walked) or "the report"
+        if node is None:
+            return path, None, f"{here} was not measured"
+        items = node
+        if isinstance(node, list):
+            items = {item["id"]: item for item in node if isinstance(item, dict) and "id" in item}
+            key = _only_replaced(items, key)
+        if not isinstance(items, Mapping) or key not in items:
+            return path, None, f"{here} has no {key!r}"
+        node = items[key]
+        walked.append(key)
+    return "/".join(walked), node, None
+
+
+def _only_replaced(ids: Collection[str], wanted: str) -> str:
+    """The id itself if it is there or several have it with values replaced, of which scores must not choose one."""
+    replaced = [name for name in ids if name.startswith(f"{wanted}+")]
+    return replaced[0] if wanted not in ids and len(replaced) == 1 else wanted
+
+
+def _figure(node: Any, gate: Gate, metric: str) -> tuple[float | None, tuple[float, float] | None]:
+    interval = None
+    if isinstance(node, Mapping) and "value" in node:
+        node, interval = node["value"], node.get("interval")
+    if node is None:
+        return None, None
+    if not _is_number(node):
+        raise ValueError(
+            f"gate {gate.name!r}: metric {metric!r} leads to {type(node).__name__}, not to a finite number; "
+            f"name a figure of the report"
+        )
+    if interval is None:
+        return float(node), None
+    ordered = isinstance(interval, Sequence) and len(interval) == 2 and all(map(_is_number, interval))
+    if not ordered or interval[0] > interval[1]:
+        raise ValueError(f"gate {gate.name!r}: interval of {metric!r} must be [low, high], got {interval!r}")
+    return float(node), (float(interval[0]), float(interval[1]))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

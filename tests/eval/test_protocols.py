@@ -1,0 +1,106 @@
+"""Fine-tuning protocols: what they hold, how they are named when changed, what they refuse."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from concept_encoder.eval.benchmarks.finetuning import result_path
+from concept_encoder.eval.benchmarks.protocols import PROTOCOLS, find_protocol
+
+REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "reference" / "diffusion_l2.json"
+
+
+def test_reference_protocol_is_the_published_one():
+    protocol = PROTOCOLS["reference"]
+    assert protocol.grid == [(1e-5, 96)]
+    assert protocol.seeds == (42,)
+    assert protocol.selection_size == 0
+    tasks = ("mrpc", "stsb", "paws", "sick_relatedness", "sick_entailment")
+    assert [protocol.epochs_for(task) for task in tasks] == [20, 20, 5, 10, 10]
+    if not REFERENCE.is_file():
+        pytest.skip("the record of the reference run is not here")
+    published = json.loads(REFERENCE.read_text())["downstream"]
+    for task in tasks:
+        ours = {"epochs": protocol.epochs_for(task), "learning_rate": 1e-5, "batch_size": 96}
+        assert {name: published[task][name] for name in ours} == ours
+
+
+def test_tuned_protocol_sweeps_where_small_encoders_train():
+    protocol = PROTOCOLS["tuned"]
+    assert (min(protocol.learning_rates), max(protocol.learning_rates)) == (3e-5, 1e-3)
+    assert len(protocol.seeds) == 3
+    assert 0 < protocol.selection_size <= 0.2
+    assert protocol.override(batch_sizes=(16, 32)).grid[:2] == [(3e-5, 16), (1e-4, 16)]
+
+
+def test_overrides_become_part_of_the_name():
+    protocol = PROTOCOLS["reference"].override(seeds=(1,), learning_rates=(3e-4,), max_train_examples=500)
+    assert protocol.name == "reference+learning_rates=0.0003+seeds=1+max_train_examples=500"
+    assert protocol.epochs_for("mrpc") == 20
+    assert PROTOCOLS["reference"].override(epochs=2).epochs_for("mrpc") == 2
+    assert PROTOCOLS["reference"].override() is PROTOCOLS["reference"]
+    assert PROTOCOLS["tuned"].override(seeds=(1, 2)).name == "tuned+seeds=1,2"
+    assert result_path("run", "mrpc", PROTOCOLS["tuned"].override(seeds=(1, 2))).name == "mrpc.tuned+seeds=1,2.json"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rates": (1e-3, 0.0)}, r"learning_rates must be positive, got 0\.001,0\.0"),
+        ({"batch_sizes": (-1,)}, "batch_sizes must be positive, got -1"),
+        ({"seeds": ()}, "seeds must hold at least one value and none twice, got "),
+        ({"seeds": (1, 1)}, "seeds must hold at least one value and none twice, got 1,1"),
+        ({"seeds": (-1,)}, "seeds must not be negative, got -1"),
+        ({"epochs": 0}, "epochs must be positive, got 0"),
+        ({"warmup_steps": -0.1}, "warmup_steps must not be negative, got -0.1"),
+        ({"max_train_examples": 1}, "max_train_examples must be at least 2, got 1"),
+        ({"selection_size": 1.0}, r"selection_size must lie in \[0, 1\), got 1\.0"),
+        (
+            {"learning_rates": (1e-3, 1e-4)},
+            r"2 settings \(learning_rates 0\.001,0\.0001; .* selection_size is 0; give",
+        ),
+        ({"comparison": "cosin"}, "comparison must be one of joint, apart, got 'cosin'"),
+        ({"lr_scheduler_type": "lineal"}, "lr_scheduler_type must be one of linear, .*, got 'lineal'"),
+        ({"dropout": 0.1}, "Unknown protocol field 'dropout'. Available: learning_rates, batch_sizes"),
+    ],
+)
+def test_bad_protocol(changes, message):
+    with pytest.raises(ValueError, match=message):
+        PROTOCOLS["quick"].override(**changes)
+
+
+def test_unknown_protocol():
+    with pytest.raises(ValueError, match=r"Unknown protocol 'tuend'\. Available: reference, tuned, apart, quick"):
+        find_protocol("tuend")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"learning_rates": (3e-4, 1e-3), "epochs": 5, "seeds": (42,)},
+        {"max_train_examples": 500, "bf16": True, "comparison": "joint", "lr_scheduler_type": "cosine"},
+    ],
+)
+def test_a_protocol_is_found_by_the_name_that_its_results_bear(changes):
+    protocol = PROTOCOLS["apart"].override(**changes)
+    assert find_protocol(protocol.name) == protocol
+
+
+def test_a_name_says_a_field_once_however_often_it_was_changed():
+    twice = PROTOCOLS["apart"].override(epochs=5, bf16=True).override(seeds=(1, 2), epochs=3)
+    assert twice.name == "apart+epochs=3+seeds=1,2+bf16=True"
+    assert find_protocol(twice.name) == twice == PROTOCOLS["apart"].override(epochs=3, seeds=(1, 2), bf16=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("apart+epoch=5", r"Unknown protocol field 'epoch' in 'apart\+epoch=5'\. Available: learning_rates, batch"),
+        ("apart+epochs=five", r"protocol 'apart\+epochs=five': argument --epochs: invalid int value: 'five'"),
+    ],
+)
+def test_a_name_that_no_result_bears(name, message):
+    with pytest.raises(ValueError, match=message):
+        find_protocol(name)

@@ -1,0 +1,199 @@
+"""Checkpoints carry their code: every Auto class loads every checkpoint in a process without the package."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import run_without_package
+from safetensors.torch import load_file, save_file
+
+from concept_encoder.configuration_concept import AUTO_MAP, ConceptEncoderConfig
+from concept_encoder.modeling_concept import (
+    ConceptEncoderForDiffusionMLM,
+    ConceptEncoderForMaskedLMPerceiver,
+    ConceptEncoderForSentencePairClassification,
+    ConceptEncoderForSequenceClassificationPerceiver,
+    ConceptEncoderForSequenceClassificationViaDecoder,
+    ConceptEncoderModel,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+CODE = ("configuration_concept.py", "modeling_concept.py")
+HEADS = {
+    "AutoModel": ConceptEncoderModel,
+    "AutoModelForMaskedLM": ConceptEncoderForDiffusionMLM,
+    "AutoModelForSequenceClassification": ConceptEncoderForSequenceClassificationPerceiver,
+}
+# Each checkpoint and the Auto class that it fills completely; the others start from its encoder.
+CHECKPOINTS = {
+    "base": "AutoModel",
+    "pretrained": "AutoModelForMaskedLM",
+    "classifier": "AutoModelForSequenceClassification",
+    "classifier-from-pretrained": "AutoModelForSequenceClassification",
+    "concept-encoder-checkout": "AutoModelForMaskedLM",
+    "mlm": "AutoModelForMaskedLM",
+    "via-decoder-from-mlm": "AutoModelForSequenceClassification",
+    "pair": "AutoModelForSequenceClassification",
+}
+# Where a checkpoint's Auto classes are not those of HEADS: a head points its own Auto class at itself.
+OWN_HEADS = {
+    "mlm": {"AutoModelForMaskedLM": ConceptEncoderForMaskedLMPerceiver},
+    "via-decoder-from-mlm": {
+        "AutoModelForMaskedLM": ConceptEncoderForMaskedLMPerceiver,
+        "AutoModelForSequenceClassification": ConceptEncoderForSequenceClassificationViaDecoder,
+    },
+    "pair": {"AutoModelForSequenceClassification": ConceptEncoderForSentencePairClassification},
+}
+
+
+def head(name: str, auto: str):
+    return OWN_HEADS.get(name, {}).get(auto, HEADS[auto])
+
+
+def batch(model) -> dict[str, torch.Tensor]:
+    """INPUTS under the names of the model; a pair head compares them with themselves."""
+    if model.main_input_name == "input_ids":
+        return INPUTS
+    return {f"{key}_{side}": tensor for key, tensor in INPUTS.items() for side in "ab"}
+
+
+INPUTS = {
+    "input_ids": torch.tensor([[2, 7, 1, 9, 3], [2, 8, 3, 0, 0]]),
+    "attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
+}
+
+# Runs where the package cannot be imported. Reads inputs.safetensors and the names of the checkpoints, writes what
+# each Auto class made of each checkpoint.
+CHILD = """
+import json, os, sys
+sys.modules["concept_encoder"] = None
+try:
+    import concept_encoder.modeling_concept
+except ImportError:
+    pass
+else:
+    raise SystemExit("concept_encoder is importable, so this process proves nothing")
+import transformers
+from safetensors.torch import load_file, save_file
+
+transformers.logging.set_verbosity_error()
+inputs = load_file("inputs.safetensors")
+report, tensors = {}, {}
+
+def look(name, path, auto):
+    auto_class = getattr(transformers, auto)
+    model, loading = auto_class.from_pretrained(path, trust_remote_code=True, output_loading_info=True)
+    pair = {f"{key}_{side}": tensor for key, tensor in inputs.items() for side in "ab"}
+    output = model(**(inputs if model.main_input_name == "input_ids" else pair))
+    encoded = model.base_model(**inputs)
+    tensors[f"{name}/{auto}/encoder"] = encoded.last_hidden_state.detach().contiguous()
+    tensors[f"{name}/{auto}/output"] = output[0].detach().contiguous()
+    report[f"{name}/{auto}"] = {
+        "class": type(model).__name__, "module": type(model).__module__, "missing": sorted(loading["missing_keys"])
+    }
+    return model
+
+checkpoints = sys.argv[1:]
+for name in checkpoints:
+    config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=True)
+    report[f"{name}/AutoConfig"] = {"class": type(config).__name__, "module": type(config).__module__}
+    for auto in ("AutoModel", "AutoModelForMaskedLM", "AutoModelForSequenceClassification"):
+        look(name, name, auto)
+# What was loaded as remote code is saved, and loads, as remote code again.
+look("again", "classifier", "AutoModelForSequenceClassification").save_pretrained("resaved")
+look("resaved", "resaved", "AutoModelForSequenceClassification")
+look("again-via", "via-decoder-from-mlm", "AutoModelForSequenceClassification").save_pretrained("resaved-via")
+look("resaved-via", "resaved-via", "AutoModelForSequenceClassification")
+here = os.getcwd()
+os.chdir("concept-encoder-checkout")
+look("dot", ".", "AutoModelForMaskedLM")
+os.chdir(here)
+save_file(tensors, "outputs.safetensors")
+with open("report.json", "w") as file:
+    json.dump(report, file)
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory) -> Path:
+    """A folder of checkpoints, one of them laid out as a clone of the repository with weights beside the code."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    config = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config |= {"intermediate_size": 32, "num_concepts": 4, "max_position_embeddings": 16}
+    config |= {"decoder_num_hidden_layers": 1, "mask_token_id": 1, "bos_token_id": 2, "eos_token_id": 3}
+    torch.manual_seed(0)
+    for name in ("base", "pretrained", "classifier", "mlm", "pair"):
+        head(name, CHECKPOINTS[name])(ConceptEncoderConfig(**config, num_labels=3)).save_pretrained(folder / name)
+    classifier = ConceptEncoderForSequenceClassificationPerceiver.from_pretrained(folder / "pretrained", num_labels=3)
+    classifier.save_pretrained(folder / "classifier-from-pretrained")
+    via_decoder = ConceptEncoderForSequenceClassificationViaDecoder.from_pretrained(folder / "mlm", num_labels=3)
+    via_decoder.save_pretrained(folder / "via-decoder-from-mlm")
+    checkout = folder / "concept-encoder-checkout"
+    checkout.mkdir()
+    for path in [*ROOT.glob("*.py"), folder / "pretrained/config.json", folder / "pretrained/model.safetensors"]:
+        shutil.copy(path, checkout)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def remote(checkpoints) -> tuple[dict, dict[str, torch.Tensor]]:
+    """(report, tensors) of the process without the package."""
+    save_file(INPUTS, checkpoints / "inputs.safetensors")
+    run_without_package(CHILD, checkpoints, *CHECKPOINTS)
+    return json.loads((checkpoints / "report.json").read_text()), load_file(checkpoints / "outputs.safetensors")
+
+
+def assert_carries_map_and_code(checkpoint: Path, name: str) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    own = {auto: f"modeling_concept.{cls.__name__}" for auto, cls in OWN_HEADS.get(name, {}).items()}
+    assert config["auto_map"] == AUTO_MAP | own
+    for file in CODE:
+        assert (checkpoint / file).read_bytes() == (ROOT / file).read_bytes()
+    assert (checkpoint / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_checkpoint_carries_the_whole_map_and_its_code(checkpoints, name):
+    assert_carries_map_and_code(checkpoints / name, name)
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_auto_config_is_the_checkpoints_own(remote, name):
+    report, _ = remote
+    assert report[f"{name}/AutoConfig"]["class"] == "ConceptEncoderConfig"
+    assert report[f"{name}/AutoConfig"]["module"].startswith("transformers_modules.")
+
+
+@pytest.mark.parametrize("auto", HEADS)
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_every_auto_class_loads_every_checkpoint(checkpoints, remote, name, auto):
+    report, tensors = remote
+    seen = report[f"{name}/{auto}"]
+    assert seen["class"] == head(name, auto).__name__
+    assert seen["module"].startswith("transformers_modules.")
+    model = head(name, auto).from_pretrained(checkpoints / name)
+    with torch.no_grad():
+        torch.testing.assert_close(tensors[f"{name}/{auto}/encoder"], model.base_model(**INPUTS).last_hidden_state)
+        if auto in ("AutoModel", CHECKPOINTS[name]):
+            assert seen["missing"] == []
+            torch.testing.assert_close(tensors[f"{name}/{auto}/output"], model(**batch(model))[0])
+    assert not [key for key in seen["missing"] if key.startswith("encoder.")]
+
+
+@pytest.mark.parametrize(("resaved", "name"), [("resaved", "classifier"), ("resaved-via", "via-decoder-from-mlm")])
+def test_remote_code_saves_itself(checkpoints, remote, resaved, name):
+    report, tensors = remote
+    auto = "AutoModelForSequenceClassification"
+    assert_carries_map_and_code(checkpoints / resaved, name)
+    assert report[f"{resaved}/{auto}"]["missing"] == []
+    assert report[f"{resaved}/{auto}"]["class"] == head(name, auto).__name__
+    torch.testing.assert_close(tensors[f"{resaved}/{auto}/output"], tensors[f"{name}/{auto}/output"])
+
+
+def test_the_repository_root_loads_as_dot(remote):
+    report, tensors = remote
+    assert report["dot/AutoModelForMaskedLM"]["missing"] == []
+    expected = tensors["concept-encoder-checkout/AutoModelForMaskedLM/output"]
+    torch.testing.assert_close(tensors["dot/AutoModelForMaskedLM/output"], expected)

@@ -1,0 +1,359 @@
+"""Every command and snippet of README.md, CONTRIBUTING.md, CHANGELOG.md and docs/ does what the page says.
+
+Python blocks are run page by page, each page in one namespace, in a scratch folder that holds a tiny run under
+`runs/mine` and `organisation/checkpoint`. Sessions (`pycon`) are doctests. Commands are read by the script's own
+`main`, stopped where its work would begin; blocks below `<!-- run -->` are run for real. YAML blocks are recipes.
+"""
+
+import doctest
+import importlib.util
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import pytest
+import torch
+import yaml
+from accelerate.commands.launch import launch_command_parser
+
+from concept_encoder.eval.benchmarks.registry import find_benchmark
+from concept_encoder.trainers.recipes import find_recipe, load_recipe, recipe_parser
+
+ROOT = Path(__file__).resolve().parents[2]
+# A diary, and pages that their own tests compare with a rendering.
+RENDERED = {"LOG.md", "GATE_1.md", "SPEED.md", "SCALING.md"}
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+PAGES += sorted(path for path in (ROOT / "docs").rglob("*.md") if path.name not in RENDERED)
+LANGUAGES = {"bash", "python", "pycon", "yaml", "text", "bibtex"}
+RUN = "<!-- run -->"
+FENCE = re.compile(
+    rf"^(?P<run>{RUN}\n\n?)?(?P<indent> *)```(?P<language>\S*)\n(?P<text>.*?)^(?P=indent)```$", re.M | re.S
+)
+
+# Where the work of a script begins: the first function of the package that it calls with arguments read and checked.
+WORK = {
+    "analyze.py": "analyze",
+    "benchmark.py": "measure",
+    "build_corpus.py": "build_corpus",
+    "cards.py": "render_cards",
+    "compare.py": "compare plan_comparison",
+    "check_code.py": "code_of",
+    "explore.py": "load_explorer write_space",
+    "export.py": "export_checkpoint",
+    "finetune.py": "finetune_tasks",
+    "gate_1.py": "render_page",
+    "generate.py": "_sample",
+    "import_checkpoint.py": "import_checkpoint",
+    "pretrain.py": "pretrain plan_pretraining",
+    "pretrain_twin.py": "pretrain",
+    "push_to_hub.py": "_publish",
+    "report.py": "write_report",
+    "sampling_steps.py": "sampling_steps",
+    "scaling.py": "render_page",
+    "similarity.py": "similarity_tasks",
+    "soak.py": "soak",
+    "train_tokenizer.py": "load_tokenizer",
+    "whiten.py": "whiten",
+}
+
+
+class Block(NamedTuple):
+    """A fenced block: its language, its text, the line it begins on, and whether to run it for real."""
+
+    language: str
+    text: str
+    line: int
+    run: bool
+
+
+def blocks(page: Path, *languages: str) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    found = []
+    for match in FENCE.finditer(text):
+        body = "".join(line.removeprefix(match["indent"]) for line in match["text"].splitlines(keepends=True))
+        line = text.count("\n", 0, match.start("text")) + 1
+        found.append(Block(match["language"], body, line, match["run"] is not None))
+    assert len(found) * 2 == len(re.findall(r"^ *```", text, re.M)), f"{page.name}: a fence is not closed"
+    return [block for block in found if not languages or block.language in languages]
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def pages_with(*languages: str) -> list[Path]:
+    return [page for page in PAGES if blocks(page, *languages)]
+
+
+def commands(block: Block) -> list[list[str]]:
+    """Words of each command: lines joined at a backslash, comments left out."""
+    lines = block.text.replace("\\\n", " ").splitlines()
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [each for each in words if each]
+
+
+@pytest.fixture
+def scratch(pretrained, tmp_path, monkeypatch) -> Path:
+    """The working directory of a page's reader: the scripts, and a run."""
+    (tmp_path / "scripts").symlink_to(ROOT / "scripts")
+    for name in ("runs/mine", "organisation/checkpoint"):
+        shutil.copytree(pretrained, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# -------------------------------------------------------------------------------------------------------------- blocks
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_block_says_its_language(page):
+    unknown = [block.line for block in blocks(page) if block.language not in LANGUAGES]
+    assert not unknown, f"lines {unknown}: a block is one of {', '.join(sorted(LANGUAGES))}"
+
+
+@pytest.mark.parametrize("page", pages_with("python"), ids=name_of)
+def test_python_blocks_run(page, scratch):
+    namespace: dict = {"__name__": "__page__"}
+    for block in blocks(page, "python"):
+        # Blank lines in front, so that a traceback names the page's own line.
+        exec(compile("\n" * (block.line - 1) + block.text, str(page), "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", pages_with("pycon"), ids=name_of)
+def test_sessions_print_what_they_say(page, scratch):
+    parser, runner = doctest.DocTestParser(), doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+    report: list[str] = []
+    namespace: dict = {}
+    for block in blocks(page, "pycon"):
+        session = parser.get_doctest(block.text, namespace, page.name, str(page), block.line - 1)
+        assert session.examples, f"{page.name}:{block.line} holds no >>>"
+        runner.run(session, out=report.append, clear_globs=False)
+        namespace = session.globs
+    assert not runner.failures, "".join(report)
+
+
+@pytest.mark.parametrize("page", pages_with("yaml"), ids=name_of)
+def test_yaml_blocks_are_recipes(page, tmp_path):
+    for path in (ROOT / "scripts" / "recipes").glob("*.yaml"):
+        shutil.copy(path, tmp_path)
+    for block in blocks(page, "yaml"):
+        (tmp_path / "of_the_page.yaml").write_text(block.text, encoding="utf-8")
+        load_recipe(tmp_path / "of_the_page.yaml", ["--bf16", "false"], recipe_parser())
+
+
+# ------------------------------------------------------------------------------------------------------------ commands
+
+
+class Reached(Exception):
+    """The script has read its arguments and begins to work."""
+
+
+def stop(*args, **kwargs):
+    raise Reached
+
+
+def build_recipes(recipe_of: Callable, names: list[str], seeds: list[int], folder: Path, *rest):
+    """In the place of `compare`, which reads the recipes itself."""
+    for name in names:
+        recipe_of(name, seeds[0], folder)
+    raise Reached
+
+
+def load_script(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def check_script(words: list[str], monkeypatch) -> None:
+    """`main` of the script takes the arguments, and the tasks exist."""
+    path, arguments = Path(words[0]), words[1:]
+    module = load_script(path)
+    if arguments in (["--help"], ["--fields"]):
+        return
+    for name in WORK[path.name].split():
+        monkeypatch.setattr(module, name, build_recipes if path.name == "compare.py" else stop)
+    # Recipes for GPUs ask for bfloat16, which transformers refuses to promise without one.
+    on_cpu = path.name == "pretrain.py" and not torch.cuda.is_available()
+    with pytest.raises(Reached):
+        module.main([*arguments, *(["--bf16", "false"] if on_cpu else [])])
+    for flag in ("--tasks", "--frozen"):
+        if flag in arguments:
+            rest = arguments[arguments.index(flag) + 1 :]
+            for task in rest[: next((i for i, word in enumerate(rest) if word.startswith("--")), None)]:
+                if not task.endswith(".yaml"):  # a reader's own; tests/test_finetuning.py has one
+                    find_benchmark(task)
+
+
+def check_accelerate(words: list[str], monkeypatch) -> None:
+    arguments = launch_command_parser().parse_args(words)
+    if arguments.config_file is not None:
+        assert (ROOT / arguments.config_file).is_file(), arguments.config_file
+    check_script([arguments.training_script, *arguments.training_script_args], monkeypatch)
+
+
+def check_make(words: list[str]) -> None:
+    targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split()
+    unknown = [word for word in words if "=" not in word and word not in targets]
+    assert not unknown, f"make {unknown[0]}: the Makefile has {', '.join(targets)}"
+
+
+def check_pip(words: list[str]) -> None:
+    known = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    asked = {extra for word in words for extras in re.findall(r"\[(.*)\]", word) for extra in extras.split(",")}
+    assert words[0] == "install" and asked <= known, f"extras {asked - known} do not exist"
+
+
+def check_command(words: list[str], monkeypatch) -> None:
+    """ValueError or AssertionError if the command is not one that works here."""
+    match words:
+        case ["python", script, *rest] if script.startswith("scripts/"):
+            check_script([script, *rest], monkeypatch)
+        case ["accelerate", "launch", *rest]:
+            check_accelerate(rest, monkeypatch)
+        case ["make", *rest]:
+            check_make(rest)
+        case ["pip", *rest]:
+            check_pip(rest)
+        case ["hf", "auth", "login"] | ["pre-commit", "install"] | ["pre-commit", "run", "--all-files"]:
+            pass
+        case ["hf", "upload", _, _, "--repo-type", "space"]:
+            pass
+        case ["git", "tag" | "push" | "clone", *_] | ["cd", _]:
+            pass
+        case _:
+            raise ValueError(f"no test knows the command {shlex.join(words)}")
+
+
+@pytest.mark.parametrize("page", pages_with("bash"), ids=name_of)
+def test_commands_are_read_by_their_scripts(page, scratch, monkeypatch, capsys):
+    for block in blocks(page, "bash"):
+        for words in commands(block):
+            # Folders of other runs that the page's commands read; a tokenizer's has to be new.
+            for word in words if "scripts/train_tokenizer.py" not in words else []:
+                if re.fullmatch(r"runs/[\w-]+", word) and not Path(word).exists():
+                    shutil.copytree("runs/mine", word)
+            try:
+                check_command(words, monkeypatch)
+            except SystemExit:
+                pytest.fail(f"{page.name}:{block.line}: {shlex.join(words)}\n{capsys.readouterr().err}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if any(block.run for block in blocks(page))], ids=name_of)
+def test_blocks_marked_to_run_do(page, scratch):
+    shutil.rmtree(scratch / "runs")
+    for block in blocks(page, "bash"):
+        if block.run:
+            script = f'set -eu\npython() {{ {shlex.quote(sys.executable)} "$@"; }}\n{block.text}'
+            done = subprocess.run(["bash", "-c", script], cwd=scratch, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, f"{page.name}:{block.line}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("python scripts/finetune.py runs/mine --tasks mrpc", "--protocol"),
+        ("python scripts/finetune.py runs/mine --tasks mrpcc --protocol tuned", "Unknown task 'mrpcc'"),
+        ("python scripts/pretrain.py tinny", "Unknown recipe 'tinny'"),
+        ("python scripts/pretrain.py tiny --num_concept 3", "did you mean --num_concepts"),
+        ("python scripts/compare.py tiny --output_dir runs/all --max_stepps 3", "did you mean --max_steps"),
+        ("accelerate launch --config_file scripts/accelerate/none.yaml scripts/pretrain.py tiny", "none.yaml"),
+        ("make tests", "make tests"),
+        ("pip install concept-encoder[trains]", "'trains'"),
+        ("python script.py", "no test knows"),
+    ],
+)
+def test_a_wrong_command_is_caught(command, message, scratch, monkeypatch, capsys):
+    with pytest.raises((SystemExit, ValueError, AssertionError)) as caught:
+        check_command(shlex.split(command), monkeypatch)
+    assert message in f"{caught.value}{capsys.readouterr().err}"
+
+
+def test_every_script_is_on_the_page_of_commands():
+    page = (ROOT / "docs" / "reference" / "commands.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^\| `(\w+\.py)`", page, re.M))
+    assert listed == {path.name for path in (ROOT / "scripts").rglob("*.py") if path.name != "__init__.py"}
+
+
+def test_options_named_in_a_sentence_exist(capsys):
+    """Those of any script, of a recipe's fields and of accelerate."""
+    for path in (ROOT / "scripts").glob("*.py"):
+        with pytest.raises(SystemExit):
+            load_script(path).main(["--help"])
+    known = set(re.findall(r"--\w+", capsys.readouterr().out + recipe_parser().format_help()))
+    known |= set(launch_command_parser()._option_string_actions)
+    for page in PAGES:
+        prose = FENCE.sub("", page.read_text(encoding="utf-8"))
+        named = {option for code in re.findall(r"`([^`]+)`", prose) for option in re.findall(r"(?<!\S)--\w+", code)}
+        assert named <= known, f"{name_of(page)}: {', '.join(sorted(named - known))}"
+
+
+def test_pre_commit_runs_what_ci_runs():
+    """One definition of the checks: the targets of the Makefile."""
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    entries = [shlex.split(hook["entry"]) for hook in hooks]
+    for words in entries:
+        check_make(words[1:])
+    assert ["make", "test"] in entries
+    assert "make test " in (ROOT / ".ci" / "run").read_text()
+
+
+# ------------------------------------------------------------------------------------------------- names, links, site
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_files_that_a_page_names_exist(page):
+    prose = FENCE.sub("", page.read_text(encoding="utf-8"))
+    named = re.findall(r"`((?:scripts|trainers|eval|tests|docs|model_cards|\.github|\.ci)/[\w./*-]*)`", prose)
+    named += re.findall(r"`([A-Z]+\.(?:md|cff)|pyproject\.toml)`", prose)
+    missing = sorted(name for name in set(named) if not any(list(at.glob(name)) for at in (ROOT, ROOT / "docs")))
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_recipes_that_a_page_names_exist(page):
+    prose = FENCE.sub("", page.read_text(encoding="utf-8"))
+    for name in re.findall(r"recipes? `(\w+)`", prose):
+        find_recipe(name, ROOT / "scripts" / "recipes")
+
+
+def test_entries_of_the_log_that_a_page_names_exist():
+    headings = re.findall(r"^## (.*)$", (ROOT / "docs" / "LOG.md").read_text(encoding="utf-8"), re.M)
+    named = 0
+    for page in PAGES:
+        prose = " ".join(page.read_text(encoding="utf-8").split())
+        for entries in re.findall(r'LOG\.md\), ((?:"[^"]+"(?: and )?)+)', prose):
+            for entry in re.findall(r'"([^"]+)"', entries):
+                assert any(entry in heading for heading in headings), f"{name_of(page)}: {entry}"
+                named += 1
+    assert named > 5
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_to_other_places_are_well_formed(page):
+    for link in re.findall(r"(?:\]\(|<)(\w+:[^)>\s]*)", page.read_text(encoding="utf-8")):
+        parts = urlsplit(link)
+        assert parts.scheme == "https" and "." in parts.netloc, link
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path):
+    """Links inside the site, their anchors, and every object of the API pages are what strict mode checks."""
+    pytest.importorskip("mkdocs", reason="mkdocs is not installed: pip install 'concept-encoder[docs]'")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    reference = (tmp_path / "site/reference/model.html").read_text(encoding="utf-8")
+    assert 'id="concept_encoder.modeling_concept.ConceptEncoderModel.tabulate"' in reference
+    card = (tmp_path / "site/cards/microworld.html").read_text(encoding="utf-8")
+    assert "<h1" in card and "model-index" not in card

@@ -1,0 +1,86 @@
+"""Pretraining runs small enough for a test: a Trainer, a recipe, and a script in two processes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from helpers import random_examples, tiny_config
+
+from concept_encoder.trainers.objectives.objective import ObjectiveArguments
+from concept_encoder.trainers.recipes import Recipe, find_recipe, load_recipe, recipe_parser
+from concept_encoder.trainers.training.arguments import ConceptTrainingArguments
+from concept_encoder.trainers.training.trainer import ConceptTrainer
+
+RECIPES = Path(__file__).parents[2] / "scripts" / "recipes"
+SMALL_RECIPE = (
+    "--max_steps 6 --max_train_documents 64 --max_validation_documents 8 --disable_tqdm true --use_cpu true"
+).split()
+
+
+def tiny_recipe(output_dir, *overrides, name="tiny") -> Recipe:
+    arguments = [*SMALL_RECIPE, "--output_dir", str(output_dir), *overrides]
+    return load_recipe(find_recipe(name, RECIPES), arguments, recipe_parser())
+
+
+def make_trainer(
+    tokenizer, output_dir, rows=64, objective=None, monitor=None, dropout=0.0, data=None, **training
+) -> ConceptTrainer:
+    torch.manual_seed(0)
+    objective = objective or ObjectiveArguments()
+    corruption = objective.build_corruption()
+    config = tiny_config(
+        vocab_size=len(tokenizer),
+        mask_token_id=tokenizer.mask_token_id,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        **corruption.needs,
+    )
+    data = data or Dataset.from_list(random_examples(tokenizer, rows=rows, longest=20))
+    settings = {
+        "output_dir": str(output_dir),
+        "max_steps": 6,
+        "per_device_train_batch_size": 8,
+        "per_device_eval_batch_size": 8,
+        "learning_rate": 3e-3,
+        "logging_steps": 2,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        **training,
+    }
+    return ConceptTrainer(
+        model=corruption.head(config),
+        args=ConceptTrainingArguments(**settings),
+        objective_args=objective,
+        monitor=monitor,
+        train_dataset=data,
+        eval_dataset=data.select(range(min(rows, 20))),
+        processing_class=tokenizer,
+    )
+
+
+def parameters(trainer) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+
+
+def losses(trainer) -> list[float]:
+    return [row["loss"] for row in trainer.state.log_history if "loss" in row]
+
+
+def noise_by_text(trainer) -> ConceptTrainer:
+    """Training noise made a function of the text, so that runs that cut the same batches differently compare."""
+    trainer.collator.draw = lambda batch, *_: trainer.collator.fixed_noise(batch)
+    return trainer
+
+
+def launch_two(script: Path, *options: str) -> None:
+    """Run a script in two processes on the CPU; `options` are those of `accelerate launch`."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", *(options or ["--multi_gpu"])]
+    command += ["--num_processes", "2", "--main_process_port", "0", str(script)]  # 0: any that is free
+    env = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]

@@ -1,0 +1,546 @@
+"""Pretraining corpora: texts from microworld, the Hub or local files, tokenised and packed or truncated to a length.
+
+Three calls, in the order a run makes them: `load_tokenizer`, `load_corpus` (texts), `load_pretraining_data` (ids).
+"""
+
+import copy
+import dataclasses
+import glob
+import hashlib
+import logging
+import re
+from dataclasses import dataclass, field
+from itertools import compress
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pyarrow as pa
+from accelerate import PartialState
+from datasets import Dataset, Features, IterableDataset, List, Value, load_dataset
+from datasets.exceptions import DatasetGenerationError
+from transformers import PreTrainedTokenizerBase
+
+from ...utils.untrusted import read_tokenizer
+
+logger = logging.getLogger(__name__)
+
+MICROWORLD = "microworld"
+MICROWORLD_DOCUMENTS = {"train": 20_000, "validation": 1_000}
+FILE_BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".txt": "text"}
+# Documents. datasets reads up to ten files at a time into the buffer, so a corpus sorted by source is mixed too.
+STREAM_SHUFFLE_BUFFER = 10_000
+
+Packing = Literal["packed", "truncated"]
+Split = Literal["train", "validation"]
+
+_IDS = Features({"input_ids": List(Value("int32"))})
+_ID_COLUMNS = {"text": "input_ids", "partner": "partner_ids"}
+_PAIR_IDS = Features({**_IDS, "partner_ids": List(Value("int32"))})
+# datasets fingerprints an imported function by its name only: raise this when the same texts give other examples.
+_FORMAT_VERSION = 1
+
+
+@dataclass
+class DataArguments:
+    """Which texts to pretrain on and how they become examples.
+
+    Raises:
+        ValueError: a field outside its legal values, or two fields that contradict each other.
+    """
+
+    dataset_name: str = field(
+        default=MICROWORLD,
+        metadata={
+            "help": "'microworld' (generated), a Hub id 'namespace/name', a local dataset folder, or a file or glob "
+            "ending in .parquet, .jsonl, .json or .txt (one document per line)."
+        },
+    )
+    dataset_config_name: str | None = field(
+        default=None, metadata={"help": "Configuration of a Hub or folder dataset; None: its default one."}
+    )
+    dataset_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of a Hub dataset; None: main."}
+    )
+    train_split: str = field(default="train", metadata={"help": "Name of the split to train on."})
+    validation_split: str = field(
+        default="validation", metadata={"help": "Name of the split to evaluate on; not the training split."}
+    )
+    validation_size: float | None = field(
+        default=None,
+        metadata={"help": "Share of the training split, in (0, 1), held out where there is no validation split."},
+    )
+    text_column: str = field(default="text", metadata={"help": "Name of the column that holds the texts."})
+    partner_column: str | None = field(
+        default=None,
+        metadata={"help": "Column of a text that means the same, for contrastive; None: single texts."},
+    )
+    keep_rows: str | None = field(
+        default=None,
+        metadata={"help": "Rows to use, as column=value or column>=number, such as label=0 or label>=4; None: all."},
+    )
+    streaming: bool = field(
+        default=False, metadata={"help": "Read and tokenise while training instead of building a cache first."}
+    )
+    max_length: int = field(default=512, metadata={"help": "Tokens per example, special tokens included; at least 3."})
+    packing: Packing = field(
+        default="packed",
+        metadata={
+            "help": "packed: documents joined and cut into blocks of exactly max_length tokens; "
+            "truncated: one document per example, its end cut off."
+        },
+    )
+    tokenizer_name: str | None = field(
+        default=None, metadata={"help": "Hub id or local folder; None: the microworld tokenizer, for microworld only."}
+    )
+    preprocessing_num_workers: int | None = field(
+        default=None,
+        metadata={"help": "Processes that filter and tokenise, at least 1; None: this one, tokenising in threads."},
+    )
+    max_train_documents: int | None = field(
+        default=None,
+        metadata={"help": "Documents to train on, at least 1; None: all (20000 for microworld)."},
+    )
+    max_validation_documents: int | None = field(
+        default=None,
+        metadata={"help": "Documents to evaluate on, at least 1; None: all (1000 for microworld)."},
+    )
+    corpus_seed: int = field(
+        default=0,
+        metadata={"help": "Not negative. Seeds generation, held-out share, sample of documents, stream shuffling."},
+    )
+
+    def __post_init__(self) -> None:
+        if self.packing not in get_args(Packing):
+            raise ValueError(f"packing must be one of {', '.join(get_args(Packing))}, got {self.packing!r}")
+        if self.max_length < 3:
+            raise ValueError(f"max_length must be at least 3 (two special tokens and a text's), got {self.max_length}")
+        if self.validation_size is not None and not 0 < self.validation_size < 1:
+            raise ValueError(f"validation_size must lie between 0 and 1, got {self.validation_size}")
+        if self.corpus_seed < 0:
+            raise ValueError(f"corpus_seed must not be negative, got {self.corpus_seed}")
+        for name in ("preprocessing_num_workers", "max_train_documents", "max_validation_documents"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1 or left out, got {value}")
+        if self.train_split == self.validation_split:
+            raise ValueError(
+                f"train_split ({self.train_split!r}) and validation_split ({self.validation_split!r}) must differ; "
+                "to hold out a share of the training split set validation_size instead"
+            )
+        if self.partner_column is not None and self.packing != "truncated":
+            raise ValueError(
+                f"partner_column={self.partner_column!r} needs packing='truncated', one pair per example, got "
+                f"{self.packing!r}"
+            )
+        if self.partner_column == self.text_column:
+            raise ValueError(f"partner_column and text_column are both {self.text_column!r}: a pair needs two columns")
+        if self.keep_rows is not None:
+            _row_rule(self.keep_rows)
+        if self.streaming and self.preprocessing_num_workers is not None:
+            raise ValueError(
+                f"preprocessing_num_workers={self.preprocessing_num_workers} has no use with streaming=True, which "
+                "tokenises while it is read; set the Trainer's dataloader_num_workers, or streaming=False"
+            )
+        if self.dataset_name == MICROWORLD:
+            self._check_microworld()
+
+    def _check_microworld(self) -> None:
+        """A generated corpus has no configurations, revisions, columns or splits to choose."""
+        source = ("dataset_config_name", "dataset_revision", "train_split", "validation_split")
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            columns = ("text_column", "partner_column", "keep_rows")
+            if f.name in (*source, "validation_size", *columns, "streaming") and value != f.default:
+                raise ValueError(
+                    f"{f.name}={value!r} has no meaning with dataset_name={MICROWORLD!r}, which is generated; "
+                    f"leave {f.name} out or name another dataset"
+                )
+
+
+def load_tokenizer(args: DataArguments) -> PreTrainedTokenizerBase:
+    """Tokenizer that `args` name, with a mask and a padding token.
+
+    Raises:
+        ValueError: no `tokenizer_name` though the corpus is not microworld; it cannot be read; it has no mask token
+            or no padding token.
+    """
+    if args.tokenizer_name is None:
+        if args.dataset_name != MICROWORLD:
+            raise ValueError(
+                f"tokenizer_name is None, which is only possible with dataset_name={MICROWORLD!r}, got "
+                f"dataset_name={args.dataset_name!r}; name a tokenizer, for example 'answerdotai/ModernBERT-base'"
+            )
+        from .microworld import microworld_tokenizer
+
+        return microworld_tokenizer(max_length=args.max_length)
+    try:
+        tokenizer = read_tokenizer(args.tokenizer_name)
+    except OSError as error:
+        raise ValueError(
+            f"tokenizer_name {args.tokenizer_name!r} is neither a local folder with a tokenizer nor a Hub id that "
+            f"can be read: {error}"
+        ) from error
+    for kind, example in (("mask", "[MASK]"), ("pad", "[PAD]")):
+        if getattr(tokenizer, f"{kind}_token_id") is None:
+            raise ValueError(
+                f"the tokenizer {args.tokenizer_name!r} has no {kind} token, which masked diffusion needs; add one "
+                f"with tokenizer.add_special_tokens({{'{kind}_token': '{example}'}}), save it with "
+                "tokenizer.save_pretrained(folder) and give that folder as tokenizer_name"
+            )
+    return tokenizer
+
+
+def train_tokenizer(args: DataArguments, vocab_size: int, seed_tokenizer: PreTrainedTokenizerBase):
+    """Tokenizer of the kind of `seed_tokenizer`, its vocabulary learned from the training documents that `args` name.
+
+    The product with the vocabulary is most of a pretraining step: a small one is what makes a CPU run possible.
+
+    Args:
+        args: corpus and `max_train_documents`.
+        vocab_size: entries of the new vocabulary, special tokens included.
+        seed_tokenizer: gives normalisation, splitting, model type and special tokens.
+
+    Raises:
+        ValueError: what `load_corpus` raises; a vocabulary too small for the special tokens and the characters.
+    """
+    corpus = load_corpus(args, "train")
+    tokenizer = seed_tokenizer.train_new_from_iterator((row["text"] for row in corpus), vocab_size)
+    if len(tokenizer) > vocab_size:
+        raise ValueError(
+            f"vocab_size={vocab_size} is too small: special tokens and single characters alone are {len(tokenizer)}; "
+            "ask for more"
+        )
+    return tokenizer
+
+
+def load_corpus(args: DataArguments, split: Split) -> Dataset | IterableDataset:
+    """Texts of the training or validation part of the corpus, in one column `text`; no row is null or blank.
+
+    Held-out share: where the dataset has no `validation_split`, a document is held out when a keyed hash of its text
+    falls below `validation_size`. So the two parts are the same whether streamed or not, a text that occurs twice
+    is never in both, and the share is met on average, not exactly.
+
+    Limits: `max_train_documents` and `max_validation_documents` draw a random sample without replacement; of a stream
+    they take the first ones. Microworld generates that many, 20,000 and 1,000 when they are None.
+
+    Dropped rows are counted in a warning, except for a stream, whose rows are not known ahead.
+
+    Args:
+        args: source, limits and seed. `tokenizer_name`, `packing` and `max_length` play no part.
+        split: "train" or "validation".
+
+    Raises:
+        ValueError: name of no kind of source; split or column not there; a column that is not text; no text left.
+        FileNotFoundError: no such file, folder, dataset or revision.
+    """
+    if split not in get_args(Split):
+        raise ValueError(f"split must be one of {', '.join(get_args(Split))}, got {split!r}")
+    limit = args.max_train_documents if split == "train" else args.max_validation_documents
+    if args.dataset_name == MICROWORLD:
+        from .microworld import microworld_corpus
+
+        return microworld_corpus(split, size=limit or MICROWORLD_DOCUMENTS[split], seed=args.corpus_seed)
+
+    splits = _open_dataset(args)
+    held_out = args.validation_split not in splits and args.validation_size is not None
+    if args.validation_size is not None and not held_out:
+        logger.warning(
+            "validation_size=%s is not used: %s has a split %r", args.validation_size, args.dataset_name,
+            args.validation_split,
+        )  # fmt: skip
+    name = args.train_split if split == "train" or held_out else args.validation_split
+    if name not in splits:
+        way_out = "name one with train_split"
+        if name == args.validation_split:
+            share = "validation_size (such as 0.01) to hold out a share of the training split"
+            way_out = f"name one with validation_split, or set {share}"
+        raise ValueError(
+            f"dataset {args.dataset_name!r} has no split {name!r}. Splits: {', '.join(sorted(splits))}; {way_out}"
+        )
+    corpus = _drop_blank_texts(_text_columns(_kept_rows(splits[name], args, name), args, name), args, name)
+    if held_out:
+        rule = {"share": args.validation_size, "seed": args.corpus_seed, "held_out": split == "validation"}
+        corpus = _filter(corpus, _is_held_out, args, fn_kwargs=rule)
+        if _is_empty(corpus):
+            raise ValueError(
+                f"validation_size={args.validation_size} leaves no {split} documents of the split {name!r} of "
+                f"{args.dataset_name!r}; choose another share or a larger corpus"
+            )
+    if limit is None:
+        return corpus
+    if isinstance(corpus, IterableDataset):
+        return corpus.take(limit)
+    return corpus.shuffle(seed=args.corpus_seed).select(range(limit)) if limit < len(corpus) else corpus
+
+
+def load_pretraining_data(
+    args: DataArguments, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset]:
+    """Tokenised training and validation examples `{"input_ids": (n,) int64}`, arrays of at most `max_length` ids.
+
+    packed: all documents of a part are tokenised without special tokens and joined as `doc [SEP] doc [SEP] ...`; that
+    stream is cut every `max_length - 1` tokens and each piece gets [CLS] in front. So every example is exactly
+    `max_length` long and begins with [CLS], a document may begin and end anywhere, and nothing is lost but the
+    last incomplete piece. BOS and EOS stand in for [CLS] and [SEP] where a tokenizer lacks these; without
+    either of [CLS] and BOS a piece is `max_length` tokens of the stream. The result is the same for any number of
+    workers.
+
+    truncated: one example per document, `[CLS] text [SEP]` as the tokenizer's own template has it, the text cut so
+    that the whole is at most `max_length` long.
+
+    In both, a text's own "[MASK]" or "[SEP]" is read as plain characters, and documents without tokens are dropped.
+
+    Not streaming: examples are memory-mapped from datasets' cache (microworld's: in memory), in corpus order; the
+    Trainer shuffles them. Under `torch.distributed` the main process builds the cache and the others then read it, so
+    build TrainingArguments, which sets the process group up, first, and give it a `ddp_timeout` longer than the work
+    takes.
+    Streaming: training documents are shuffled by `corpus_seed` in a buffer of 10,000 before they are packed, in
+    another order each epoch through `set_epoch`. Resuming must read the stream from its start, as the Trainer does:
+    the state of the packing is not in `state_dict`.
+
+    Raises:
+        ValueError: what `load_corpus` raises; `max_length` above the tokenizer's; no separator token to pack with; too
+            few tokens for one packed block, or no document with any token.
+    """
+    if args.max_length > tokenizer.model_max_length:
+        raise ValueError(
+            f"max_length ({args.max_length}) is larger than the tokenizer's model_max_length "
+            f"({tokenizer.model_max_length}); lower the first, or raise the second in the tokenizer's folder"
+        )
+    if args.packing == "packed" and _separator_token_id(tokenizer) is None:
+        raise ValueError(
+            f"packing='packed' needs a token between documents and the tokenizer {tokenizer.name_or_path!r} has "
+            "neither a sep nor an eos token; add one with tokenizer.add_special_tokens({'sep_token': '[SEP]'}), "
+            "or set packing='truncated'"
+        )
+    with PartialState().main_process_first():
+        corpora = {split: load_corpus(args, split) for split in get_args(Split)}
+        examples = {split: _encode(corpus, args, tokenizer) for split, corpus in corpora.items()}
+        for split, encoded in examples.items():
+            if _is_empty(encoded):
+                wanted = f"{args.max_length} tokens for one packed block" if args.packing == "packed" else "one token"
+                raise ValueError(
+                    f"the {split} part of {args.dataset_name!r} has fewer than {wanted}; give it more text"
+                    + (", lower max_length or set packing='truncated'" if args.packing == "packed" else "")
+                )
+        if isinstance(corpora["train"], IterableDataset):
+            shuffled = corpora["train"].shuffle(seed=args.corpus_seed, buffer_size=STREAM_SHUFFLE_BUFFER)
+            examples["train"] = _encode(shuffled, args, tokenizer)
+    # Arrays straight from the memory map: lists of numbers cost more than all else that is done to a batch.
+    return examples["train"].with_format("numpy"), examples["validation"].with_format("numpy")
+
+
+def _open_dataset(args: DataArguments) -> dict[str, Any]:
+    """Every split of a Hub id, folder, file or glob, by name."""
+    name = args.dataset_name
+    is_folder, suffix = Path(name).is_dir(), Path(name).suffix
+    is_file = not is_folder and suffix in FILE_BUILDERS
+    if not is_folder and not is_file and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        raise ValueError(
+            f"dataset_name must be {MICROWORLD!r}, a Hub id 'namespace/name', an existing folder, or a file or glob "
+            f"ending in {', '.join(FILE_BUILDERS)}, got {name!r}"
+        )
+    if is_file and not glob.glob(name, recursive=True):
+        raise FileNotFoundError(f"dataset_name {name!r}: there is no such file")
+    if (is_folder or is_file) and args.dataset_revision is not None:
+        raise ValueError(
+            f"dataset_revision={args.dataset_revision!r} needs a Hub id, but dataset_name={name!r} is local"
+        )
+    if is_file and args.dataset_config_name is not None:
+        raise ValueError(
+            f"dataset_config_name={args.dataset_config_name!r} needs a dataset, but dataset_name={name!r} is a file"
+        )
+    try:
+        if is_file:
+            return load_dataset(FILE_BUILDERS[suffix], data_files=name, streaming=args.streaming)
+        return load_dataset(name, args.dataset_config_name, revision=args.dataset_revision, streaming=args.streaming)
+    except (StopIteration, ValueError, DatasetGenerationError) as error:  # the first: an empty .json
+        reason = error.__cause__ or str(error) or "no rows"
+        raise ValueError(f"dataset {name!r} cannot be read or is empty: {reason}") from error
+
+
+def _kept_rows(dataset: Dataset | IterableDataset, args: DataArguments, split: str) -> Dataset | IterableDataset:
+    """The rows that `keep_rows` names."""
+    if args.keep_rows is None:
+        return dataset
+    column, relation, value = _row_rule(args.keep_rows)
+    columns = _column_names(dataset)
+    where = f"the split {split!r} of {args.dataset_name!r}"
+    if column not in columns:
+        raise ValueError(
+            f"keep_rows={args.keep_rows!r}: no column {column!r} in {where}. Columns: {', '.join(columns)}"
+        )
+    kept = _filter(dataset, _meets, args, fn_kwargs={"column": column, "relation": relation, "value": value})
+    if _is_empty(kept):
+        raise ValueError(f"keep_rows={args.keep_rows!r} keeps no row of {where}")
+    return kept
+
+
+def _column_names(dataset: Dataset | IterableDataset) -> list[str]:
+    # A stream without a schema tells its columns by its first row.
+    return dataset.column_names or list(next(iter(dataset), {}))
+
+
+def _row_rule(rule: str) -> tuple[str, str, str]:
+    """Column, relation and value of a rule such as label>=4."""
+    parts = re.fullmatch(r"(\w+)(>?=)(.+)", rule)
+    if parts is None or (parts[2] == ">=" and not _is_number(parts[3])):
+        raise ValueError(
+            f"keep_rows must be column=value or column>=number, such as label=0 or label>=4, got {rule!r}"
+        )
+    return parts[1], parts[2], parts[3]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _meets(batch: dict[str, list], column: str, relation: str, value: str) -> list[bool]:
+    if relation == ">=":
+        least = float(value)
+        return [each is not None and each >= least for each in batch[column]]
+    return [str(each) == value for each in batch[column]]
+
+
+def _text_columns(dataset: Dataset | IterableDataset, args: DataArguments, split: str) -> Dataset | IterableDataset:
+    """The columns asked for, as `text` and, of pairs, `partner`."""
+    columns = _column_names(dataset)
+    where = f"the split {split!r} of {args.dataset_name!r}"
+    if not columns:
+        raise ValueError(f"{where} is empty")
+    renamed = {args.text_column: "text"}
+    if args.partner_column is not None:
+        renamed[args.partner_column] = "partner"
+    for column, role in renamed.items():
+        if column not in columns:
+            raise ValueError(f"{role}_column {column!r} is not in {where}. Columns: {', '.join(columns)}")
+        kind = (dataset.features or {}).get(column, Value("string"))
+        if getattr(kind, "dtype", None) not in ("string", "large_string", "null"):
+            raise ValueError(f"{role}_column {column!r} of {where} must hold strings, it holds {kind}")
+    dataset = dataset.select_columns(list(renamed))
+    return dataset.rename_columns({old: new for old, new in renamed.items() if old != new})
+
+
+def _drop_blank_texts(corpus: Dataset | IterableDataset, args: DataArguments, split: str) -> Dataset | IterableDataset:
+    kept = _filter(corpus, _has_text, args)
+    columns = " or ".join(repr(name) for name in (args.text_column, args.partner_column) if name is not None)
+    where = f"the split {split!r} of {args.dataset_name!r}"
+    if _is_empty(corpus):
+        raise ValueError(f"{where} is empty")
+    if _is_empty(kept):
+        raise ValueError(f"no row of {where} holds text in column {columns}: all are null or blank")
+    if isinstance(corpus, Dataset) and len(kept) < len(corpus):
+        logger.warning(
+            "dropped %d of %d rows of %s: null or blank in column %s",
+            len(corpus) - len(kept), len(corpus), where, columns,
+        )  # fmt: skip
+    return kept
+
+
+def _filter(corpus: Dataset | IterableDataset, function, args: DataArguments, fn_kwargs: dict | None = None):
+    workers = {} if isinstance(corpus, IterableDataset) else {"num_proc": args.preprocessing_num_workers}
+    return corpus.filter(function, batched=True, fn_kwargs=fn_kwargs, **workers)
+
+
+def _is_empty(dataset: Dataset | IterableDataset) -> bool:
+    return len(dataset) == 0 if isinstance(dataset, Dataset) else next(iter(dataset), None) is None
+
+
+def _has_text(batch: dict[str, list]) -> list[bool]:
+    rows = zip(*batch.values(), strict=True)
+    return [all(text is not None and not text.isspace() and text != "" for text in row) for row in rows]
+
+
+def _is_held_out(batch: dict[str, list[str]], share: float, seed: int, held_out: bool) -> list[bool]:
+    key = str(seed).encode()
+    digests = (hashlib.blake2b(text.encode(), digest_size=8, key=key).digest() for text in batch["text"])
+    return [(int.from_bytes(digest, "big") < share * 2**64) == held_out for digest in digests]
+
+
+def _separator_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    return tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id
+
+
+def _first_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    return tokenizer.bos_token_id if tokenizer.cls_token_id is None else tokenizer.cls_token_id
+
+
+def _encode(corpus: Dataset | IterableDataset, args: DataArguments, tokenizer: PreTrainedTokenizerBase):
+    """Texts to examples; two passes when packing, so that the joints do not depend on the number of workers."""
+    workers = {} if isinstance(corpus, IterableDataset) else {"num_proc": args.preprocessing_num_workers}
+    options = {
+        # A copy: tokenising leaves truncation settings behind, which save_pretrained would write down.
+        "tokenizer": copy.deepcopy(tokenizer),
+        "max_length": args.max_length if args.packing == "truncated" else None,
+        "format_version": _FORMAT_VERSION,
+    }
+    paired = args.partner_column is not None
+    encoded = corpus.map(
+        _tokenize,
+        batched=True,
+        fn_kwargs=options,
+        remove_columns=["text", "partner"] if paired else ["text"],
+        features=_PAIR_IDS if paired else _IDS,
+        **workers,
+    )
+    if args.packing == "truncated":
+        return encoded
+    packer = _Packer(args.max_length, _first_token_id(tokenizer))
+    # A table that comes out takes the place of the one that went in: there is no column to remove.
+    blocks = encoded.with_format("arrow").map(packer, batched=True, with_indices=True, features=_IDS)
+    return blocks.with_format(None)
+
+
+def _tokenize(
+    batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, max_length: int | None, format_version: int
+) -> dict[str, list[list[int]]]:
+    """`[CLS] text [SEP]` cut to `max_length`; with None: all of `text [SEP]`. A row without any token is dropped."""
+    truncated = max_length is not None
+    encoded = {
+        _ID_COLUMNS[column]: tokenizer(
+            texts,
+            add_special_tokens=truncated,
+            truncation=truncated,
+            max_length=max_length,
+            split_special_tokens=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,  # longer than the model on purpose: the blocks are cut afterwards
+        )["input_ids"]
+        for column, texts in batch.items()
+    }
+    specials = tokenizer.num_special_tokens_to_add() if truncated else 0
+    separator = _separator_token_id(tokenizer)
+    ending = [] if truncated or separator is None else [separator]
+    kept = [all(len(row) > specials for row in rows) for rows in zip(*encoded.values(), strict=True)]
+    return {column: [[*row, *ending] for row in compress(rows, kept)] for column, rows in encoded.items()}
+
+
+class _Packer:
+    """Cuts the joined rows into blocks of `max_length`; what is left over begins the next batch's first block."""
+
+    def __init__(self, max_length: int, first_token_id: int | None) -> None:
+        self.format_version = _FORMAT_VERSION
+        self.first_token_id = first_token_id
+        self.piece = max_length - (first_token_id is not None)
+        self.rest = np.empty(0, np.int32)
+        self.next_index = 0
+
+    def __call__(self, rows: pa.Table, indices: list[int]) -> pa.Table:
+        if indices[0] != self.next_index:  # a stream that starts again, in the next epoch or another process
+            self.rest = self.rest[:0]
+        self.next_index = indices[-1] + 1
+        ids = pa.concat_arrays(rows["input_ids"].chunks).flatten()
+        stream = np.concatenate([self.rest, ids.to_numpy(zero_copy_only=False)])
+        count = len(stream) // self.piece
+        blocks = stream[: count * self.piece].reshape(count, self.piece)
+        self.rest = stream[count * self.piece :]
+        if self.first_token_id is not None:
+            blocks = np.insert(blocks, 0, self.first_token_id, axis=1)
+        offsets = np.arange(count + 1, dtype=np.int32) * blocks.shape[1]
+        return pa.table({"input_ids": pa.ListArray.from_arrays(offsets, blocks.ravel().astype(np.int32))})

@@ -1,0 +1,104 @@
+"""Evaluation while training: what a text costs, on noise that is a function of the text alone."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ...modeling_concept import ConceptMaskedLMOutput
+from ..objectives.collators import DataCollatorForReconstruction
+from ..objectives.corruptions import Diffusion
+from ..objectives.objective import ObjectiveArguments
+
+Model = Callable[..., ConceptMaskedLMOutput]
+Batch = dict[str, Tensor]
+
+
+class ReconstructionEvaluator:
+    """What a text costs, on noise that is a function of the text alone, without regularizers or smoothing.
+
+    With the head of masked diffusion: the conditional NELBO on a fixed t-grid, the encoder seeing the clean text, and
+    cross-entropy and accuracy of masked tokens at each t. The grid holds the midpoints of `num_eval_timesteps` equal
+    parts of (0, 1]; the noise is independent between points: nested masks would leave the bound more variance.
+    Metrics: `nelbo_bits_per_token`, and for each grid point `nll_bits_t_*`, `accuracy_t_*`, `tokens_t_*`.
+
+    With a corruption other than diffusion, its own task: `rebuilt_bits_per_token`, `rebuilt_accuracy` and
+    `rebuilt_tokens`, over all positions that the decoder rebuilds, each weighing 1.
+
+    `loss` is the latter in nats where there is one, else the NELBO in nats per token.
+
+    Args:
+        tokenizer: of the model.
+        settings: of the objective that the model is trained with.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: ObjectiveArguments):
+        corruption = settings.build_corruption()
+        points = settings.num_eval_timesteps if corruption.head is Diffusion.head else 0
+        self.grid: list[float] = ((torch.arange(points) + 0.5) / settings.num_eval_timesteps).tolist()
+        # The bound is always over all of (0, 1] and all positions, whatever training does.
+        schedule = settings.schedule if isinstance(corruption, Diffusion) else Diffusion.schedule
+        bound = DataCollatorForReconstruction(tokenizer, Diffusion(schedule))
+        # Collator, number of the draw, and timestep where it is not drawn.
+        self._passes: list[tuple[DataCollatorForReconstruction, int, float | None]] = [
+            (bound, draw, t) for draw, t in enumerate(self.grid)
+        ]
+        if type(corruption) is not Diffusion:
+            self._passes.append((DataCollatorForReconstruction(tokenizer, corruption), 0, None))
+
+    def score(self, model: Model, batch: Batch) -> Tensor:
+        """(B, P, 5) of a clean batch, P the grid points and then the corruption's own task where there is one:
+        weighted NLL, items that it is divided by, NLL, hits and number of rebuilt tokens."""
+        return torch.stack([_score(model, batch, *each) for each in self._passes], dim=1)
+
+    def metrics(self, totals: Tensor) -> dict[str, float]:
+        """Of the sums (P, 5) over texts of what `score` gives."""
+        bound, own_task = totals[: len(self.grid)], totals[len(self.grid) :]
+        metrics = _bound_metrics(self.grid, bound) if self.grid else {}
+        for sums in own_task:
+            metrics |= _rebuilding_metrics(sums)
+        return metrics
+
+
+def _score(model: Model, batch: Batch, collator: DataCollatorForReconstruction, draw: int, t: float | None) -> Tensor:
+    """(B, 5), see `ReconstructionEvaluator.score`."""
+    device, rows = batch["input_ids"].device, len(batch["input_ids"])
+    timesteps = None if t is None else torch.full((rows,), t, device=device)
+    corrupted = collator.corrupt(batch, collator.fixed_noise(batch, draw).to(device), timesteps)
+    num_items = corrupted.pop("num_items")
+    output = model(**corrupted)
+    assert output.logits is not None  # but while training
+    labelled, drawn = corrupted["labels"] != -100, corrupted["loss_weights"] > 0
+    right = output.logits.argmax(-1) == corrupted["labels"][labelled]
+    hits = torch.zeros_like(labelled).masked_scatter(labelled, right) & drawn
+    bound = (output.token_losses * corrupted["loss_weights"]).sum(-1)
+    nll = (output.token_losses * drawn).sum(-1)
+    return torch.stack([bound, num_items.float(), nll, hits.sum(-1).float(), drawn.sum(-1).float()], dim=-1)
+
+
+def _bound_metrics(grid: list[float], totals: Tensor) -> dict[str, float]:
+    """Of the t-grid, from sums (T, 5)."""
+    bound, eligible, nll, hits, masked = totals.T.tolist()
+    nelbo = sum(b / max(e, 1) for b, e in zip(bound, eligible, strict=True)) / len(grid)
+    metrics = {"loss": nelbo, "nelbo_bits_per_token": nelbo / math.log(2)}
+    for k, t in enumerate(grid):
+        if masked[k]:
+            metrics[f"nll_bits_t_{t:g}"] = nll[k] / masked[k] / math.log(2)
+            metrics[f"accuracy_t_{t:g}"] = hits[k] / masked[k]
+        metrics[f"tokens_t_{t:g}"] = int(masked[k])
+    return metrics
+
+
+def _rebuilding_metrics(sums: Tensor) -> dict[str, float]:
+    """Of the corruption's own task, from sums (5,); nothing without a token."""
+    _, _, nll, hits, rebuilt = sums.tolist()
+    if not rebuilt:
+        return {}
+    return {
+        "loss": nll / rebuilt,
+        "rebuilt_bits_per_token": nll / rebuilt / math.log(2),
+        "rebuilt_accuracy": hits / rebuilt,
+        "rebuilt_tokens": int(rebuilt),
+    }
