@@ -12,18 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = (
-    "pyproject.toml",
-    "LICENSE",
-    "README.md",
-    "py.typed",
-    "utils",
-    "trainers",
-    "eval",
-    "scripts",
-    "model_cards",
-    "tests",
-)
+FILES = ("pyproject.toml", "LICENSE", "README.md", "py.typed")
+FOLDERS = ("utils", "trainers", "eval", "scripts", "model_cards", "tests")
 
 IMPORT_EVERYTHING = """
 import importlib, json, pkgutil
