@@ -43,7 +43,6 @@ def _parser() -> Command:
     parser.add_argument("--num_steps", type=int, default=16, help="decoder calls")
     parser.add_argument("--order", default="confidence", help="confidence, ancestral or blocks")
     parser.add_argument("--block_length", type=int, help="positions of a block, for order blocks")
-    parser.add_argument("--reencode", action="store_true", help="read the concepts anew as tokens commit")
     parser.add_argument("--temperature", type=float, default=1.0, help="0 takes the most probable token")
     parser.add_argument("--top_k", type=int, default=0, help="keep the k most probable tokens; 0 all")
     parser.add_argument("--top_p", type=float, default=1.0, help="keep tokens of this probability")
@@ -63,7 +62,7 @@ def _check(args: Namespace) -> None:
 
 def _sample(args: Namespace) -> list[str]:
     model, tokenizer = sampling.load_sampler(args.checkpoint)
-    names = ("num_steps", "order", "block_length", "reencode", "temperature", "top_k", "top_p")
+    names = ("num_steps", "order", "block_length", "temperature", "top_k", "top_p")
     options = {name: getattr(args, name) for name in names}
     options["generator"] = torch.Generator(model.device).manual_seed(args.seed)
     if args.mode == "reconstruct":

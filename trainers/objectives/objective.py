@@ -1,8 +1,9 @@
 """Objectives: what a training step minimises, as named parts. An objective is called, it never keeps the model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...configuration_concept import ConceptEncoderConfig
 from ...modeling_concept import at_least_float32
+from ..training.kernels import LinearCrossEntropy, linear_cross_entropy
 from .collators import PARTNER
 from .conflicts import forked_concepts
 from .corruptions import CORRUPTIONS, Corruption, corruption_settings
@@ -244,6 +246,7 @@ class ReconstructionObjective:
         distil_weight: float = 1.0,
     ):
         self.label_smoothing = label_smoothing
+        self.kernel: Callable = LinearCrossEntropy.apply  # a Trainer may put another of the same arguments here
         self.contrastive = contrastive > 0
         self.weights = {**(regularizers or {}), **({"contrastive": contrastive} if contrastive else {})}
         if distillation is not None:
@@ -266,7 +269,8 @@ class ReconstructionObjective:
             partner = {name: batch[key] for name, key in PARTNER.items() if key in batch}
             inputs = _with_second_view(inputs, partner)
         with forked_concepts(model) if self.conflict_safe else nullcontext() as forked:
-            output = model(**inputs, label_smoothing=self.label_smoothing, num_items_in_batch=num_items)
+            row_loss = partial(linear_cross_entropy, label_smoothing=self.label_smoothing, kernel=self.kernel)
+            output = model(**inputs, num_items_in_batch=num_items, row_loss=row_loss)
         labelled = batch["labels"] != -100  # (B, N')
         parts = _by_timestep(batch, output.token_losses[:rows].detach(), labelled)
         wide = output.concepts.to(at_least_float32(output.concepts.dtype))

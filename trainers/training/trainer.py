@@ -128,7 +128,7 @@ class ConceptTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         self.objective.learned.to(self.args.device)
         if self.args.use_liger_kernel:
-            self.model.loss_kernel = liger_linear_cross_entropy
+            self.objective.kernel = liger_linear_cross_entropy
         for callback in (self.average, self.stop):
             if callback is not None:
                 self.add_callback(callback)
