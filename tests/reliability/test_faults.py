@@ -475,7 +475,6 @@ def stories(seeded_hub, tmp_path, monkeypatch):
     return own, when_training
 
 
-@pytest.mark.hub
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
@@ -496,7 +495,6 @@ def test_a_network_that_goes_in_mid_stream_ends_the_run_with_its_checkpoints_kep
     assert step >= 5 and damage(last) is None
 
 
-@pytest.mark.hub
 def test_a_network_that_comes_back_changes_nothing(stories, seeded_hub, tmp_path):
     own, when_training = stories
     for name, fault in (("straight", {"delay_s": 0}), ("broken", {"close": True})):
