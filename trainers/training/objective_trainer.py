@@ -20,6 +20,7 @@ from ..objectives.collators import PARTNER, DataCollatorForReconstruction, visib
 from ..objectives.objective import ObjectiveArguments
 from .arguments import ConceptTrainingArguments
 from .averaging import WeightAverage
+from .checks import check_optimizer, check_schedule, check_trackers, refuse_replaced
 from .data_wait import DataWait
 from .evaluation import ReconstructionEvaluator
 from .kernels import liger_linear_cross_entropy
@@ -50,7 +51,11 @@ class ObjectiveTrainer(Trainer):
     ):
         if processing_class is None:
             raise ValueError("ConceptTrainer needs processing_class: the tokenizer knows [MASK] and [PAD]")
+        refuse_replaced(kwargs)
         _check_task(model, args, objective_args, train_dataset)
+        check_trackers(args)
+        check_schedule(args)
+        check_optimizer(args, model)
         self.settings = objective_args
         self.collator = DataCollatorForReconstruction(
             processing_class,
@@ -98,10 +103,6 @@ class ObjectiveTrainer(Trainer):
             raise ValueError(
                 f"use_liger_kernel=True needs a CUDA device, and training runs on {self.args.device.type}; leave it "
                 "out"
-            )
-        if self.args.fp16 and self.args.device.type == "cpu":
-            raise ValueError(
-                "fp16=True has no meaning on a CPU, which would train in float32; leave it out, or set bf16"
             )
         if self.is_fsdp_enabled and list(self.objective.learned.parameters()):
             raise ValueError(
