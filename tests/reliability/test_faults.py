@@ -18,11 +18,11 @@ import datasets
 import numpy as np
 import psutil
 import pytest
+from exact_runs import ENVIRONMENT, assert_equal_runs, command_line, settings
 from huggingface_hub import HfApi, hf_file_system
 from huggingface_hub.utils import http_backoff
 from run_files import synthetic_pretrain, write_run
 from small_runs import tiny_recipe
-from test_resume import ENVIRONMENT, assert_equal_runs, command_line, settings
 
 from concept_encoder.eval.concepts.monitor import monitor_concepts
 from concept_encoder.eval.report.report import write_report

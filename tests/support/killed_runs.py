@@ -12,9 +12,7 @@ import time
 from pathlib import Path
 
 import torch
-
-sys.path.append(str(Path(__file__).parents[1] / "trainers"))
-from test_resume import settings, train
+from exact_runs import settings, train
 
 from concept_encoder.trainers.training.saving import STAGING_FOLDER, find_checkpoints
 

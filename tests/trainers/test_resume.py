@@ -11,77 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from small_runs import tiny_recipe
+from exact_runs import ENVIRONMENT, assert_equal_runs, command_line, settings, train
 
-from concept_encoder.eval.concepts.monitor import monitor_concepts
-from concept_encoder.trainers.pretraining import checkpoint_to_resume, pretrain
+from concept_encoder.trainers.pretraining import checkpoint_to_resume
 from concept_encoder.trainers.training.saving import SUMS_FILE, damage, find_checkpoints
 
-TESTS = Path(__file__).parents[1]
-# Everything that is drawn or accumulated: dropout, noise of t and masks, average, learned weights of terms, sums over
-# log intervals that no checkpoint ends, epochs that end between two checkpoints.
-SETTINGS = (
-    "--hidden_size 16 --intermediate_size 16 --num_attention_heads 2 --num_concepts 4 --num_hidden_layers 1 "
-    "--max_length 32 --max_position_embeddings 32 --max_train_documents 50 --max_validation_documents 4 "
-    "--hidden_dropout_prob 0.1 --per_device_train_batch_size 4 --gradient_accumulation_steps 2 --ema_decay 0.9 "
-    "--regularizers variance=0.1 --term_weighting learnable --num_eval_timesteps 2 --learning_rate 0.001 "
-    "--logging_steps 7 --eval_strategy steps --eval_steps 10 --save_strategy steps --save_steps 5 --save_total_limit 2"
-).split()
-CLOCK = ("_runtime", "_per_second", "data_wait_share", "train_seconds")
-OWN = ("trainer_state.json", "training_args.bin", SUMS_FILE)  # hold the clock's figures, or the folder's name
-
-
-def settings(max_steps, *more):
-    return [*SETTINGS, "--max_steps", str(max_steps), *more]
-
-
-def without_clock(rows):
-    """Log rows without wall-clock figures and without the closing row, which is about one call of `train`."""
-    return [
-        {name: value for name, value in row.items() if not name.endswith(CLOCK)}
-        for row in rows
-        if "train_runtime" not in row or "loss" in row
-    ]
-
-
-def assert_equal_files(one: Path, other: Path):
-    """Bit for bit; of safetensors the tensors, since the names of shared ones are listed in the order of a set."""
-    if one.suffix != ".safetensors":
-        assert one.read_bytes() == other.read_bytes(), one.name
-        return
-    tensors, others = load_file(one), load_file(other)
-    assert tensors and tensors.keys() == others.keys()
-    for name, tensor in tensors.items():
-        assert tensor.dtype == others[name].dtype and torch.equal(tensor, others[name]), f"{one.name}: {name}"
-
-
-def assert_equal_runs(straight: Path, resumed: Path, processes: int = 1):
-    step, last = find_checkpoints(straight)[-1]
-    again = resumed / last.name
-    assert damage(last) is None and damage(again) is None
-    files = {path.relative_to(last) for path in last.rglob("*")}
-    assert files == {path.relative_to(again) for path in again.rglob("*")}
-    expected = {"model.safetensors", "training_weights.safetensors", "objective.safetensors", "optimizer.pt"}
-    expected |= {"scheduler.pt", "gradient_norms.json"}
-    expected |= {f"log_sums_{rank}.pth" for rank in range(processes)}
-    expected |= {"rng_state.pth"} if processes == 1 else {f"rng_state_{rank}.pth" for rank in range(processes)}
-    assert expected < {str(file) for file in files}
-    for file in sorted(files):
-        if file.name not in OWN:
-            assert_equal_files(last / file, again / file)
-    assert_equal_files(straight / "model.safetensors", resumed / "model.safetensors")
-    states = [json.loads((folder / "trainer_state.json").read_text()) for folder in (straight, resumed)]
-    histories = [without_clock(state["log_history"]) for state in states]
-    assert histories[0] == histories[1]
-    assert [row["step"] for row in histories[0] if "loss" in row] == [1, *range(7, step + 1, 7)]
-    results = [json.loads((folder / "pretrain.json").read_text()) for folder in (straight, resumed)]
-    for name in ("steps", "epochs", "tokens_seen", "train_loss", "eval_loss", "evaluation", "grad_norm_peak"):
-        assert results[0][name] == results[1][name], name
-
-
-def train(folder, *arguments):
-    pretrain(tiny_recipe(folder, *arguments), monitor=monitor_concepts)  # as the command line does
+KILLED_RUNS = Path(__file__).parents[1] / "support" / "killed_runs.py"
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +83,7 @@ def test_nothing_but_torn_checkpoints_is_said(straight, tmp_path):
 
 @pytest.mark.slow
 def test_twenty_kills_at_random_moments_change_nothing(tmp_path):
-    command = [sys.executable, str(TESTS / "support" / "killed_runs.py"), str(tmp_path), "200", "20", "0"]
+    command = [sys.executable, str(KILLED_RUNS), str(tmp_path), "200", "20", "0"]
     done = run(command, timeout=1500)
     assert done.returncode == 0, done.stderr[-3000:]
     kills, in_saving, runs = map(int, done.stdout.split("\n")[-2].split())
@@ -159,15 +94,6 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path):
 
 
 LAUNCH_TWO = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
-
-
-def command_line(folder, *arguments):
-    script = str(TESTS.parent / "scripts" / "pretrain.py")
-    own = ["--output_dir", str(folder), "--disable_tqdm", "true", "--use_cpu", "true"]
-    return [sys.executable, script, "tiny", *arguments, *own]
-
-
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
 
 
 def run(command, timeout=600):
@@ -229,8 +155,8 @@ def test_sigterm_at_the_command_line(straight, tmp_path):
 RANK_KILLED = """
 import os, signal, sys
 sys.path[:0] = {tests!r}
+from exact_runs import settings
 from small_runs import tiny_recipe
-from test_resume import settings
 from concept_encoder.trainers.training import trainer
 from concept_encoder.trainers.pretraining import pretrain
 
