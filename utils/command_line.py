@@ -122,17 +122,23 @@ class Command(Parser):
 
     @contextmanager
     def refusing(self) -> Iterator[None]:
-        """The work of a command: what a user can cause, inside of this, ends in one line and exit code 2."""
+        """The work of a command: what a user can cause, inside of this, ends in one line and exit code 2, Ctrl-C in
+        one line and 130, an error with an `exit_status`, such as `TrainingStopped`, in one line and that."""
         if _Shell.started_this:
             _settle()
         try:
             yield
         except BrokenPipeError:
             raise
+        except KeyboardInterrupt as error:
+            self.exit(INTERRUPTED, f"{self.prog}: {str(error) or 'interrupted'}\n")
         except Exception as error:
-            if not isinstance(error, _user_errors()):
+            if isinstance(error, _user_errors()):
+                self.error(str(error))
+            status = getattr(error, "exit_status", None)
+            if status is None:
                 raise
-            self.error(str(error))
+            self.exit(status, f"{self.prog}: {error}\n")
 
     def suggest_again(self, argv: list[str]) -> None:
         """Say the same command without `--dry_run`."""
@@ -173,13 +179,13 @@ def run(main: Callable[[], None]) -> None:
             main()
         finally:
             sys.stdout.flush()
+    except KeyboardInterrupt as error:
+        say(str(error) or "interrupted")
+        raise SystemExit(INTERRUPTED) from None
     except BrokenPipeError:
         # Python would complain when it flushes stdout again at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(CLOSED_PIPE) from None
-    except KeyboardInterrupt:
-        say("interrupted")
-        raise SystemExit(INTERRUPTED) from None
 
 
 class _Shell:

@@ -279,7 +279,7 @@ def main(argv: list[str] | None = None) -> None:
             own = ["--output_dir", str(arguments.output_dir), "--disable_tqdm", "true"]
             command = [
                 sys.executable,
-                str(SCRIPTS / "pretrain.py"),
+                *("-m", "concept_encoder", "pretrain"),
                 arguments.recipe,
                 *ENDLESS,
                 *parser.words,
