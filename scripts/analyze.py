@@ -10,8 +10,7 @@ reads what).
 
 from concept_encoder.eval.concepts.analysis import FILES, analyze
 from concept_encoder.eval.concepts.geometry import GRADES
-from concept_encoder.trainers.data.corpora import DataArguments
-from concept_encoder.trainers.recipes import FieldParser, read_data
+from concept_encoder.trainers.recipes import field_words, fields_from_words, fields_help
 from concept_encoder.utils.command_line import Command, run, say
 
 
@@ -22,13 +21,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch_size", type=int, default=16, help="documents per batch")
     parser.add_argument("--ledger_documents", type=int, default=128, help="documents of those to keep the ledger on")
     parser.add_argument("--output_dir", help="folder to write into (default: CHECKPOINT)")
-    fields = FieldParser(DataArguments, prog=parser.prog)
-    parser.accept(fields)
+    parser.accept(field_words(["data"]), lambda: fields_help(["data"]))
     args = parser.parse_args(argv)
     with parser.refusing():
-        data = read_data(args.overrides, fields, args.checkpoint)
         result = analyze(
-            args.checkpoint, data, args.num_batches, args.batch_size, args.ledger_documents, args.output_dir
+            args.checkpoint,
+            num_batches=args.num_batches,
+            batch_size=args.batch_size,
+            ledger_documents=args.ledger_documents,
+            output_dir=args.output_dir,
+            **fields_from_words(args.overrides, ["data"]),
         )
     _print_geometry(result["geometry"])
     _print_spectrum(result["geometry"]["spectrum"])

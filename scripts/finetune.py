@@ -8,7 +8,13 @@ protocol that follow replace its values, and are then part of its name in the re
 """
 
 from concept_encoder.eval.benchmarks.finetuning import RESULT_FOLDER, finetune_tasks
-from concept_encoder.eval.benchmarks.protocols import PROTOCOLS, find_protocol, protocol_parser
+from concept_encoder.eval.benchmarks.protocols import (
+    PROTOCOLS,
+    Protocol,
+    field_words,
+    fields_from_words,
+    fields_help,
+)
 from concept_encoder.eval.benchmarks.registry import BENCHMARKS
 from concept_encoder.eval.loading.checkpoints import results_folder
 from concept_encoder.utils.command_line import Command, run, say
@@ -28,12 +34,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output_dir", help="run folder to write to (default: CHECKPOINT, when it is a folder)")
     parser.add_argument("--overwrite", action="store_true", help="discard existing results and their pieces first")
     parser.add_argument("--save_model", action="store_true", help="keep the fine-tuned model of the first seed")
-    fields = protocol_parser(parser.prog)
-    parser.accept(fields)
+    parser.accept(field_words(), fields_help)
     arguments = parser.parse_args(argv)
     with parser.refusing():
-        changes = vars(fields.parse_args(arguments.overrides))
-        protocol = find_protocol(arguments.protocol).override(**changes)
+        protocol = Protocol.load(arguments.protocol, **fields_from_words(arguments.overrides))
         output_dir = results_folder(arguments.checkpoint, arguments.output_dir)
         results = finetune_tasks(
             arguments.checkpoint,

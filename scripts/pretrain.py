@@ -1,7 +1,7 @@
 """Pretrain a concept encoder from a recipe.
 
     python scripts/pretrain.py tiny
-    python scripts/pretrain.py diffusion_small --dry_run
+    python scripts/pretrain.py prose_small --dry_run
     python scripts/pretrain.py microworld --output_dir runs/mine --max_steps 500
     accelerate launch scripts/pretrain.py diffusion_l2 --output_dir runs/large
 
@@ -19,25 +19,21 @@ from concept_encoder.eval.concepts.monitor import monitor_concepts
 from concept_encoder.eval.hub.publishing import assemble, explain
 from concept_encoder.trainers.planning import plan_pretraining
 from concept_encoder.trainers.pretraining import RESULT_FILE, pretrain
-from concept_encoder.trainers.recipes import Recipe, find_recipe, load_recipe, recipe_parser
+from concept_encoder.trainers.recipes import Recipe, field_words, fields_from_words, fields_help, recipe_names
 from concept_encoder.utils.command_line import Command, run, say
-
-RECIPES = Path(__file__).parent / "recipes"
 
 
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     parser = Command(__file__, __doc__)
-    names = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
-    parser.add_argument("recipe", help=f"path of a .yaml file, or one of {names}")
+    parser.add_argument("recipe", help=f"path of a .yaml file, or one of {', '.join(recipe_names())}")
     parser.add_argument("--dry_run", action="store_true", help="print plan, size, memory and hours, and stop")
-    fields = recipe_parser(parser.prog)
-    parser.accept(fields)
+    parser.accept(field_words(), fields_help)
     args = parser.parse_args(argv)
     recipe = None
     with parser.refusing():
         try:
-            recipe = load_recipe(find_recipe(args.recipe, RECIPES), args.overrides, fields)
+            recipe = Recipe.load(args.recipe, **fields_from_words(args.overrides))
             if args.dry_run:
                 plan = plan_pretraining(recipe)
                 if recipe.training.process_index == 0:
@@ -70,7 +66,7 @@ def _print_plan(recipe: Recipe, plan: dict) -> None:
     rows = {
         "model": f"{parameters['total'] / 1e6:.1f} M parameters, {parameters['encoder'] / 1e6:.1f} M in the encoder; "
         f"{model.num_concepts} concepts of width {model.hidden_size}",
-        "objective": f"{recipe.objective.corruption}, decoder_context {model.decoder_context}",
+        "objective": f"{recipe.objective.built_corruption.name}, decoder_context {model.decoder_context}",
         "data": f"{data.dataset_name}, {data.packing}, at most {data.max_length} tokens a text",
         "each step": f"{plan['texts_per_step']} texts, {plan['tokens_per_step']:.0f} tokens; "
         f"{processes} on {plan['device']}",

@@ -7,25 +7,20 @@ A BERT of the recipe's sizes on its data, batches, steps and terms: what the bot
 decoder to cross, so the corruption has to be mlm. Similarity and fine-tuning take its folder like any other run's.
 """
 
-from pathlib import Path
-
 from concept_encoder.eval.benchmarks.bert_twin import BertTwinForMaskedLM
 from concept_encoder.eval.concepts.monitor import monitor_concepts
 from concept_encoder.trainers.pretraining import pretrain
-from concept_encoder.trainers.recipes import find_recipe, load_recipe, recipe_parser
+from concept_encoder.trainers.recipes import Recipe, field_words, fields_from_words, fields_help
 from concept_encoder.utils.command_line import Command, run
-
-RECIPES = Path(__file__).parent / "recipes"
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = Command(__file__, __doc__)
     parser.add_argument("recipe", help="name in scripts/recipes, or path")
-    fields = recipe_parser(parser.prog)
-    parser.accept(fields)
+    parser.accept(field_words(), fields_help)
     arguments = parser.parse_args(argv)
     with parser.refusing():
-        recipe = load_recipe(find_recipe(arguments.recipe, RECIPES), arguments.overrides, fields)
+        recipe = Recipe.load(arguments.recipe, **fields_from_words(arguments.overrides))
         result = pretrain(recipe, monitor=monitor_concepts, head=BertTwinForMaskedLM)
     bits = result["evaluation"]["rebuilding"]["bits_per_token"]
     size = result["parameters"]["total"] / 1e6

@@ -11,7 +11,7 @@ most of a step is the product with the vocabulary. Fields of the corpus follow.
 from pathlib import Path
 
 from concept_encoder.trainers.data.corpora import DataArguments, load_tokenizer, train_tokenizer
-from concept_encoder.trainers.recipes import FieldParser
+from concept_encoder.trainers.recipes import field_words, fields_from_words, fields_help
 from concept_encoder.utils.command_line import Command, run, say
 
 
@@ -19,12 +19,11 @@ def main(argv: list[str] | None = None) -> None:
     parser = Command(__file__, __doc__)
     parser.add_argument("--output_dir", type=Path, required=True, help="folder to write; must not exist")
     parser.add_argument("--vocab_size", type=int, required=True, help="entries, special tokens included")
-    fields = FieldParser(DataArguments, prog=parser.prog)
-    parser.accept(fields)
+    parser.accept(field_words(["data"]), lambda: fields_help(["data"]))
     args = parser.parse_args(argv)
     folder = args.output_dir
     with parser.refusing():
-        (data,) = fields.parse_args_into_dataclasses(args.overrides, look_for_args_file=False)
+        data = DataArguments(**fields_from_words(args.overrides, ["data"]))
         if folder.exists():
             raise ValueError(f"{folder} exists already; name a new folder")
         tokenizer = train_tokenizer(data, args.vocab_size, load_tokenizer(data))

@@ -12,8 +12,7 @@ like those that will be embedded: blocks of prose do not whiten sentences.
 from pathlib import Path
 
 from concept_encoder.eval.concepts.whitening import whiten
-from concept_encoder.trainers.data.corpora import DataArguments
-from concept_encoder.trainers.recipes import FieldParser, read_data
+from concept_encoder.trainers.recipes import field_words, fields_from_words, fields_help, read_data
 from concept_encoder.utils.command_line import Command, run, say
 
 
@@ -21,11 +20,11 @@ def main(argv: list[str] | None = None) -> None:
     parser = Command(__file__, __doc__)
     parser.add_argument("checkpoint", help="folder of a trained model, or its Hub id")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder to write; must not exist, or be empty")
-    fields = FieldParser(DataArguments, prog=parser.prog)
-    parser.accept(fields)
+    parser.accept(field_words(["data"]), lambda: fields_help(["data"]))
     args = parser.parse_args(argv)
     with parser.refusing():
-        fitted = whiten(args.checkpoint, args.output_dir, read_data(args.overrides, fields, args.checkpoint))
+        data = read_data(args.checkpoint, **fields_from_words(args.overrides, ["data"]))
+        fitted = whiten(args.checkpoint, args.output_dir, data)
     print(f"whitened over {fitted['texts']:,} texts, {fitted['rank']} directions vary")
     say(f'Written to {args.output_dir}; SentenceTransformer("{args.output_dir}", trust_remote_code=True) reads it.')
     parser.suggest("similarity.py", args.output_dir, "--tasks", "stsb")

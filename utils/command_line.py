@@ -7,7 +7,7 @@ import shlex
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -77,19 +77,27 @@ class Command(Parser):
         self.folder = Path(file).parent
         self.add_argument("-h", "--help", action="help", help="show this and stop")
 
-    def accept(self, fields: argparse.ArgumentParser, besides: tuple[str, ...] = ()) -> None:
-        """Let every option of `fields` follow too, but for those that this parser has already and `besides`.
+    def accept(
+        self, fields: Mapping[str, str | None], listing: Callable[[], str], besides: tuple[str, ...] = ()
+    ) -> None:
+        """Let `--field value` follow for each of `fields`, but for those that this parser has already and `besides`.
 
         They are not in the help: `--fields` lists them. The words are left as they are, as `arguments.overrides`.
+
+        Args:
+            fields: name -> how many words follow, as argparse has it.
+            listing: what `--fields` prints.
         """
         text = "list every field that can follow as --field value, and stop"
-        self.add_argument("--fields", action=_ListFields, listing=fields, help=text)
+        self.add_argument("--fields", action=_ListFields, listing=listing, help=text)
         self.set_defaults(overrides=[])
-        for action in fields._actions:
-            own = [name for name in action.option_strings if name not in self._option_string_actions]
-            own = [name for name in own if name.lstrip("-") not in besides]
-            if own:
-                self.add_argument(*own, dest="overrides", nargs=action.nargs, action=_Override, help=argparse.SUPPRESS)
+        for name, count in fields.items():
+            if f"--{name}" in self._option_string_actions or name in besides:
+                continue
+            options: dict[str, Any] = {"dest": "overrides", "action": _Override, "help": argparse.SUPPRESS}
+            self.add_argument(f"--{name}", nargs=count, **options)
+            if count == "?":
+                self.add_argument(f"--no_{name}", nargs=0, **options)
 
     def parse_args(self, args=None, namespace=None):
         arguments, unknown = self.parse_known_args(args, namespace)
@@ -161,7 +169,7 @@ class _ListFields(argparse.Action):
         self.listing = listing
 
     def __call__(self, parser, namespace, values, option_string=None):
-        self.listing.print_help()
+        print(self.listing())
         parser.exit()
 
 

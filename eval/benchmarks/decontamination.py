@@ -11,10 +11,10 @@ from datasets import Dataset, concatenate_datasets, load_dataset
 from sklearn.feature_extraction.text import HashingVectorizer
 
 from ...trainers.data.corpora import DataArguments, load_corpus
-from ...utils.files import write_json
+from ...utils.files import recorded_source, write_json
 from ...utils.progress import progress
 from ...utils.untrusted import read_yaml
-from .registry import Benchmark, find_benchmark, resolve_dataset_id
+from .registry import Task, find_benchmark, resolve_dataset_id
 
 TRAIN_FILE, CHECK_FILE = "train.parquet", "contamination.json"
 NEAR = 0.5  # resemblance from which two sentences count as the same
@@ -41,7 +41,7 @@ class CorpusPlan:
     """Which sources make a corpus, and which benchmarks it must not hold a sentence of."""
 
     sources: tuple[DataArguments, ...]
-    keep_clean_of: tuple[Benchmark, ...]
+    keep_clean_of: tuple[Task, ...]
 
 
 def load_plan(path: Path) -> CorpusPlan:
@@ -104,6 +104,7 @@ def build_corpus(plan: CorpusPlan, output_dir: Path) -> dict[str, Any]:
             raise ValueError(f"every row of {source.dataset_name!r} matches a benchmark; leave the source out")
         kept.append(clean)
         named = {name: value for name, value in dataclasses.asdict(source).items() if name in SOURCE_FIELDS}
+        named["dataset_name"] = recorded_source(source.dataset_name)
         counts = {"rows": len(corpus), "exact": int(exact.sum()), "near": int((near & ~exact).sum())}
         rows.append({"source": named, **counts, "kept": len(clean)})
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -114,9 +115,9 @@ def build_corpus(plan: CorpusPlan, output_dir: Path) -> dict[str, Any]:
     return result
 
 
-def held_out_sentences(benchmark: Benchmark) -> list[str]:
+def held_out_sentences(benchmark: Task) -> list[str]:
     """Every text of a benchmark outside its training split, labelled or not."""
-    splits = load_dataset(resolve_dataset_id(benchmark.dataset_id), benchmark.config)
+    splits = benchmark.data or load_dataset(resolve_dataset_id(benchmark.dataset_id), benchmark.config)
     others = [name for name in splits if name != benchmark.train_split]
     columns = benchmark.sentence_columns
     return sorted({text for name in others for column in columns for text in splits[name][column]})

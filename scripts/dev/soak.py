@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from concept_encoder.scripts.dev.soak_watch import refresh_page, render_section, soak
-from concept_encoder.trainers.recipes import recipe_parser
+from concept_encoder.trainers.recipes import field_words, fields_help
 from concept_encoder.utils.command_line import Command, run, say
 from concept_encoder.utils.files import write_atomically, write_json
 from concept_encoder.utils.untrusted import read_object
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
         help="whose section to write (default: docs/RELIABILITY.md)",
     )
     parser.add_argument("--render", action="store_true", help="run nothing, write the section from --result anew")
-    parser.accept(recipe_parser(parser.prog))
+    parser.accept(field_words(), fields_help)
     arguments = parser.parse_args(argv)
     if arguments.render == (arguments.recipe is not None and arguments.output_dir is not None):
         parser.error("give RECIPE and --output_dir, or --render and neither")

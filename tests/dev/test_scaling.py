@@ -4,7 +4,7 @@ import pytest
 
 from concept_encoder.scripts.dev import scaling_page as scaling
 from concept_encoder.scripts.dev.scaling_page import REFERENCE, Counted, Run, count, reference_peak_share, scale
-from concept_encoder.trainers.recipes import find_recipe, load_recipe, recipe_parser
+from concept_encoder.trainers.recipes import Recipe, fields_from_words
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,11 +56,12 @@ def test_more_gpus_take_less_time_and_move_more():
 
 def test_the_reference_run_is_its_recipe():
     arguments = ["--use_cpu", "true"]
-    recipe = load_recipe(find_recipe("diffusion_l2", ROOT / "scripts" / "recipes"), arguments, recipe_parser())
+    recipe = Recipe.load("diffusion_l2", **fields_from_words(arguments))
     assert {name: getattr(recipe.model, name) for name in REFERENCE.config} == REFERENCE.config
     assert REFERENCE.length == recipe.data.max_length
     training = recipe.training
     texts = training.per_device_train_batch_size * training.gradient_accumulation_steps * 4
     assert REFERENCE.texts_per_step == texts and REFERENCE.micro_batch == training.per_device_train_batch_size
-    assert REFERENCE.masked_share == pytest.approx((recipe.objective.t_min + recipe.objective.t_max) / 2)
+    corruption = recipe.objective.built_corruption
+    assert REFERENCE.masked_share == pytest.approx((corruption.t_min + corruption.t_max) / 2)
     assert 0 < reference_peak_share(count(REFERENCE)) < 1

@@ -25,7 +25,7 @@ import yaml
 from accelerate.commands.launch import launch_command_parser
 
 from concept_encoder.eval.benchmarks.registry import find_benchmark
-from concept_encoder.trainers.recipes import find_recipe, load_recipe, recipe_parser
+from concept_encoder.trainers.recipes import Recipe, field_words, find_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 # A diary, and pages that their own tests compare with a rendering.
@@ -146,7 +146,7 @@ def test_yaml_blocks_are_recipes(page, tmp_path):
         shutil.copy(path, tmp_path)
     for block in blocks(page, "yaml"):
         (tmp_path / "of_the_page.yaml").write_text(block.text, encoding="utf-8")
-        load_recipe(tmp_path / "of_the_page.yaml", ["--bf16", "false"], recipe_parser())
+        Recipe.load(tmp_path / "of_the_page.yaml", bf16=False)
 
 
 # ------------------------------------------------------------------------------------------------------------ commands
@@ -290,7 +290,7 @@ def test_options_named_in_a_sentence_exist(capsys):
     for path in (ROOT / "scripts").glob("*.py"):
         with pytest.raises(SystemExit):
             load_script(path).main(["--help"])
-    known = set(re.findall(r"--\w+", capsys.readouterr().out + recipe_parser().format_help()))
+    known = set(re.findall(r"--\w+", capsys.readouterr().out)) | {f"--{name}" for name in field_words()}
     known |= set(launch_command_parser()._option_string_actions)
     for page in PAGES:
         prose = FENCE.sub("", page.read_text(encoding="utf-8"))
@@ -324,7 +324,7 @@ def test_files_that_a_page_names_exist(page):
 def test_recipes_that_a_page_names_exist(page):
     prose = FENCE.sub("", page.read_text(encoding="utf-8"))
     for name in re.findall(r"recipes? `(\w+)`", prose):
-        find_recipe(name, ROOT / "scripts" / "recipes")
+        find_recipe(name)
 
 
 def test_entries_of_the_log_that_a_page_names_exist():

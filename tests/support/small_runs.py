@@ -10,19 +10,18 @@ from datasets import Dataset
 from helpers import random_examples, tiny_config
 
 from concept_encoder.trainers.objectives.objective import ObjectiveArguments
-from concept_encoder.trainers.recipes import Recipe, find_recipe, load_recipe, recipe_parser
+from concept_encoder.trainers.recipes import Recipe, fields_from_words
 from concept_encoder.trainers.training.arguments import ConceptTrainingArguments
 from concept_encoder.trainers.training.trainer import ConceptTrainer
 
-RECIPES = Path(__file__).parents[2] / "scripts" / "recipes"
 SMALL_RECIPE = (
     "--max_steps 6 --max_train_documents 64 --max_validation_documents 8 --disable_tqdm true --use_cpu true"
 ).split()
 
 
 def tiny_recipe(output_dir, *overrides, name="tiny") -> Recipe:
-    arguments = [*SMALL_RECIPE, "--output_dir", str(output_dir), *overrides]
-    return load_recipe(find_recipe(name, RECIPES), arguments, recipe_parser())
+    words = [*SMALL_RECIPE, "--output_dir", str(output_dir), *overrides]
+    return Recipe.load(name, **fields_from_words(words))
 
 
 def make_trainer(
@@ -30,7 +29,7 @@ def make_trainer(
 ) -> ConceptTrainer:
     torch.manual_seed(0)
     objective = objective or ObjectiveArguments()
-    corruption = objective.build_corruption()
+    corruption = objective.built_corruption
     config = tiny_config(
         vocab_size=len(tokenizer),
         mask_token_id=tokenizer.mask_token_id,

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from concept_encoder.trainers.data.corpora import DataArguments
-from concept_encoder.trainers.recipes import FieldParser, recipe_parser
+from concept_encoder.trainers.recipes import field_words
 from concept_encoder.utils.command_line import Command, run, say
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,7 +79,9 @@ def test_the_example_is_taken_by_the_parser(name, monkeypatch, capsys, tmp_path)
 
 @pytest.mark.parametrize("name", ["analyze", "compare", "finetune", "pretrain", "pretrain_twin", "soak", "whiten"])
 def test_fields_are_listed_and_not_in_the_help(name, monkeypatch, capsys):
-    field = {"finetune": "--patience", "analyze": "--corpus_seed", "whiten": "--corpus_seed"}.get(name, "--t_min")
+    field = {"finetune": "--patience", "analyze": "--corpus_seed", "whiten": "--corpus_seed"}.get(
+        name, "--nested_concepts"
+    )
     assert field not in help_of(name, monkeypatch, capsys)
     listed = help_of(name, monkeypatch, capsys, "--fields")
     assert field in listed and not re.search(r"--\w+-\w", listed)
@@ -93,7 +94,14 @@ def test_one_name_for_one_thing(monkeypatch, capsys):
     banned = {"--output", "--out", "--out_dir", "--folder", "--force", "--dryrun", "--bs", "--model", "--rev"}
     assert not {name: found & banned for name, found in options.items() if found & banned}
     positionals = {name: set(re.findall(r"^  ([A-Z_]+)\b", text, re.M)) for name, text in texts.items()}
-    assert set().union(*positionals.values()) == {"CHECKPOINT", "RUN_DIR", "OTHER_RUN_DIR", "RECIPE", "PLAN"}
+    assert set().union(*positionals.values()) == {
+        "CHECKPOINT",
+        "RUN_DIR",
+        "OTHER_RUN_DIR",
+        "RECIPE",
+        "PLAN",
+        "COMPARISON",
+    }
 
 
 # ------------------------------------------------------------------------------------------------------------- parsing
@@ -104,12 +112,12 @@ def command(*fields) -> Command:
     parser.add_argument("checkpoint")
     parser.add_argument("--batch_size", type=int, default=16, help="how many")
     for each in fields:
-        parser.accept(each, besides=("max_length",))
+        parser.accept(each, lambda: "the fields", besides=("max_length",))
     return parser
 
 
 def test_fields_may_stand_anywhere_and_keep_their_words():
-    fields = FieldParser(DataArguments, prog="some.py")
+    fields = field_words(["data"])
     words = ["--text_column", "-x", "--batch_size", "4", "--streaming", "--corpus_seed=-1", "here", "--no_such"]
     parser = command(fields)
     arguments = parser.parse_args(
@@ -117,8 +125,8 @@ def test_fields_may_stand_anywhere_and_keep_their_words():
     )
     assert (arguments.checkpoint, arguments.batch_size) == ("here", 4)
     assert arguments.overrides == ["--text_column=x", "--corpus_seed=-1", "--streaming"]
-    several = command(recipe_parser()).parse_args(["here", "--regularizers", "variance=1", "covariance=1"])
-    assert several.overrides == ["--regularizers", "variance=1", "covariance=1"]
+    several = command(field_words()).parse_args(["here", "--report_to", "wandb", "trackio", "--no_bf16"])
+    assert several.overrides == ["--report_to", "wandb", "trackio", "--no_bf16"]
     assert command(fields).parse_args(["here"]).overrides == []
     with pytest.raises(SystemExit):
         parser.parse_args(words)
@@ -137,7 +145,7 @@ def test_fields_may_stand_anywhere_and_keep_their_words():
 )
 def test_wrong_words_end_in_one_line(words, message, capsys):
     with pytest.raises(SystemExit) as stop:
-        command(FieldParser(DataArguments, prog="some.py")).parse_args(words)
+        command(field_words(["data"])).parse_args(words)
     assert stop.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"some.py: error: {message}")

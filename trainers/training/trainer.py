@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from datasets import Dataset, IterableDataset
 from huggingface_hub import CommitInfo, HfApi
-from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
@@ -45,7 +44,6 @@ from .stopping import StopOnSignal
 
 logger = logging.getLogger(__name__)
 WATCHED_TEXTS = 8  # per process, of the batch at a logged step
-OBJECTIVE_FILE = "objective.safetensors"  # parameters of the objective, in a checkpoint
 SUMS_SINCE_LOG = "log_sums_{rank}.pth"  # what the next log entry will be the mean of, in a checkpoint, per process
 FULL_STATE = "FULL_STATE_DICT"
 # (B, C, D) concepts of a training batch -> figures to log, and a warning in words or None.
@@ -61,8 +59,7 @@ class ConceptTrainer(Trainer):
     bit for bit and processes never share noise.
 
     With `ema_decay` the model is the average of the weights wherever it is evaluated, saved, pushed or left behind;
-    see `WeightAverage`. Parameters of the objective are trained along, without weight decay, and are no part of the
-    model. A diverging step never reaches the weights; see `DivergenceGuard`.
+    see `WeightAverage`. A diverging step never reaches the weights; see `DivergenceGuard`.
 
     Args:
         objective_args: the objective's settings.
@@ -92,12 +89,11 @@ class ConceptTrainer(Trainer):
         self.settings = objective_args
         self.collator = DataCollatorForReconstruction(
             processing_class,
-            objective_args.build_corruption(),
-            position_share=objective_args.position_share,
+            objective_args.built_corruption,
             seed=args.seed,
         )
         self.evaluator = ReconstructionEvaluator(processing_class, objective_args)
-        self.objective = objective_args.build_objective(model.config.hidden_size, processing_class)
+        self.objective = objective_args.build_objective()
         self.monitor = monitor
         self.assemble = assemble
         self.api = HfApi()
@@ -126,7 +122,6 @@ class ConceptTrainer(Trainer):
         )
         self._check_devices()
         self.loss_is_scaled_for_ga = True
-        self.objective.learned.to(self.args.device)
         if self.args.use_liger_kernel:
             self.model.loss_kernel = liger_linear_cross_entropy
         for callback in (self.average, self.stop):
@@ -139,11 +134,6 @@ class ConceptTrainer(Trainer):
             raise ValueError(
                 f"use_liger_kernel=True needs a CUDA device, and training runs on {self.args.device.type}; leave it "
                 "out"
-            )
-        if self.is_fsdp_enabled and list(self.objective.learned.parameters()):
-            raise ValueError(
-                f"term_weighting={self.settings.term_weighting!r} with distil_from={self.settings.distil_from!r} "
-                "trains parameters outside the model, which FSDP leaves out; launch with DDP, or set 'fixed' and ''"
             )
         if self.average is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError("ema_decay needs whole weights on each device; FSDP and DeepSpeed shard them")
@@ -213,11 +203,7 @@ class ConceptTrainer(Trainer):
         return prepared
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        new = self.optimizer is None
         optimizer = super().create_optimizer(model)
-        learned = list(self.objective.learned.parameters())
-        if new and learned:
-            optimizer.add_param_group({"params": learned, "weight_decay": 0.0})
         if self.average is not None:
             self.average.start(self.model)
         return optimizer
@@ -241,7 +227,6 @@ class ConceptTrainer(Trainer):
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, Tensor | int | None]:
         """Corrupt the micro-batches of one optimizer step and count what their losses are divided by."""
-        self.objective.learned.zero_grad()  # the Trainer does it for the model alone
         with self.data_wait.getting_data():
             batches, _ = super().get_batch_samples(self._corrupted(epoch_iterator), num_batches, device)
         counts = torch.zeros(2, dtype=torch.long, device=device)
@@ -292,14 +277,8 @@ class ConceptTrainer(Trainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._loss_of_step = self._loss_of_step + loss
         if self.accelerator.sync_gradients:  # the last micro-batch of the step
-            self._share_objective_gradients()
             self._judge_step()
         return loss
-
-    def _share_objective_gradients(self) -> None:
-        for parameter in self.objective.learned.parameters():
-            if parameter.grad is not None:  # the distributed wrapper knows the model's parameters only
-                parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
 
     def _judge_step(self) -> None:
         scaler = self.accelerator.scaler
@@ -325,7 +304,6 @@ class ConceptTrainer(Trainer):
             self._parts.clear()
             logs.update({f"grad_norm_{name}": norm.item() for name, norm in self._gradient_norms.items()})
             logs["data_wait_share"] = self.data_wait.share_since_last_call()
-            logs.update({name: value.item() for name, value in self.objective.weighting.figures().items()})
             if self.monitor is not None:
                 self._log_geometry(logs, *self.monitor(self._watched_concepts()))
         super().log(logs, start_time)
@@ -457,8 +435,6 @@ class ConceptTrainer(Trainer):
         self.guard.save(output_dir)
         if self.average is not None:
             self.average.save(self.model, output_dir)
-        if list(self.objective.learned.parameters()):
-            save_model(self.objective.learned, str(Path(output_dir) / OBJECTIVE_FILE))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
@@ -471,8 +447,6 @@ class ConceptTrainer(Trainer):
         self.guard.load(checkpoint)
         if self.average is not None:
             self.average.load(self.model, checkpoint)
-        if list(self.objective.learned.parameters()):
-            load_model(self.objective.learned, Path(checkpoint) / OBJECTIVE_FILE)
         if self._base_rates is not None:
             set_base_rates(self.optimizer, self.lr_scheduler, self._base_rates)
             self._base_rates = None
@@ -623,12 +597,13 @@ def _check_task(
     train_dataset: Dataset | IterableDataset | None,
 ) -> None:
     """ValueError if the model, or the batches, are not what the objective needs."""
-    head = settings.build_corruption().head.__name__
+    corruption = settings.built_corruption
+    head = corruption.head.__name__
     # By name: a class loaded with a checkpoint's own code is another object. A model that is none of the heads says
     # which one it can be trained as.
     own = getattr(model, "trained_as", type(model).__name__)
     if own != head:
-        raise ValueError(f"corruption {settings.corruption!r} trains a {head}, got a {own}")
+        raise ValueError(f"corruption {corruption.name!r} trains a {head}, got a {own}")
     columns = getattr(train_dataset, "column_names", None) or ()  # a stream may not know its own
     settings.check(model.config, paired="partner_ids" in columns)
     if settings.contrastive and args.per_device_train_batch_size * args.world_size < 2:
