@@ -5,10 +5,13 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
+LOCK_FILE = ".lock"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -76,6 +79,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
         staged = Path(scratch) / target.name
         staged.mkdir()
         yield staged
+        sync_folder(staged)
         os.replace(staged, target)
 
 
@@ -91,6 +95,34 @@ def recorded_source(name: str | None) -> str | None:
     if not (os.path.isabs(os.path.expanduser(name)) or os.path.exists(path) or glob.glob(path, recursive=True)):
         return name
     return f"./{os.path.relpath(path)}" if Path(path).is_relative_to(Path.cwd()) else os.path.basename(path)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Within, no other process that asks for it works in `folder`, which is made; what stays empty is removed.
+
+    The system holds the lock, and drops it when the process ends in any way.
+
+    Raises:
+        ValueError: another process is at work there.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK_FILE, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ValueError(
+            f"another process is at work in {folder}; wait until it has ended, or choose another --output_dir"
+        ) from error
+    try:
+        yield
+    finally:
+        (folder / LOCK_FILE).unlink(missing_ok=True)  # still locked: who has it open tries again, on a new one
+        lock.release()
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()
 
 
 def check_writable(folder: Path) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 from ...trainers.planning import plan_pretraining
 from ...trainers.pretraining import RESULT_FILE, pretrain
 from ...trainers.recipes import RECIPES, Recipe, find_recipe
-from ...trainers.training.saving import find_checkpoints
 from ...utils.command_line import did_you_mean
 from ...utils.files import write_atomically, write_json
 from ...utils.untrusted import inside, read_yaml
@@ -242,8 +241,6 @@ def format_plans(plans: Mapping[str, Mapping[str, Any]]) -> str:
 def _train(recipe: Recipe, folder: Path) -> None:
     if (folder / RESULT_FILE).exists():
         return
-    if find_checkpoints(folder):
-        recipe.training.resume_from_checkpoint = "last"
     pretrain(recipe, monitor=monitor_concepts)
 
 

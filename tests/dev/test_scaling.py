@@ -2,15 +2,22 @@ from pathlib import Path
 
 import pytest
 
-from concept_encoder.scripts.dev import scaling_page as scaling
-from concept_encoder.scripts.dev.scaling_page import REFERENCE, Counted, Run, count, reference_peak_share, scale
-from concept_encoder.trainers.recipes import Recipe, fields_from_words
+from concept_encoder.scripts.dev.scaling import (
+    REFERENCE,
+    Counted,
+    Run,
+    count,
+    reference_peak_share,
+    render_page,
+    scale,
+)
+from concept_encoder.trainers.recipes import Recipe
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_the_page_is_fresh():
-    assert (ROOT / "docs" / "SCALING.md").read_text(encoding="utf-8") == scaling.render_page()
+    assert (ROOT / "docs" / "SCALING.md").read_text(encoding="utf-8") == render_page()
 
 
 def test_counts_are_those_of_the_products():
@@ -55,8 +62,7 @@ def test_more_gpus_take_less_time_and_move_more():
 
 
 def test_the_reference_run_is_its_recipe():
-    arguments = ["--use_cpu", "true"]
-    recipe = Recipe.load("diffusion_l2", **fields_from_words(arguments))
+    recipe = Recipe.load("diffusion_l2", use_cpu=True)
     assert {name: getattr(recipe.model, name) for name in REFERENCE.config} == REFERENCE.config
     assert REFERENCE.length == recipe.data.max_length
     training = recipe.training
