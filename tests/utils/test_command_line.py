@@ -155,7 +155,7 @@ def test_the_example_is_taken_by_the_parser(name, monkeypatch, capsys, tmp_path)
 @pytest.mark.parametrize("name", WITH_FIELDS)
 def test_fields_are_listed_and_not_in_the_help(name, monkeypatch, capsys):
     of_data = ("analyze", "whiten", "train_tokenizer")
-    field = "--patience" if name == "finetune" else "--corpus_seed" if name in of_data else "--t_min"
+    field = "--patience" if name == "finetune" else "--corpus_seed" if name in of_data else "--nested_concepts"
     assert field not in help_of(name, monkeypatch, capsys)
     listed = help_of(name, monkeypatch, capsys, "--fields")
     assert field in listed and not re.search(r"--\w+-\w", listed)
@@ -168,7 +168,14 @@ def test_one_name_for_one_thing(monkeypatch, capsys):
     banned = {"--output", "--out", "--out_dir", "--folder", "--force", "--dryrun", "--bs", "--model", "--rev"}
     assert not {name: found & banned for name, found in options.items() if found & banned}
     positionals = {name: set(re.findall(r"^  ([A-Z_]+)\b", text, re.M)) for name, text in texts.items()}
-    assert set().union(*positionals.values()) == {"CHECKPOINT", "RUN_DIR", "OTHER_RUN_DIR", "RECIPE", "PLAN"}
+    assert set().union(*positionals.values()) == {
+        "CHECKPOINT",
+        "RUN_DIR",
+        "OTHER_RUN_DIR",
+        "RECIPE",
+        "PLAN",
+        "COMPARISON",
+    }
 
 
 # ------------------------------------------------------------------------------------------------------------- parsing
