@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory):
+def published(running_hub, tmp_path_factory):
     """Commit of a checkpoint on the tests' Hub, with a later one on top."""
     api = HfApi()
     api.create_repo("me/explorable", exist_ok=True)
