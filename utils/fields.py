@@ -98,14 +98,6 @@ def help_text(cls: type, besides: Iterable[str] = ()) -> str:
     return "\n".join(paragraphs)
 
 
-def word_count(annotation: Any) -> str | None:
-    """How many words follow a field, as argparse has it: None for one, "?" for a switch, "*" for a list."""
-    kinds = _alternatives(annotation)
-    if any(kind is list or get_origin(kind) in (list, tuple) for kind in kinds):
-        return "*"
-    return "?" if bool in kinds else None
-
-
 def _plain(value: Any) -> Any:
     return value.value if isinstance(value, Enum) else value
 
@@ -188,7 +180,7 @@ def _from_words(name: str, words: list[str], annotation: Any) -> Any:
     kinds = _alternatives(annotation)
     if words == ["null"]:
         return None
-    several = word_count(annotation) == "*"
+    several = any(kind is list or get_origin(kind) in (list, tuple) for kind in kinds)
     if not words and bool in kinds:
         return True
     if not several and len(words) != 1:

@@ -17,10 +17,10 @@ from ...utils.files import write_atomically, write_json
 from ...utils.untrusted import inside, read_yaml
 from ..concepts.analysis import FILES, analyze
 from ..concepts.monitor import monitor_concepts
-from .finetuning import finetune, result_path
+from .finetuning import finetune_task, result_path
 from .protocols import Protocol
 from .registry import Task, find_benchmark
-from .similarity import find_similarity_task, similarity_tasks
+from .similarity import find_similarity_task, similarity
 from .similarity import result_path as similarity_path
 
 logger = logging.getLogger(__name__)
@@ -80,6 +80,8 @@ def find_variants(comparison: Comparison, only: Sequence[str] = ()) -> list[Vari
         ValueError: an unknown comparison, recipe or variant; not such a file.
         OSError: the file cannot be read.
     """
+    if not isinstance(comparison, str | os.PathLike) and len(comparison) == 1:
+        (comparison,) = comparison
     if not isinstance(comparison, str | os.PathLike):
         return _among([Variant(find_recipe(each).stem, each, {}) for each in comparison], only)
     name = os.fspath(comparison)
@@ -127,7 +129,7 @@ def _equal_fields(recipe: Recipe) -> dict[str, Any]:
 
 
 def compare(
-    comparison: Comparison,
+    recipes: Comparison,
     output_dir: str | os.PathLike,
     *,
     variants: Sequence[str] = (),
@@ -143,7 +145,7 @@ def compare(
     yet. Runs lie in `output_dir/<recipe>/seed-<seed>` and are ordinary run folders.
 
     Args:
-        comparison, variants: as of `find_variants`.
+        recipes, variants: what to compare, as `find_variants` has it.
         output_dir: gets comparison.json and comparison.md.
         seeds: of training, the same for all.
         frozen: similarity tasks to score the frozen concepts on; may be empty.
@@ -161,7 +163,7 @@ def compare(
     """
     output_dir = Path(output_dir)
     protocol = Protocol.load(protocol) if isinstance(protocol, str) else protocol
-    chosen = find_variants(comparison, variants)
+    chosen = find_variants(recipes, variants)
     check_comparable([variant.load(seeds[0], output_dir / variant.name, fields) for variant in chosen])
     benchmarks = [find_benchmark(task) for task in tasks]
     similar = {find_similarity_task(task).name: task for task in frozen}
@@ -177,10 +179,10 @@ def compare(
             if not (folder / FILES["geometry"]).exists():
                 analyze(folder, recipe.data)
             missing = [given for task, given in similar.items() if not similarity_path(folder, task).exists()]
-            similarity_tasks(str(folder), missing, folder)
+            similarity(str(folder), missing, folder)
             for benchmark in benchmarks:
                 if not result_path(folder, benchmark.name, protocol).exists():
-                    finetune(str(folder), benchmark, protocol, folder)
+                    finetune_task(str(folder), benchmark, protocol, folder)
             rows.append({"recipe": name, "seed": seed, "figures": _figures(folder, similar, tuned, protocol)})
             result = {"kind": "comparison", "protocol": protocol.name, "rows": rows, "means": _means(rows)}
             write_json(output_dir / COMPARISON_FILE, result)
@@ -189,7 +191,7 @@ def compare(
 
 
 def plan_comparison(
-    comparison: Comparison,
+    recipes: Comparison,
     output_dir: str | os.PathLike,
     *,
     variants: Sequence[str] = (),
@@ -207,7 +209,7 @@ def plan_comparison(
     Raises:
         ValueError: recipes that are not comparable; whatever `plan_pretraining` raises.
     """
-    output_dir, chosen = Path(output_dir), find_variants(comparison, variants)
+    output_dir, chosen = Path(output_dir), find_variants(recipes, variants)
     check_comparable([variant.load(seeds[0], output_dir / variant.name, fields) for variant in chosen])
     plans = {}
     for variant in chosen:

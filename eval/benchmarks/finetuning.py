@@ -14,7 +14,7 @@ import transformers
 from ...utils.command_line import say
 from ...utils.files import recorded_source, write_json
 from ...utils.progress import progress
-from ..loading.checkpoints import check_checkpoint, checkpoint_folder, load_tokenizer, random_twin
+from ..loading.checkpoints import check_checkpoint, checkpoint_folder, load_tokenizer, random_twin, results_folder
 from ..metrics.benchmark_score import benchmark_score
 from ..metrics.intervals import bootstrap_intervals, mean_scores, paired_bootstrap
 from .baselines import bag_of_tokens, published_scores
@@ -46,16 +46,21 @@ def cells_folder(output_dir: str | os.PathLike, task: str, protocol: Protocol) -
     return path.parent / path.stem
 
 
-def finetune_tasks(
+def finetune(
     checkpoint: str,
     tasks: Sequence[str | Task],
     protocol: Protocol | str,
-    output_dir: str | os.PathLike,
+    output_dir: str | os.PathLike | None = None,
     *,
     overwrite: bool = False,
     save_model: bool = False,
 ) -> list[dict[str, Any]]:
-    """`finetune` on each task in turn, after checking everything that needs no training. Results in the same order."""
+    """`finetune_task` on each task in turn, after checking everything that needs no training.
+
+    Returns:
+        The results in the order of the tasks.
+    """
+    output_dir = results_folder(checkpoint, output_dir)
     protocol = Protocol.load(protocol) if isinstance(protocol, str) else protocol
     benchmarks = list({row.name: row for row in map(find_benchmark, tasks)}.values())
     for benchmark in benchmarks:
@@ -65,14 +70,14 @@ def finetune_tasks(
     for i, benchmark in enumerate(benchmarks, start=1):
         say(f"[{i}/{len(benchmarks)}] {benchmark.name}, protocol {protocol.name}")
         options = {"overwrite": overwrite, "save_model": save_model}
-        results.append(finetune(checkpoint, benchmark, protocol, output_dir, **options))
+        results.append(finetune_task(checkpoint, benchmark, protocol, output_dir, **options))
     return results
 
 
-def finetune(
+def finetune_task(
     checkpoint: str,
-    benchmark: Task | str,
-    protocol: Protocol | str,
+    benchmark: Task,
+    protocol: Protocol,
     output_dir: str | os.PathLike,
     *,
     overwrite: bool = False,
@@ -86,9 +91,8 @@ def finetune(
 
     Args:
         checkpoint: folder or Hub id of a pretrained concept encoder, with its tokenizer.
-        benchmark: the task, or its name or file.
-        protocol: the hyper-parameters, or their name. The longest example is also bounded by the encoder's learned
-            positions.
+        benchmark: the task.
+        protocol: the hyper-parameters. The longest example is also bounded by the encoder's learned positions.
         output_dir: run folder. The result goes to `finetune/<task>.<protocol>.json` in it, the predictions to
             `finetune/predictions/<task>.<protocol>.json`, finished pieces to `finetune/<task>.<protocol>/`, the
             untrained twin to `random_init/`.
@@ -106,8 +110,6 @@ def finetune(
         ValueError: not a pretrained concept encoder, or weights or vocabulary that do not fit; several devices;
             predictions that are not finite; pieces or a twin of other settings; whatever `load_benchmark` raises.
     """
-    benchmark = find_benchmark(benchmark)
-    protocol = Protocol.load(protocol) if isinstance(protocol, str) else protocol
     _refuse_existing(output_dir, benchmark.name, protocol, overwrite)
     folder = checkpoint_folder(checkpoint)
     config = check_checkpoint(folder)

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from transformers import SchedulerType
 
-from ...utils.fields import annotations, typed, word_count, words_to_fields
+from ...utils.fields import annotations, typed, words_to_fields
 
 Comparison = Literal["joint", "apart"]
 
@@ -200,11 +200,6 @@ PROTOCOLS: dict[str, Protocol] = {
 def fields_from_words(words: Sequence[str]) -> dict[str, Any]:
     """Typed fields of command-line words, as `Protocol.load` takes them; see `words_to_fields`."""
     return words_to_fields(words, _ANNOTATIONS)
-
-
-def field_words() -> dict[str, str | None]:
-    """Name -> how many words follow it on a command line; see `word_count`."""
-    return {name: word_count(kind) for name, kind in _ANNOTATIONS.items()}
 
 
 def fields_help() -> str:

@@ -178,7 +178,7 @@ def test_cautions_follow_the_run(explorer, without_context):
     assert "has never met [MASK] in training (corruption diffusion)" in explorer.cautions["infill"]
     assert "Trained without nested_concepts" in explorer.cautions["rebuild"]
     assert list(without_context.cautions) == ["rebuild"]  # what cannot be done needs none
-    trained = {"corruption": "two_view", "nested_concepts": True}
+    trained = {"corruption": {"two_view": {}}, "nested_concepts": True}
     assert dataclasses.replace(explorer, run={"objective": trained}).cautions == {}
     assert dataclasses.replace(explorer, run={}).cautions == {}
 
@@ -248,5 +248,5 @@ def test_without_gradio_all_but_the_app_imports_and_the_script_says_what_to_inst
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 2
-    assert 'the explorer needs the extra: pip install -e ".[explore]"' in result.stderr
+    assert "the explorer needs gradio: pip install 'concept-encoder[explore]'" in result.stderr
     assert "Traceback" not in result.stderr

@@ -4,7 +4,6 @@ import importlib.util
 import json
 import os
 import re
-import shlex
 import sqlite3
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 TINY = (
     "--max_steps 4 --logging_steps 2 --max_train_documents 64 --max_validation_documents 8 --num_eval_timesteps 2 "
-    "--regularizers '{variance: 0.1}' --disable_tqdm true --use_cpu true"
+    "--regularizers variance=0.1 --disable_tqdm true --use_cpu true"
 )
 
 
@@ -53,11 +52,13 @@ def test_every_curve_arrives(tracker, curves: Callable[[Path], set[str]], tmp_pa
     local = {"TRACKIO_DIR": str(tmp_path / "trackio"), "WANDB_DIR": str(tmp_path), "WANDB_MODE": "offline"}
     command = [
         sys.executable,
-        "scripts/pretrain.py",
+        "-m",
+        "concept_encoder",
+        "pretrain",
         "tiny",
         "--output_dir",
         str(tmp_path / "run"),
-        *shlex.split(TINY),
+        *TINY.split(),
     ]
     done = subprocess.run(
         [*command, "--report_to", tracker],
