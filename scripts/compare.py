@@ -13,14 +13,15 @@ from pathlib import Path
 import concept_encoder as ce
 from concept_encoder.utils.command_line import RECIPE_FIELDS, Command, run, say, suggest
 
-RECIPES = sorted(path.stem for path in (Path(__file__).parent / "recipes").glob("*.yaml"))
-COMPARISONS = sorted(path.stem for path in (Path(__file__).parent / "comparisons").glob("*.yaml"))
+NAMES = sorted(
+    path.stem for kind in ("comparisons", "recipes") for path in Path(__file__).parent.glob(f"{kind}/*.yaml")
+)
 
 
 def command() -> Command:
     parser = Command(__file__, __doc__)
     text = "a comparison, by name or as a .yaml file with `base` and `variants`; or two recipes or more"
-    parser.add_argument("comparison", nargs="+", names=[*COMPARISONS, *RECIPES], help=text)
+    parser.add_argument("recipes", nargs="+", metavar="COMPARISON", names=NAMES, help=text)
     parser.add_argument("--variants", nargs="+", metavar="NAME", help="of the comparison (default: all)")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder of the runs and the table")
     parser.add_argument("--seeds", type=int, nargs="+", help="of training, for each recipe (default: 42)")
@@ -40,8 +41,6 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.typed(argv)
     folder = arguments["output_dir"]
     dry_run = arguments.pop("dry_run", False)
-    if len(arguments["comparison"]) == 1:
-        (arguments["comparison"],) = arguments["comparison"]
     with parser.refusing():
         from concept_encoder.eval.benchmarks import comparison
 

@@ -22,6 +22,7 @@ from .training.arguments import ConceptTrainingArguments
 
 RECIPE_FILE = "recipe.yaml"
 RECIPES = Path(__file__).resolve().parents[1] / "scripts" / "recipes"
+OF_A_DATASET = ("dataset_config_name", "dataset_revision")
 # Taken from the tokenizer, so that they cannot contradict it.
 _FROM_TOKENIZER = ("pad_token_id", "mask_token_id", "bos_token_id", "eos_token_id")
 # Data sets, tokenizers and checkpoints, perhaps of this machine: named so that they say nothing about it.
@@ -71,7 +72,8 @@ class Recipe:
 
         A file has the sections model, data, objective and training. With `extends: other` it starts from the recipe
         `other` of the same folder, or of a path that begins there, and replaces the fields that it names. `None`, and
-        `null` in a file, take a field back to its default.
+        `null` in a file, take a field back to its default; with another `dataset_name`, so are its configuration and
+        revision.
 
         Args:
             name_or_path: such as "tiny", or a path that ends in .yaml; the name of the file is the recipe's.
@@ -84,15 +86,16 @@ class Recipe:
             OSError: the file cannot be read.
         """
         path = find_recipe(name_or_path)
-        sections = _read_sections(path)
+        sections, own = _read_sections(path), {}
         for name, value in fields.items():
             section = next((each for each, known in _ANNOTATIONS.items() if name in known), None)
             if section is None:
                 raise ValueError(f"unknown field {name!r}{_hint(name)}")
-            sections.setdefault(section, {})[name] = _typed(name, value, section)
+            own.setdefault(section, {})[name] = _typed(name, value, section)
+        sections = {section: _over(sections.get(section, {}), own.get(section, {})) for section in SECTIONS}
         given = {
-            section: {name: value for name, value in sections.get(section, {}).items() if value is not None}
-            for section in SECTIONS
+            section: {name: value for name, value in values.items() if value is not None}
+            for section, values in sections.items()
         }
         given["training"].setdefault("output_dir", f"runs/{path.stem}")
         return cls(path.stem, **{section: SECTIONS[section](**values) for section, values in given.items()})
@@ -166,7 +169,7 @@ def read_data(checkpoint: str | os.PathLike, **fields: Any) -> DataArguments:
     for name in fields:
         if name not in _ANNOTATIONS["data"]:
             raise ValueError(f"unknown field {name!r}{did_you_mean(name, _ANNOTATIONS['data'])}")
-    recorded |= {name: _typed(name, value, "data") for name, value in fields.items()}
+    recorded = _over(recorded, {name: _typed(name, value, "data") for name, value in fields.items()})
     return DataArguments(**{name: value for name, value in recorded.items() if value is not None})
 
 
@@ -212,8 +215,15 @@ def _read_sections(path: Path, below: tuple[Path, ...] = ()) -> dict[str, dict[s
             own = {name: _typed(name, value, section) for name, value in (fields or {}).items()}
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        sections[section] = {**sections.get(section, {}), **own}
+        sections[section] = _over(sections.get(section, {}), own)
     return sections
+
+
+def _over(fields: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """`fields` with `own` on top; a configuration and a revision belong to the data set that they were named with."""
+    if "dataset_name" in own:
+        fields = {name: value for name, value in fields.items() if name not in OF_A_DATASET}
+    return {**fields, **own}
 
 
 def _typed(name: Any, value: Any, section: str) -> Any:

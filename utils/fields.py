@@ -98,10 +98,6 @@ def help_text(cls: type, besides: Iterable[str] = ()) -> str:
     return "\n".join(paragraphs)
 
 
-def _takes_several(annotation: Any) -> bool:
-    return any(kind is list or get_origin(kind) in (list, tuple) for kind in _alternatives(annotation))
-
-
 def _plain(value: Any) -> Any:
     return value.value if isinstance(value, Enum) else value
 
@@ -184,7 +180,7 @@ def _from_words(name: str, words: list[str], annotation: Any) -> Any:
     kinds = _alternatives(annotation)
     if words == ["null"]:
         return None
-    several = _takes_several(annotation)
+    several = any(kind is list or get_origin(kind) in (list, tuple) for kind in kinds)
     if not words and bool in kinds:
         return True
     if not several and len(words) != 1:

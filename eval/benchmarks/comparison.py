@@ -80,6 +80,8 @@ def find_variants(comparison: Comparison, only: Sequence[str] = ()) -> list[Vari
         ValueError: an unknown comparison, recipe or variant; not such a file.
         OSError: the file cannot be read.
     """
+    if not isinstance(comparison, str | os.PathLike) and len(comparison) == 1:
+        (comparison,) = comparison
     if not isinstance(comparison, str | os.PathLike):
         return _among([Variant(find_recipe(each).stem, each, {}) for each in comparison], only)
     name = os.fspath(comparison)
@@ -126,14 +128,14 @@ def _equal_fields(recipe: Recipe) -> dict[str, Any]:
     return {**dataclasses.asdict(recipe.data), **{name: getattr(recipe.training, name) for name in EQUAL}}
 
 
-def _chosen(comparison: Comparison, variants: Sequence[str], fields: Mapping[str, Any]) -> list[Variant]:
+def _chosen(recipes: Comparison, variants: Sequence[str], fields: Mapping[str, Any]) -> list[Variant]:
     if "seed" in fields:
         raise ValueError("seed is of one run; a comparison takes seeds, the same for all of its recipes")
-    return find_variants(comparison, variants)
+    return find_variants(recipes, variants)
 
 
 def compare(
-    comparison: Comparison,
+    recipes: Comparison,
     output_dir: str | os.PathLike,
     *,
     variants: Sequence[str] = (),
@@ -149,7 +151,7 @@ def compare(
     yet. Runs lie in `output_dir/<recipe>/seed-<seed>` and are ordinary run folders.
 
     Args:
-        comparison, variants: as of `find_variants`.
+        recipes, variants: what to compare, as `find_variants` has it.
         output_dir: gets comparison.json and comparison.md.
         seeds: of training, the same for all.
         frozen: similarity tasks to score the frozen concepts on; may be empty.
@@ -167,7 +169,7 @@ def compare(
     """
     output_dir = Path(output_dir)
     protocol = Protocol.load(protocol) if isinstance(protocol, str) else protocol
-    chosen = _chosen(comparison, variants, fields)
+    chosen = _chosen(recipes, variants, fields)
     check_comparable([variant.load(seeds[0], output_dir / variant.name, fields) for variant in chosen])
     benchmarks = [find_benchmark(task) for task in tasks]
     similar = {find_similarity_task(task).name: task for task in frozen}
@@ -195,7 +197,7 @@ def compare(
 
 
 def plan_comparison(
-    comparison: Comparison,
+    recipes: Comparison,
     output_dir: str | os.PathLike,
     *,
     variants: Sequence[str] = (),
@@ -213,7 +215,7 @@ def plan_comparison(
     Raises:
         ValueError: recipes that are not comparable; whatever `plan_pretraining` raises.
     """
-    output_dir, chosen = Path(output_dir), _chosen(comparison, variants, fields)
+    output_dir, chosen = Path(output_dir), _chosen(recipes, variants, fields)
     check_comparable([variant.load(seeds[0], output_dir / variant.name, fields) for variant in chosen])
     plans = {}
     for variant in chosen:

@@ -60,8 +60,8 @@ def finetune(
     Returns:
         The results in the order of the tasks.
     """
-    protocol = Protocol.load(protocol) if isinstance(protocol, str) else protocol
     output_dir = results_folder(checkpoint, output_dir)
+    protocol = Protocol.load(protocol) if isinstance(protocol, str) else protocol
     benchmarks = list({row.name: row for row in map(find_benchmark, tasks)}.values())
     for benchmark in benchmarks:
         _refuse_existing(output_dir, benchmark.name, protocol, overwrite)
@@ -76,8 +76,8 @@ def finetune(
 
 def finetune_task(
     checkpoint: str,
-    benchmark: Task | str,
-    protocol: Protocol | str,
+    benchmark: Task,
+    protocol: Protocol,
     output_dir: str | os.PathLike,
     *,
     overwrite: bool = False,
@@ -91,9 +91,8 @@ def finetune_task(
 
     Args:
         checkpoint: folder or Hub id of a pretrained concept encoder, with its tokenizer.
-        benchmark: the task, or its name or file.
-        protocol: the hyper-parameters, or their name. The longest example is also bounded by the encoder's learned
-            positions.
+        benchmark: the task.
+        protocol: the hyper-parameters. The longest example is also bounded by the encoder's learned positions.
         output_dir: run folder. The result goes to `finetune/<task>.<protocol>.json` in it, the predictions to
             `finetune/predictions/<task>.<protocol>.json`, finished pieces to `finetune/<task>.<protocol>/`, the
             untrained twin to `random_init/`.
@@ -111,8 +110,6 @@ def finetune_task(
         ValueError: not a pretrained concept encoder, or weights or vocabulary that do not fit; several devices;
             predictions that are not finite; pieces or a twin of other settings; whatever `load_benchmark` raises.
     """
-    benchmark = find_benchmark(benchmark)
-    protocol = Protocol.load(protocol) if isinstance(protocol, str) else protocol
     _refuse_existing(output_dir, benchmark.name, protocol, overwrite)
     folder = checkpoint_folder(checkpoint)
     config = check_checkpoint(folder)

@@ -82,7 +82,7 @@ def similarity(
 
     Args:
         checkpoint: folder or Hub id of a pretrained concept encoder, with its tokenizer.
-        tasks: names in `SIMILARITY_TASKS`, or task files.
+        tasks: names in `SIMILARITY_TASKS`, task files, or tasks.
         output_dir: run folder, None for the checkpoint's own; the untrained twin is kept in `random_init/` there.
         max_length: tokens per sentence, special tokens included; bounded by the encoder's learned positions.
         max_train_examples: training pairs used, drawn at random; None: all.

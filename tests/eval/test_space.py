@@ -7,6 +7,7 @@ import time
 import tomllib
 import urllib.request
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,12 @@ from huggingface_hub import HfApi
 from concept_encoder.eval.explorer.space import REQUIREMENTS, write_space
 from concept_encoder.scripts.explore import main
 
-pytest.importorskip("gradio", reason="the extra `explore` is not installed")
+pytestmark = pytest.mark.skipif(find_spec("gradio") is None, reason="the extra `explore` is not installed")
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory):
+def published(running_hub, tmp_path_factory):
     """Commit of a checkpoint on the tests' Hub, with a later one on top."""
     api = HfApi()
     api.create_repo("me/explorable", exist_ok=True)

@@ -193,7 +193,7 @@ def check_concept_encoder(words: list[str], monkeypatch) -> None:
         module.main([*arguments, *(["--bf16", "false"] if on_cpu else [])])
     if name == "compare":
         typed = module.command()
-        named = typed.typed(arguments)["comparison"]
+        named = typed.typed(arguments)["recipes"]
         for variant in find_variants(named if len(named) > 1 else named[0]):
             variant.load(0, Path("runs/compared"), typed.fields())
     for flag in ("--tasks", "--frozen"):
@@ -354,7 +354,7 @@ def test_files_that_a_page_names_exist(page):
 def test_recipes_that_a_page_names_exist(page):
     prose = FENCE.sub("", page.read_text(encoding="utf-8"))
     for name in re.findall(r"recipes? `(\w+)`", prose):
-        find_recipe(name)
+        find_recipe(name, ROOT / "scripts" / "recipes")
 
 
 def test_entries_of_the_log_that_a_page_names_exist():

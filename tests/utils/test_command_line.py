@@ -168,14 +168,7 @@ def test_one_name_for_one_thing(monkeypatch, capsys):
     banned = {"--output", "--out", "--out_dir", "--folder", "--force", "--dryrun", "--bs", "--model", "--rev"}
     assert not {name: found & banned for name, found in options.items() if found & banned}
     positionals = {name: set(re.findall(r"^  ([A-Z_]+)\b", text, re.M)) for name, text in texts.items()}
-    assert set().union(*positionals.values()) == {
-        "CHECKPOINT",
-        "RUN_DIR",
-        "OTHER_RUN_DIR",
-        "RECIPE",
-        "PLAN",
-        "COMPARISON",
-    }
+    assert set().union(*positionals.values()) == {"CHECKPOINT", "RUN_DIR", "OTHER_RUN_DIR", "RECIPE", "PLAN"}
 
 
 # ------------------------------------------------------------------------------------------------------------- parsing
