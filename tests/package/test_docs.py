@@ -24,7 +24,6 @@ import torch
 import yaml
 from accelerate.commands.launch import launch_command_parser
 
-import concept_encoder
 from concept_encoder.eval.benchmarks import protocols
 from concept_encoder.eval.benchmarks.comparison import find_variants
 from concept_encoder.eval.benchmarks.registry import find_benchmark
@@ -44,13 +43,14 @@ FENCE = re.compile(
     rf"^(?P<run>{RUN}\n\n?)?(?P<indent> *)```(?P<language>\S*)\n(?P<text>.*?)^(?P=indent)```$", re.M | re.S
 )
 
-# Where the work of a command begins: the function of the package that it calls with arguments read and checked.
-# Of a command that is not here it is the verb of its name.
+# Where the work of a command begins, with arguments read and checked: functions of the package that are stopped. Of a
+# command that is not here it is the verb of its name.
 WORK = {
-    "compare": "eval.benchmarks.comparison.plan_comparison",
-    "explore": "eval.explorer.space.write_space",
-    "pretrain": "trainers.planning.plan_pretraining",
-    "pretrain_twin": "",
+    "compare": "compare eval.benchmarks.comparison.plan_comparison",
+    "explore": "explore eval.explorer.space.write_space",
+    "generate": "eval.concepts.sampling.load_sampler",
+    "pretrain": "pretrain trainers.planning.plan_pretraining",
+    "pretrain_twin": "pretrain",
 }
 # The same for the scripts of this repository, in their own modules.
 DEV_WORK = {
@@ -184,9 +184,8 @@ def check_concept_encoder(words: list[str], monkeypatch) -> None:
     module = importlib.import_module(f"concept_encoder.scripts.{name}")
     if arguments in (["--help"], ["--fields"]):
         return
-    monkeypatch.setattr(concept_encoder, "pretrain" if name == "pretrain_twin" else name, stop, raising=False)
-    if WORK.get(name):
-        monkeypatch.setattr(f"concept_encoder.{WORK[name]}", stop)
+    for function in WORK.get(name, name).split():
+        monkeypatch.setattr(f"concept_encoder.{function}", stop)
     # Recipes for GPUs ask for bfloat16, which transformers refuses to promise without one.
     on_cpu = name == "pretrain" and not torch.cuda.is_available()
     with pytest.raises(Reached):
