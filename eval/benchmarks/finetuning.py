@@ -14,7 +14,7 @@ import transformers
 from ...utils.command_line import say
 from ...utils.files import write_json
 from ...utils.progress import progress
-from ..loading.checkpoints import check_checkpoint, checkpoint_folder, load_tokenizer, random_twin
+from ..loading.checkpoints import check_checkpoint, checkpoint_folder, load_tokenizer, random_twin, results_folder
 from ..metrics.benchmark_score import benchmark_score
 from ..metrics.intervals import bootstrap_intervals, mean_scores, paired_bootstrap
 from .baselines import bag_of_tokens, published_scores
@@ -46,16 +46,21 @@ def cells_folder(output_dir: str | os.PathLike, task: str, protocol: Protocol) -
     return path.parent / path.stem
 
 
-def finetune_tasks(
+def finetune(
     checkpoint: str,
     tasks: Sequence[str],
     protocol: Protocol,
-    output_dir: str | os.PathLike,
+    output_dir: str | os.PathLike | None = None,
     *,
     overwrite: bool = False,
     save_model: bool = False,
 ) -> list[dict[str, Any]]:
-    """`finetune` on each task in turn, after checking everything that needs no training. Results in the same order."""
+    """`finetune_task` on each task in turn, after checking everything that needs no training.
+
+    Returns:
+        The results in the order of the tasks.
+    """
+    output_dir = results_folder(checkpoint, output_dir)
     benchmarks = [find_benchmark(task) for task in dict.fromkeys(tasks)]
     for benchmark in benchmarks:
         _refuse_existing(output_dir, benchmark.name, protocol, overwrite)
@@ -64,11 +69,11 @@ def finetune_tasks(
     for i, benchmark in enumerate(benchmarks, start=1):
         say(f"[{i}/{len(benchmarks)}] {benchmark.name}, protocol {protocol.name}")
         options = {"overwrite": overwrite, "save_model": save_model}
-        results.append(finetune(checkpoint, benchmark, protocol, output_dir, **options))
+        results.append(finetune_task(checkpoint, benchmark, protocol, output_dir, **options))
     return results
 
 
-def finetune(
+def finetune_task(
     checkpoint: str,
     benchmark: Benchmark,
     protocol: Protocol,

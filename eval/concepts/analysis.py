@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from ...configuration_concept import ConceptEncoderConfig
 from ...modeling_concept import ConceptEncoderForDiffusionMLM, ConceptEncoderModel
 from ...trainers.data.corpora import DataArguments, load_corpus
+from ...trainers.recipes import read_data
 from ...utils.files import replaced_together, write_json
 from ..loading.checkpoints import load_model, load_tokenizer, random_encoder, read_config
 from .attention import concept_reading
@@ -32,11 +33,12 @@ CORPUS_FIELDS = (  # what decides which documents are read, and how much of each
 
 def analyze(
     checkpoint: str | Path,
-    data: DataArguments,
-    num_batches: int,
-    batch_size: int,
-    ledger_documents: int,
+    data: DataArguments | None = None,
+    num_batches: int = 20,
+    batch_size: int = 16,
+    ledger_documents: int = 128,
     output_dir: str | Path | None = None,
+    **fields: Any,
 ) -> dict[str, dict[str, Any]]:
     """Measure a checkpoint's concepts on a sample of the validation documents and write what was found.
 
@@ -62,6 +64,7 @@ def analyze(
             model's positions, a count below its least value.
     """
     _check_counts(num_batches, batch_size, ledger_documents)
+    data = read_data(str(checkpoint), **fields) if data is None else data
     encoder, head = load_models(checkpoint)
     _check_length(encoder.config, data.max_length)
     tokenizer = load_tokenizer(Path(checkpoint), encoder.config)

@@ -204,7 +204,7 @@ def checkpoint_folder(checkpoint: str, revision: str | None = None) -> Path:
     return Path(snapshot_download(checkpoint, revision=revision, allow_patterns=list(CHECKPOINT_FILES)))
 
 
-def results_folder(checkpoint: str, output_dir: str | None) -> Path:
+def results_folder(checkpoint: str | os.PathLike, output_dir: str | os.PathLike | None) -> Path:
     """Where the results on a checkpoint are written: `output_dir`, else the checkpoint itself.
 
     Raises:

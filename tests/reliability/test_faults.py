@@ -26,7 +26,7 @@ from small_runs import tiny_recipe
 
 from concept_encoder.eval.concepts.monitor import monitor_concepts
 from concept_encoder.eval.report.report import write_report
-from concept_encoder.scripts import analyze, finetune, push_to_hub
+from concept_encoder.scripts import analyze, finetune, push
 from concept_encoder.scripts import pretrain as script
 from concept_encoder.trainers import pretraining
 from concept_encoder.trainers.data import corpora as data
@@ -413,7 +413,7 @@ def test_a_damaged_model_is_named(pretrained, tmp_path, capsys, command, name, h
     calls = {
         "analyze": (analyze.main, [str(folder), "--dataset_name", "microworld"]),
         "finetune": (finetune.main, [str(folder), "--tasks", "microworld_similarity", "--protocol", "quick"]),
-        "push": (push_to_hub.main, [str(folder), "--repo_id", "me/x", "--dry_run"]),
+        "push": (push.main, [str(folder), "--repo_id", "me/x", "--dry_run"]),
     }
     main, arguments = calls[command]
     with pytest.raises(SystemExit) as stop:
@@ -475,7 +475,6 @@ def stories(seeded_hub, tmp_path, monkeypatch):
     return own, when_training
 
 
-@pytest.mark.hub
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
@@ -496,7 +495,6 @@ def test_a_network_that_goes_in_mid_stream_ends_the_run_with_its_checkpoints_kep
     assert step >= 5 and damage(last) is None
 
 
-@pytest.mark.hub
 def test_a_network_that_comes_back_changes_nothing(stories, seeded_hub, tmp_path):
     own, when_training = stories
     for name, fault in (("straight", {"delay_s": 0}), ("broken", {"close": True})):
