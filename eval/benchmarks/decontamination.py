@@ -13,7 +13,8 @@ from sklearn.feature_extraction.text import HashingVectorizer
 
 from ...trainers.data.corpora import DataArguments, load_corpus
 from ...trainers.recipes import RECIPES, find_recipe
-from ...utils.files import recorded_source, write_json
+from ...trainers.training.saving import disk_trouble_named
+from ...utils.files import check_new, recorded_source, whole_folder, write_json
 from ...utils.progress import progress
 from ...utils.untrusted import read_yaml
 from .registry import Task, find_benchmark, resolve_dataset_id
@@ -100,8 +101,7 @@ def build_corpus(plan: CorpusPlan | str | os.PathLike, output_dir: str | os.Path
     """
     plan = plan if isinstance(plan, CorpusPlan) else load_plan(plan)
     output_dir = Path(output_dir)
-    if output_dir.exists() and any(output_dir.iterdir()):
-        raise ValueError(f"{output_dir} is not empty; name a new folder")
+    check_new(output_dir)
     held_out = {row.name: held_out_sentences(row) for row in plan.keep_clean_of}
     index = SentenceIndex(sentence for sentences in held_out.values() for sentence in sentences)
     kept, rows = [], []
@@ -116,11 +116,11 @@ def build_corpus(plan: CorpusPlan | str | os.PathLike, output_dir: str | os.Path
         named["dataset_name"] = recorded_source(source.dataset_name)
         counts = {"rows": len(corpus), "exact": int(exact.sum()), "near": int((near & ~exact).sum())}
         rows.append({"source": named, **counts, "kept": len(clean)})
-    output_dir.mkdir(parents=True, exist_ok=True)
-    concatenate_datasets(kept).to_parquet(output_dir / TRAIN_FILE)
     sentences = {name: len(found) for name, found in held_out.items()}
     result = {"kind": "contamination", "rule": RULE, "benchmark_sentences": sentences, "sources": rows}
-    write_json(output_dir / CHECK_FILE, result)
+    with disk_trouble_named(output_dir), whole_folder(output_dir) as staged:
+        concatenate_datasets(kept).to_parquet(staged / TRAIN_FILE)
+        write_json(staged / CHECK_FILE, result)
     return result
 
 

@@ -599,7 +599,7 @@ def test_a_learned_vocabulary_is_the_corpus_own_in_the_seed_tokenizers_manner(tm
     seed = load_tokenizer(args)
     learned = train_tokenizer(args, 90, tmp_path / "vocabulary")
     assert AutoTokenizer.from_pretrained(tmp_path / "vocabulary").get_vocab() == learned.get_vocab()
-    with pytest.raises(ValueError, match="vocabulary exists already; name a new folder"):
+    with pytest.raises(ValueError, match="vocabulary is not empty; name a new folder"):
         train_tokenizer(args, 90, tmp_path / "vocabulary")
     assert len(learned) <= 90
     assert learned.tokenize("Documents has its own words") == ["document", "##s", "has", "its", "own", "words"]

@@ -23,6 +23,7 @@ from datasets.exceptions import DatasetGenerationError
 from transformers import PreTrainedTokenizerBase
 
 from ...utils.fields import check_fields
+from ...utils.files import check_new, whole_folder
 from ...utils.untrusted import read_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -235,14 +236,14 @@ def train_tokenizer(args: DataArguments, vocab_size: int, output_dir: str | os.P
         args: corpus, `max_train_documents`, and the tokenizer that gives normalisation, splitting, model type and
             special tokens.
         vocab_size: entries of the new vocabulary, special tokens included.
-        output_dir: folder to write; must not exist.
+        output_dir: folder to write; must not exist, or be empty.
 
     Raises:
-        ValueError: the folder exists; what `load_corpus` and `load_tokenizer` raise; a vocabulary too small for the
-            special tokens and the characters.
+        ValueError: the folder holds files; what `load_corpus` and `load_tokenizer` raise; a vocabulary too small for
+            the special tokens and the characters.
     """
-    if Path(output_dir).exists():
-        raise ValueError(f"{output_dir} exists already; name a new folder")
+    folder = Path(output_dir)
+    check_new(folder)
     corpus = load_corpus(args, "train")
     tokenizer = load_tokenizer(args).train_new_from_iterator((row["text"] for row in corpus), vocab_size)
     if len(tokenizer) > vocab_size:
@@ -250,7 +251,8 @@ def train_tokenizer(args: DataArguments, vocab_size: int, output_dir: str | os.P
             f"vocab_size={vocab_size} is too small: special tokens and single characters alone are {len(tokenizer)}; "
             "ask for more"
         )
-    tokenizer.save_pretrained(output_dir)
+    with whole_folder(folder) as staged:
+        tokenizer.save_pretrained(staged)
     return tokenizer
 
 

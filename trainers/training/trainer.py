@@ -9,12 +9,13 @@ from pickle import UnpicklingError
 import torch
 from huggingface_hub import CommitInfo
 from torch import nn
-from transformers import TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, has_length
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ...utils.files import replaced_together
+from ...utils.progress import TrainingProgress
 from ..data.corpora import DataArguments
 from ..objectives.objective import ObjectiveArguments
 from .arguments import ConceptTrainingArguments
@@ -67,6 +68,9 @@ class ConceptTrainer(ObjectiveTrainer):
         self._base_rates: list[float] | None = None
         self._saving = False
         super().__init__(model, args, objective_args=objective_args, **kwargs)
+        for display in (ProgressCallback, PrinterCallback):  # on stderr: stdout is for results
+            if self.pop_callback(display) is not None:
+                self.add_callback(TrainingProgress())
         self.add_callback(_Resuming(self))
         self.add_callback(self.uploads)
 
@@ -146,7 +150,10 @@ class ConceptTrainer(ObjectiveTrainer):
 
     def _init_training_state(self, max_steps: int, num_update_steps_per_epoch: int, *args) -> tuple[int, int]:
         epochs, micro_steps = super()._init_training_state(max_steps, num_update_steps_per_epoch, *args)
-        if self._checkpoint is not None and not has_length(self.train_dataset) and not self.args.ignore_data_skip:
+        if self._checkpoint is None:
+            return epochs, micro_steps
+        self.state.compute_steps(self.args, max_steps)  # when it logs, evaluates and saves: as it is asked to now
+        if not has_length(self.train_dataset) and not self.args.ignore_data_skip:
             # The Trainer takes a stream for one epoch that never ends; the state knows in which it really was, and
             # counts an epoch for as many steps as the run was to have then.
             whole, part = divmod(self.state.epoch, 1)
