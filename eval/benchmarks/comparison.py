@@ -128,6 +128,12 @@ def _equal_fields(recipe: Recipe) -> dict[str, Any]:
     return {**dataclasses.asdict(recipe.data), **{name: getattr(recipe.training, name) for name in EQUAL}}
 
 
+def _chosen(recipes: Comparison, variants: Sequence[str], fields: Mapping[str, Any]) -> list[Variant]:
+    if "seed" in fields:
+        raise ValueError("seed is of one run; a comparison takes seeds, the same for all of its recipes")
+    return find_variants(recipes, variants)
+
+
 def compare(
     recipes: Comparison,
     output_dir: str | os.PathLike,
@@ -163,7 +169,7 @@ def compare(
     """
     output_dir = Path(output_dir)
     protocol = Protocol.load(protocol) if isinstance(protocol, str) else protocol
-    chosen = find_variants(recipes, variants)
+    chosen = _chosen(recipes, variants, fields)
     check_comparable([variant.load(seeds[0], output_dir / variant.name, fields) for variant in chosen])
     benchmarks = [find_benchmark(task) for task in tasks]
     similar = {find_similarity_task(task).name: task for task in frozen}
@@ -209,7 +215,7 @@ def plan_comparison(
     Raises:
         ValueError: recipes that are not comparable; whatever `plan_pretraining` raises.
     """
-    output_dir, chosen = Path(output_dir), find_variants(recipes, variants)
+    output_dir, chosen = Path(output_dir), _chosen(recipes, variants, fields)
     check_comparable([variant.load(seeds[0], output_dir / variant.name, fields) for variant in chosen])
     plans = {}
     for variant in chosen:

@@ -169,7 +169,7 @@ def test_a_dry_run_counts_what_is_still_to_train_and_leaves_nothing(recipes, tmp
 def test_a_seed_of_the_recipe_is_not_taken(recipes, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         main([*recipes, "--output_dir", str(tmp_path / "out"), "--seed", "7"])
-    assert "unknown argument '--seed'; did you mean --seeds" in capsys.readouterr().err
+    assert "seed is of one run; a comparison takes seeds" in capsys.readouterr().err
 
 
 def test_means_are_over_seeds_and_unknown_where_one_is():

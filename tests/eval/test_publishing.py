@@ -25,7 +25,7 @@ from transformers import GenerationConfig
 from concept_encoder.configuration_concept import AUTO_MAP, ConceptEncoderConfig
 from concept_encoder.eval.hub import pushing
 from concept_encoder.eval.hub.publishing import assemble, compare, explain, push_folder, verify
-from concept_encoder.eval.report.report import write_report
+from concept_encoder.eval.report.report import report
 from concept_encoder.modeling_concept import (
     ConceptEncoderForDiffusionMLM,
     ConceptEncoderForSequenceClassificationPerceiver,
@@ -49,7 +49,7 @@ def run(pretrained, tmp_path_factory) -> Path:
     """A small run with a report, training state and a pickle that nobody asked for; tests only read it."""
     folder = shutil.copytree(pretrained, tmp_path_factory.mktemp("runs") / "small")
     scores = synthetic_finetune("microworld_entailment", {"accuracy": 0.71}, {"accuracy": 0.345}, 1000)
-    write_report(write_run(folder, pretrain=synthetic_pretrain(), finetune=[scores]))
+    report(write_run(folder, pretrain=synthetic_pretrain(), finetune=[scores]))
     (folder / "recipe.yaml").write_text("model: {num_concepts: 4}\n")
     for name in ("training_args.bin", "optimizer.pt", "rng_state.pth", "trainer_state.json", "notes.pkl"):
         (folder / name).write_bytes(TOKEN.encode())

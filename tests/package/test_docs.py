@@ -26,6 +26,7 @@ from accelerate.commands.launch import launch_command_parser
 
 import concept_encoder
 from concept_encoder.eval.benchmarks import protocols
+from concept_encoder.eval.benchmarks.comparison import find_variants
 from concept_encoder.eval.benchmarks.registry import find_benchmark
 from concept_encoder.scripts import COMMANDS
 from concept_encoder.trainers import recipes
@@ -192,9 +193,9 @@ def check_concept_encoder(words: list[str], monkeypatch) -> None:
         module.main([*arguments, *(["--bf16", "false"] if on_cpu else [])])
     if name == "compare":
         typed = module.command()
-        given = typed.typed(arguments)
-        for recipe in given["recipes"]:
-            Recipe.load(recipe, **typed.fields())
+        named = typed.typed(arguments)["recipes"]
+        for variant in find_variants(named if len(named) > 1 else named[0]):
+            variant.load(0, Path("runs/compared"), typed.fields())
     for flag in ("--tasks", "--frozen"):
         if flag in arguments:
             rest = arguments[arguments.index(flag) + 1 :]

@@ -25,7 +25,7 @@ from run_files import synthetic_pretrain, write_run
 from small_runs import tiny_recipe
 
 from concept_encoder.eval.concepts.monitor import monitor_concepts
-from concept_encoder.eval.report.report import write_report
+from concept_encoder.eval.report.report import report
 from concept_encoder.scripts import analyze, finetune, push
 from concept_encoder.scripts import pretrain as script
 from concept_encoder.trainers import pretraining
@@ -148,11 +148,11 @@ def test_results_that_do_not_fit_leave_the_old_ones(tmp_path):
 
 def test_a_report_that_does_not_fit_leaves_the_old_one(tmp_path):
     run = write_run(tmp_path / "run", pretrain=synthetic_pretrain())
-    write_report(run)
+    report(run)
     write_run(run, pretrain=synthetic_pretrain(steps=500))
     old = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with files_of_at_most(20_000), pytest.raises(OSError, match="File too large"):
-        write_report(run)
+        report(run)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == old
 
 
