@@ -110,7 +110,7 @@ def test_a_default_in_the_help_is_that_of_the_verb(name):
             continue
         default = known[action.dest].default
         values = [*default] if isinstance(default, tuple) else [default]
-        assert [str(value).removesuffix(".0") for value in values] == [said[1]], action.dest
+        assert [f"{value:g}" if isinstance(value, float) else str(value) for value in values] == [said[1]], action.dest
 
 
 def test_names_that_the_help_lists_are_those_of_the_library():
@@ -168,7 +168,8 @@ def test_one_name_for_one_thing(monkeypatch, capsys):
     banned = {"--output", "--out", "--out_dir", "--folder", "--force", "--dryrun", "--bs", "--model", "--rev"}
     assert not {name: found & banned for name, found in options.items() if found & banned}
     positionals = {name: set(re.findall(r"^  ([A-Z_]+)\b", text, re.M)) for name, text in texts.items()}
-    assert set().union(*positionals.values()) == {"CHECKPOINT", "RUN_DIR", "OTHER_RUN_DIR", "RECIPE", "PLAN"}
+    named = {"CHECKPOINT", "RUN_DIR", "OTHER_RUN_DIR", "RECIPE", "PLAN", "COMPARISON"}
+    assert set().union(*positionals.values()) == named
 
 
 # ------------------------------------------------------------------------------------------------------------- parsing
