@@ -1,5 +1,6 @@
 """Files of a run: what a tokenizer may consist of, and results that are written whole or not at all."""
 
+import glob
 import json
 import os
 import tempfile
@@ -84,6 +85,20 @@ def whole_folder(target: Path) -> Iterator[Path]:
         yield staged
         sync_folder(staged)
         os.replace(staged, target)
+
+
+def recorded_source(name: str | None) -> str | None:
+    """A data set, tokenizer or checkpoint as the files of a run name it, which other people read: never by a path of
+    this machine.
+
+    What is below the working folder is `./path`, what lies elsewhere its last name; a Hub id stays as it is.
+    """
+    if name is None:
+        return None
+    path = os.path.abspath(os.path.expanduser(name))
+    if not (os.path.isabs(os.path.expanduser(name)) or os.path.exists(path) or glob.glob(path, recursive=True)):
+        return name
+    return f"./{os.path.relpath(path)}" if Path(path).is_relative_to(Path.cwd()) else os.path.basename(path)
 
 
 @contextmanager

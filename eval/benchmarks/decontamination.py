@@ -14,10 +14,10 @@ from sklearn.feature_extraction.text import HashingVectorizer
 from ...trainers.data.corpora import DataArguments, load_corpus
 from ...trainers.recipes import RECIPES, find_recipe
 from ...trainers.training.saving import disk_trouble_named
-from ...utils.files import check_new, whole_folder, write_json
+from ...utils.files import check_new, recorded_source, whole_folder, write_json
 from ...utils.progress import progress
 from ...utils.untrusted import read_yaml
-from .registry import Benchmark, find_benchmark, resolve_dataset_id
+from .registry import Task, find_benchmark, resolve_dataset_id
 
 PLANS = RECIPES.parent / "corpora"
 TRAIN_FILE, CHECK_FILE = "train.parquet", "contamination.json"
@@ -45,7 +45,7 @@ class CorpusPlan:
     """Which sources make a corpus, and which benchmarks it must not hold a sentence of."""
 
     sources: tuple[DataArguments, ...]
-    keep_clean_of: tuple[Benchmark, ...]
+    keep_clean_of: tuple[Task, ...]
 
 
 def load_plan(name_or_path: str | os.PathLike) -> CorpusPlan:
@@ -58,7 +58,7 @@ def load_plan(name_or_path: str | os.PathLike) -> CorpusPlan:
         ValueError: not such a file, an unknown field or task, a value of the wrong kind, or sources of which some are
             pairs and some are not.
     """
-    path = find_recipe(os.fspath(name_or_path), PLANS)
+    path = find_recipe(name_or_path, PLANS)
     plan = read_yaml(path)
     if not isinstance(plan, dict) or set(plan) != {"sources", "keep_clean_of"} or not all(plan.values()):
         raise ValueError(f"{path} must hold `sources` and `keep_clean_of`, each with at least one entry")
@@ -113,6 +113,7 @@ def build_corpus(plan: CorpusPlan | str | os.PathLike, output_dir: str | os.Path
             raise ValueError(f"every row of {source.dataset_name!r} matches a benchmark; leave the source out")
         kept.append(clean)
         named = {name: value for name, value in dataclasses.asdict(source).items() if name in SOURCE_FIELDS}
+        named["dataset_name"] = recorded_source(source.dataset_name)
         counts = {"rows": len(corpus), "exact": int(exact.sum()), "near": int((near & ~exact).sum())}
         rows.append({"source": named, **counts, "kept": len(clean)})
     sentences = {name: len(found) for name, found in held_out.items()}
@@ -123,9 +124,9 @@ def build_corpus(plan: CorpusPlan | str | os.PathLike, output_dir: str | os.Path
     return result
 
 
-def held_out_sentences(benchmark: Benchmark) -> list[str]:
+def held_out_sentences(benchmark: Task) -> list[str]:
     """Every text of a benchmark outside its training split, labelled or not."""
-    splits = load_dataset(resolve_dataset_id(benchmark.dataset_id), benchmark.config)
+    splits = benchmark.data or load_dataset(resolve_dataset_id(benchmark.dataset_id), benchmark.config)
     others = [name for name in splits if name != benchmark.train_split]
     columns = benchmark.sentence_columns
     return sorted({text for name in others for column in columns for text in splits[name][column]})

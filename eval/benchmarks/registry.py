@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
@@ -13,13 +13,14 @@ from datasets.data_files import EmptyDatasetError
 from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
-from ...trainers.data.corpora import MICROWORLD
+from ...trainers.data.corpora import MICROWORLD, in_memory_name
 from ...trainers.data.microworld import microworld_task
 from ...utils.untrusted import read_yaml
 from ..metrics.benchmark_score import TASK_METRICS
 
 MICROWORLD_SIZES = {"train": 4000, "validation": 1000}
 PARQUET_REVISION = "refs/convert/parquet"  # branch on which the Hub exports every dataset
+NAME = r"[a-z][a-z0-9_]*"  # of a task, and so of its files
 UNLABELLED = -1  # what GLUE writes where the labels are hidden
 
 CHANCE_RULES = {
@@ -32,14 +33,23 @@ CHANCE_RULES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Benchmark:
-    """One task: where its data is, what its columns mean, how it is scored."""
+class Task:
+    """One task: where its data is, what its columns mean, how it is scored.
+
+        Task(name="mine", data=splits, sentence_columns=("text",), num_labels=4, like="mnli_matched")
+
+    Raises:
+        ValueError: a name that cannot be a file's, no data or two sources of them, no metrics, a kind of label that
+            the metrics cannot score.
+    """
 
     name: str
     """key in `BENCHMARKS`, and in `TASK_METRICS` unless it is `like` another"""
-    dataset_id: str
+    dataset_id: str = ""
     """Hub id (an old one-word id is resolved), local folder, or "microworld" for the embedded tasks"""
-    config: str | None
+    data: DatasetDict | None = field(default=None, repr=False, compare=False)
+    """the splits themselves, in memory, in place of `dataset_id`, which then says their digest"""
+    config: str | None = None
     """dataset configuration; None where the dataset has one only"""
     train_split: str = "train"
     validation_split: str = "validation"
@@ -55,14 +65,30 @@ class Benchmark:
     """direction of the primary metric"""
     head: str = "ConceptEncoderForSequenceClassificationPerceiver"
     """model class that is fine-tuned"""
-    licence: str
+    licence: str = "not stated"
     notes: str = ""
     like: str | None = None
     """the task whose metrics a user's own one has"""
 
     def __post_init__(self):
+        if not re.fullmatch(NAME, self.name):
+            raise ValueError(f"a task's name must be small letters, digits and _, got {self.name!r}")
+        if self.data is not None and self.dataset_id in ("", in_memory_name(self.data)):
+            object.__setattr__(self, "dataset_id", in_memory_name(self.data))
+        elif self.data is not None or not self.dataset_id:
+            raise ValueError(f"Task {self.name} needs either data or a dataset_id, got {self.dataset_id or 'neither'}")
         if self.scored_as not in TASK_METRICS:
-            raise ValueError(f"Task {self.scored_as!r} has no metrics. Tasks with metrics: {', '.join(TASK_METRICS)}")
+            raise ValueError(
+                f"Task {self.scored_as!r} has no metrics. Tasks with metrics: {', '.join(TASK_METRICS)}; name one of "
+                "them as `like`"
+            )
+        is_graded = "pearson" in self.metrics
+        if is_graded != (self.problem_type == "regression") or (is_graded and self.num_labels != 1):
+            needed = "regression and num_labels 1" if is_graded else "single_label_classification"
+            raise ValueError(
+                f"Task {self.name} is scored by {', '.join(self.metrics)}, which needs problem_type {needed}, got "
+                f"{self.problem_type} and {self.num_labels}"
+            )
 
     @property
     def scored_as(self) -> str:
@@ -86,11 +112,11 @@ class Benchmark:
         return "; ".join(f"{metric}: {rule}" for metric, rule in rules.items())
 
 
-def _glue(name: str, licence: str, config: str | None = None, **fields) -> Benchmark:
-    return Benchmark(name=name, dataset_id="nyu-mll/glue", config=config or name, licence=licence, **fields)
+def _glue(name: str, licence: str, config: str | None = None, **fields) -> Task:
+    return Task(name=name, dataset_id="nyu-mll/glue", config=config or name, licence=licence, **fields)
 
 
-def _mnli(name: str) -> Benchmark:
+def _mnli(name: str) -> Task:
     return _glue(
         name,
         "OANC and others",
@@ -102,20 +128,16 @@ def _mnli(name: str) -> Benchmark:
     )
 
 
-def _sick(name: str, **fields) -> Benchmark:
+def _sick(name: str, **fields) -> Task:
     columns = ("sentence_A", "sentence_B")
     licence = "CC BY-NC-SA 3.0"
-    return Benchmark(
-        name=name, dataset_id="RobZamp/sick", config=None, sentence_columns=columns, licence=licence, **fields
-    )
+    return Task(name=name, dataset_id="RobZamp/sick", config=None, sentence_columns=columns, licence=licence, **fields)
 
 
-def _microworld(task: str, **fields) -> Benchmark:
+def _microworld(task: str, **fields) -> Task:
     notes = f"embedded, generated: {MICROWORLD_SIZES['train']} train, {MICROWORLD_SIZES['validation']} validation"
     licence = "Apache-2.0"
-    return Benchmark(
-        name=f"microworld_{task}", dataset_id=MICROWORLD, config=task, licence=licence, notes=notes, **fields
-    )
+    return Task(name=f"microworld_{task}", dataset_id=MICROWORLD, config=task, licence=licence, notes=notes, **fields)
 
 
 _REGRESSION: dict[str, Any] = {"problem_type": "regression", "num_labels": 1}
@@ -130,7 +152,7 @@ _ROWS = (
     _mnli("mnli_mismatched"),
     _glue("qnli", "CC BY-SA 4.0", sentence_columns=("question", "sentence")),
     _glue("wnli", "research", notes="validation is adversarial to train: below-chance scores are common"),
-    Benchmark(
+    Task(
         name="paws",
         dataset_id="google-research-datasets/paws",
         config="labeled_final",
@@ -143,14 +165,15 @@ _ROWS = (
     _microworld("paraphrase"),
     _microworld("entailment", num_labels=3),
 )
-BENCHMARKS: dict[str, Benchmark] = {row.name: row for row in _ROWS}
+BENCHMARKS: dict[str, Task] = {row.name: row for row in _ROWS}
 
 
-def find_benchmark(name: str, among: Collection[str] = BENCHMARKS, what: str = "task") -> Benchmark:
-    """Row of the registry, or of a task file.
+def find_benchmark(name: str | Task, among: Collection[str] = BENCHMARKS, what: str = "task") -> Task:
+    """Row of the registry, or of a task file, or a task of the caller's own.
 
     Args:
-        name: of one of `among`, or path of a .yaml file with a task that is like one of them.
+        name: of one of `among`, or path of a .yaml file with a task that is like one of them, or a task scored like
+            one of them.
         among: names in `BENCHMARKS`.
         what: they are, for the message.
 
@@ -158,6 +181,10 @@ def find_benchmark(name: str, among: Collection[str] = BENCHMARKS, what: str = "
         ValueError: an unknown name, the message lists them; a task file that `own_benchmark` refuses.
         OSError: the file cannot be read.
     """
+    if isinstance(name, Task):
+        if name.scored_as not in among:
+            raise ValueError(f"Task {name.name} is scored like {name.scored_as}, no {what}: {', '.join(among)}")
+        return name
     if name.endswith(".yaml"):
         return own_benchmark(Path(name), among)
     if name not in among:
@@ -165,7 +192,7 @@ def find_benchmark(name: str, among: Collection[str] = BENCHMARKS, what: str = "
     return BENCHMARKS[name]
 
 
-def own_benchmark(path: Path, among: Collection[str] = BENCHMARKS) -> Benchmark:
+def own_benchmark(path: Path, among: Collection[str] = BENCHMARKS) -> Task:
     """The task that a YAML file describes, named as the file is.
 
     Fields: `like`, a task of `among` whose metrics and kind of label it has; `dataset_id`, a Hub id or a folder with
@@ -183,13 +210,13 @@ def own_benchmark(path: Path, among: Collection[str] = BENCHMARKS) -> Benchmark:
     required = ("like", "dataset_id", "sentence_columns")
     if not isinstance(given, dict) or not set(required) <= set(given) <= set(legal):
         raise ValueError(f"{path} must hold {', '.join(required)}, and may hold {', '.join(legal)}; got {given!r}")
-    for field in texts:
-        if not isinstance(given.get(field, ""), str):
-            raise ValueError(f"{path}: {field} must be a text, got {given[field]!r}")
+    for name in texts:
+        if not isinstance(given.get(name, ""), str):
+            raise ValueError(f"{path}: {name} must be a text, got {given[name]!r}")
     columns = given["sentence_columns"]
     if not isinstance(columns, list) or len(columns) not in (1, 2) or not all(isinstance(c, str) for c in columns):
         raise ValueError(f"{path}: sentence_columns must list one column or two, got {columns!r}")
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", path.stem) or path.stem in BENCHMARKS:
+    if not re.fullmatch(NAME, path.stem) or path.stem in BENCHMARKS:
         raise ValueError(
             f"{path}: its name without .yaml is the task's; take small letters, digits and _, and none of "
             f"{', '.join(BENCHMARKS)}"
@@ -206,10 +233,10 @@ def own_benchmark(path: Path, among: Collection[str] = BENCHMARKS) -> Benchmark:
     if type(num_labels) is not int or num_labels < 1:
         raise ValueError(f"{path}: num_labels must be a whole number of classes, got {num_labels!r}")
     fields = {"config": None, **given, "sentence_columns": tuple(columns), "num_labels": num_labels}
-    return Benchmark(name=path.stem, problem_type=like.problem_type, licence="the user's own data", **fields)
+    return Task(name=path.stem, problem_type=like.problem_type, licence="the user's own data", **fields)
 
 
-def load_benchmark(benchmark: str | Benchmark, splits: Sequence[str] = ("train", "validation")) -> DatasetDict:
+def load_benchmark(benchmark: str | Task, splits: Sequence[str] = ("train", "validation")) -> DatasetDict:
     """Data of a task in one normal form, every row of it labelled.
 
     Args:
@@ -235,7 +262,9 @@ def load_benchmark(benchmark: str | Benchmark, splits: Sequence[str] = ("train",
         raise ValueError(f"Unknown split {unknown[0]!r} of task {row.name}. Available: {', '.join(sources)}")
     loaded = {}
     for split in splits:
-        if row.dataset_id == MICROWORLD:
+        if row.data is not None:
+            dataset = _split_in_memory(row, row.data, sources[split][1])
+        elif row.dataset_id == MICROWORLD:
             dataset = microworld_task(str(row.config), split, MICROWORLD_SIZES[split])
         else:
             dataset = _load_split(row, *sources[split])
@@ -243,7 +272,7 @@ def load_benchmark(benchmark: str | Benchmark, splits: Sequence[str] = ("train",
     return DatasetDict(loaded)
 
 
-def chance_level(benchmark: Benchmark, labels: Sequence[float] | np.ndarray) -> tuple[dict[str, float], str]:
+def chance_level(benchmark: Task, labels: Sequence[float] | np.ndarray) -> tuple[dict[str, float], str]:
     """Score of a model that has learned nothing but the label distribution of the split it is scored on.
 
     Args:
@@ -281,7 +310,13 @@ def resolve_dataset_id(dataset_id: str) -> str:
         raise ValueError(f"Unknown dataset {dataset_id!r}: give a Hub id as owner/name, or a local folder") from error
 
 
-def _load_split(row: Benchmark, config: str | None, split: str) -> Dataset:
+def _split_in_memory(row: Task, data: DatasetDict, split: str) -> Dataset:
+    if split not in data:
+        raise ValueError(f"Task {row.name}: its data have no split {split!r}. Splits: {', '.join(map(str, data))}")
+    return data[split]
+
+
+def _load_split(row: Task, config: str | None, split: str) -> Dataset:
     dataset_id = resolve_dataset_id(row.dataset_id)
     try:
         return load_dataset(dataset_id, config, split=split)
@@ -312,7 +347,7 @@ def _load_split(row: Benchmark, config: str | None, split: str) -> Dataset:
     return load_dataset("parquet", data_files={split: [f"{root}/{file}" for file in files]}, split=split)
 
 
-def _normalised(dataset: Dataset, row: Benchmark, split: str) -> Dataset:
+def _normalised(dataset: Dataset, row: Task, split: str) -> Dataset:
     where = f"Task {row.name}, split {split}"
     names = [f"sentence{i}" for i in range(1, len(row.sentence_columns) + 1)]
     columns = dict(zip((*row.sentence_columns, row.label_column), (*names, "label"), strict=True))
@@ -334,7 +369,7 @@ def _normalised(dataset: Dataset, row: Benchmark, split: str) -> Dataset:
     return dataset
 
 
-def _check_labels(labels: list, row: Benchmark, where: str) -> None:
+def _check_labels(labels: list, row: Task, where: str) -> None:
     unlabelled = sum(label is None or label == UNLABELLED or label != label for label in labels)  # NaN is not itself
     if unlabelled:
         raise ValueError(

@@ -147,14 +147,19 @@ class Explorer:
         return {}
 
     @property
+    def corruption(self) -> str | None:
+        """Name of the corruption it was trained by, None where its run does not say."""
+        return next(iter(self.run.get("objective", {}).get("corruption", {})), None)
+
+    @property
     def cautions(self) -> dict[str, str]:
         """What to know of those of `ACTIVITIES` that this checkpoint can do, as far as its run says."""
         objective = self.run.get("objective", {})
         cautions = {}
-        if objective and objective["corruption"] not in ("mlm", "two_view"):
+        if self.corruption not in (None, "mlm", "two_view"):
             cautions["infill"] = (
                 f"Its encoder has never met {self.tokenizer.mask_token} in training (corruption "
-                f"{objective['corruption']}): what it reads of a text with gaps is guesswork."
+                f"{self.corruption}): what it reads of a text with gaps is guesswork."
             )
         if objective and not objective["nested_concepts"]:
             cautions["rebuild"] = (

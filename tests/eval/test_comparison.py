@@ -1,5 +1,6 @@
 """Recipes side by side: what has to be equal is checked, a killed comparison goes on, the table holds the figures."""
 
+import functools
 import json
 import re
 import shutil
@@ -42,7 +43,8 @@ def tasks(tmp_path_factory) -> list[str]:
 def compared(recipes, tasks, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("comparison")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(comparison, "ANALYSIS", (4, 8, 16))
+        fewer = functools.partial(comparison.analyze, num_batches=4, batch_size=8, ledger_documents=16)
+        patch.setattr(comparison, "analyze", fewer)
         for module in (finetuning, similarity):
             patch.setattr(module, "RESAMPLES", 200)
         for split, size in (("train", 200), ("validation", 60)):
@@ -137,11 +139,13 @@ def test_unknown_tasks_are_refused_before_anything_is_trained(recipes, tmp_path,
         assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_one_recipe_is_no_comparison(recipes, tmp_path, capsys, count):
+@pytest.mark.parametrize(
+    ("count", "message"), [(1, "plain.yaml must hold `base` and `variants`"), (2, "two different recipes, got plain")]
+)
+def test_one_recipe_is_no_comparison(recipes, tmp_path, capsys, count, message):
     with pytest.raises(SystemExit, match="2"):
         main([recipes[0]] * count + ["--output_dir", str(tmp_path / "out")])
-    assert "at least two different recipes, got plain" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_a_dry_run_counts_what_is_still_to_train_and_leaves_nothing(recipes, tmp_path, capsys):

@@ -16,7 +16,7 @@ from concept_encoder.eval.benchmarks.decontamination import (
     load_plan,
     words,
 )
-from concept_encoder.eval.benchmarks.registry import Benchmark
+from concept_encoder.eval.benchmarks.registry import Task
 from concept_encoder.trainers.data.corpora import DataArguments
 
 HELD_OUT = ["A man is playing a large flute.", "Two dogs run on the wet sand near the sea.", "Yes."]
@@ -81,7 +81,7 @@ def sources(tmp_path):
         "label": [1, 1, 1, 0],
     }
     Dataset.from_dict(pairs).to_parquet(tmp_path / "pairs.parquet")
-    row = Benchmark(name="mrpc", dataset_id=str(bench), config=None, sentence_columns=("s1", "s2"), licence="none")
+    row = Task(name="mrpc", dataset_id=str(bench), config=None, sentence_columns=("s1", "s2"), licence="none")
     columns = {"text_column": "a", "partner_column": "b", "packing": "truncated"}
     source = DataArguments(dataset_name=str(tmp_path / "pairs.parquet"), keep_rows="label=1", **columns)
     return CorpusPlan((source, source), (row,))

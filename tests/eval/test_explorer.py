@@ -178,7 +178,7 @@ def test_cautions_follow_the_run(explorer, without_context):
     assert "has never met [MASK] in training (corruption diffusion)" in explorer.cautions["infill"]
     assert "Trained without nested_concepts" in explorer.cautions["rebuild"]
     assert list(without_context.cautions) == ["rebuild"]  # what cannot be done needs none
-    trained = {"corruption": "two_view", "nested_concepts": True}
+    trained = {"corruption": {"two_view": {}}, "nested_concepts": True}
     assert dataclasses.replace(explorer, run={"objective": trained}).cautions == {}
     assert dataclasses.replace(explorer, run={}).cautions == {}
 

@@ -14,7 +14,7 @@ from concept_encoder import modeling_concept
 from concept_encoder.eval.benchmarks.registry import (
     BENCHMARKS,
     CHANCE_RULES,
-    Benchmark,
+    Task,
     chance_level,
     find_benchmark,
     load_benchmark,
@@ -68,9 +68,9 @@ def write_card(folder: Path, configs: dict[str, tuple[str, ...]]) -> None:
     (folder / "README.md").write_text("\n".join([*lines, "---", ""]))
 
 
-def own_row(tmp_path: Path, table: Dataset, **fields) -> Benchmark:
+def own_row(tmp_path: Path, table: Dataset, **fields) -> Task:
     write_splits(tmp_path, table, None)
-    row = Benchmark(name="mrpc", dataset_id=str(tmp_path), config=None, licence="none")
+    row = Task(name="mrpc", dataset_id=str(tmp_path), config=None, licence="none")
     return dataclasses.replace(row, **fields)
 
 
@@ -298,6 +298,6 @@ def test_a_missing_sentence_is_refused(tmp_path):
 
 def test_a_local_folder_without_tables_is_refused(tmp_path):
     (tmp_path / f"{tmp_path.name}.py").write_text("")
-    row = Benchmark(name="mrpc", dataset_id=str(tmp_path), config=None, licence="none")
+    row = Task(name="mrpc", dataset_id=str(tmp_path), config=None, licence="none")
     with pytest.raises(ValueError, match=r"holds (a loading script|no data files).*parquet files there"):
         load_benchmark(row)

@@ -78,12 +78,12 @@ def test_time_spent_on_data_is_logged(tokenizer, tmp_path, monkeypatch):
 
 
 OBJECTIVES = {
-    "mean": {"weighting": "none"},
+    "mean": {"corruption": {"diffusion": {"weighting": "none"}}},
     "bound": {},
     "mlm": {"corruption": "mlm"},
     "tsdae": {"corruption": "tsdae"},
     "prefix": {"corruption": "prefix"},
-    "two_view": {"corruption": "two_view", "position_share": 0.5},
+    "two_view": {"corruption": {"two_view": {"position_share": 0.5}}},
 }
 
 
@@ -110,7 +110,7 @@ def test_accumulated_gradients_equal_those_of_one_large_batch(tokenizer, tmp_pat
 
 @pytest.mark.parametrize(
     "objective",
-    [{}, {"corruption": "tsdae", "position_share": 0.5}, {"corruption": "prefix", "contrastive": 0.5}],
+    [{}, {"corruption": {"tsdae": {"position_share": 0.5}}}, {"corruption": "prefix", "contrastive": 0.5}],
     ids=["diffusion", "tsdae", "prefix_contrastive"],
 )
 def test_resume_is_exact_with_dropout(tokenizer, tmp_path, objective):

@@ -18,16 +18,18 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pyarrow as pa
 from accelerate import PartialState
-from datasets import Dataset, Features, IterableDataset, List, Value, load_dataset
+from datasets import Dataset, DatasetDict, Features, IterableDataset, List, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from transformers import PreTrainedTokenizerBase
 
+from ...utils.fields import check_fields
 from ...utils.files import check_new, whole_folder
 from ...utils.untrusted import read_tokenizer
 
 logger = logging.getLogger(__name__)
 
 MICROWORLD = "microworld"
+IN_MEMORY = "in-memory"  # begins the name of data that were handed over, and are in no file
 MICROWORLD_DOCUMENTS = {"train": 20_000, "validation": 1_000}
 FILE_BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".txt": "text"}
 # Documents. datasets reads up to ten files at a time into the buffer, so a corpus sorted by source is mixed too.
@@ -113,8 +115,7 @@ class DataArguments:
     )
 
     def __post_init__(self) -> None:
-        if self.packing not in get_args(Packing):
-            raise ValueError(f"packing must be one of {', '.join(get_args(Packing))}, got {self.packing!r}")
+        check_fields(self)
         if self.max_length < 3:
             raise ValueError(f"max_length must be at least 3 (two special tokens and a text's), got {self.max_length}")
         if self.validation_size is not None and not 0 < self.validation_size < 1:
@@ -158,6 +159,39 @@ class DataArguments:
                     f"{f.name}={value!r} has no meaning with dataset_name={MICROWORLD!r}, which is generated; "
                     f"leave {f.name} out or name another dataset"
                 )
+
+
+Data = Dataset | DatasetDict | str | os.PathLike
+
+
+def source_fields(data: Data | None) -> dict[str, Any]:
+    """Fields of `DataArguments` that name `data`; none for None.
+
+    Rows in memory are named by a digest of what they hold, so that the same rows have the same name.
+    """
+    if data is None:
+        return {}
+    name = os.fspath(data) if isinstance(data, str | os.PathLike) else in_memory_name(data)
+    return {"dataset_name": name, "dataset_config_name": None, "dataset_revision": None}
+
+
+def rows_in_memory(data: Data | None) -> Dataset | DatasetDict | None:
+    """`data` where it is rows, None where it is a name or a path."""
+    return data if isinstance(data, Dataset | DatasetDict) else None
+
+
+def in_memory_name(data: Dataset | DatasetDict) -> str:
+    """`IN_MEMORY` and a digest of the rows; ValueError for anything but rows in memory."""
+    if not isinstance(data, Dataset | DatasetDict):
+        raise ValueError(
+            f"data must be a datasets.Dataset or DatasetDict, a Hub id or a path, got {type(data).__name__}"
+        )
+    digest = hashlib.blake2b(digest_size=8)
+    for split, rows in data.items() if isinstance(data, DatasetDict) else [("", data)]:
+        digest.update(repr((split, rows.column_names)).encode())
+        for batch in rows.with_format(None).iter(1000):
+            digest.update(repr(list(batch.values())).encode())
+    return f"{IN_MEMORY} {digest.hexdigest()}"
 
 
 def load_tokenizer(args: DataArguments) -> PreTrainedTokenizerBase:
@@ -222,7 +256,9 @@ def train_tokenizer(args: DataArguments, vocab_size: int, output_dir: str | os.P
     return tokenizer
 
 
-def load_corpus(args: DataArguments, split: Split) -> Dataset | IterableDataset:
+def load_corpus(
+    args: DataArguments, split: Split, data: Dataset | DatasetDict | None = None
+) -> Dataset | IterableDataset:
     """Texts of the training or validation part of the corpus, in one column `text`; no row is null or blank.
 
     Held-out share: where the dataset has no `validation_split`, a document is held out when a keyed hash of its text
@@ -237,20 +273,24 @@ def load_corpus(args: DataArguments, split: Split) -> Dataset | IterableDataset:
     Args:
         args: source, limits and seed. `tokenizer_name`, `packing` and `max_length` play no part.
         split: "train" or "validation".
+        data: rows in memory, in place of the source that `args` name; a `Dataset` is the training split.
 
     Raises:
-        ValueError: name of no kind of source; split or column not there; a column that is not text; no text left.
+        ValueError: name of no kind of source, or of rows in memory that are not given; split or column not there; a
+            column that is not text; no text left; rows in memory that are to be streamed.
         FileNotFoundError: no such file, folder, dataset or revision.
     """
     if split not in get_args(Split):
         raise ValueError(f"split must be one of {', '.join(get_args(Split))}, got {split!r}")
     limit = args.max_train_documents if split == "train" else args.max_validation_documents
+    if data is not None and not args.dataset_name.startswith(IN_MEMORY):
+        args = dataclasses.replace(args, **source_fields(data))
     if args.dataset_name == MICROWORLD:
         from .microworld import microworld_corpus
 
         return microworld_corpus(split, size=limit or MICROWORLD_DOCUMENTS[split], seed=args.corpus_seed)
 
-    splits = _open_dataset(args)
+    splits = _open_dataset(args) if data is None else _splits_in_memory(args, data)
     held_out = args.validation_split not in splits and args.validation_size is not None
     if args.validation_size is not None and not held_out:
         logger.warning(
@@ -283,7 +323,7 @@ def load_corpus(args: DataArguments, split: Split) -> Dataset | IterableDataset:
 
 
 def load_pretraining_data(
-    args: DataArguments, tokenizer: PreTrainedTokenizerBase
+    args: DataArguments, tokenizer: PreTrainedTokenizerBase, data: Dataset | DatasetDict | None = None
 ) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset]:
     """Tokenised training and validation examples `{"input_ids": (n,) int64}`, arrays of at most `max_length` ids.
 
@@ -323,7 +363,7 @@ def load_pretraining_data(
             "or set packing='truncated'"
         )
     with PartialState().main_process_first():
-        corpora = {split: load_corpus(args, split) for split in get_args(Split)}
+        corpora = {split: load_corpus(args, split, data) for split in get_args(Split)}
         examples = {split: _encode(corpus, args, tokenizer) for split, corpus in corpora.items()}
         for split, encoded in examples.items():
             if _is_empty(encoded):
@@ -342,12 +382,15 @@ def load_pretraining_data(
 def _open_dataset(args: DataArguments) -> dict[str, Any]:
     """Every split of a Hub id, folder, file or glob, by name."""
     name = args.dataset_name
+    if name.startswith(IN_MEMORY):
+        raise ValueError(f"dataset_name {name!r} stands for rows that were in memory; give them again, as data=...")
     is_folder, suffix = Path(name).is_dir(), Path(name).suffix
     is_file = not is_folder and suffix in FILE_BUILDERS
     if not is_folder and not is_file and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         raise ValueError(
             f"dataset_name must be {MICROWORLD!r}, a Hub id 'namespace/name', an existing folder, or a file or glob "
-            f"ending in {', '.join(FILE_BUILDERS)}, got {name!r}"
+            f"ending in {', '.join(FILE_BUILDERS)}, got {name!r} (a run records what lies outside its working folder "
+            "by the last name only)"
         )
     if is_file and not glob.glob(name, recursive=True):
         raise FileNotFoundError(f"dataset_name {name!r}: there is no such file")
@@ -366,6 +409,12 @@ def _open_dataset(args: DataArguments) -> dict[str, Any]:
     except (StopIteration, ValueError, DatasetGenerationError) as error:  # the first: an empty .json
         reason = error.__cause__ or str(error) or "no rows"
         raise ValueError(f"dataset {name!r} cannot be read or is empty: {reason}") from error
+
+
+def _splits_in_memory(args: DataArguments, data: Dataset | DatasetDict) -> dict[str, Any]:
+    if args.streaming:
+        raise ValueError("streaming=True reads from a source, and data are rows in memory; leave streaming out")
+    return dict(data) if isinstance(data, DatasetDict) else {args.train_split: data}
 
 
 def _kept_rows(dataset: Dataset | IterableDataset, args: DataArguments, split: str) -> Dataset | IterableDataset:

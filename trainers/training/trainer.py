@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import CommitInfo
-from safetensors.torch import load_model, save_model
 from torch import nn
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
@@ -29,7 +28,6 @@ from .stability import MAX_ROLLBACKS, DivergenceError, set_base_rates
 from .uploads import HubUploads, UploadAssembler
 
 logger = logging.getLogger(__name__)
-OBJECTIVE_FILE = "objective.safetensors"  # parameters of the objective, in a checkpoint
 SUMS_SINCE_LOG = "log_sums_{rank}.pth"  # what the next log entry will be the mean of, in a checkpoint, per process
 
 
@@ -41,8 +39,7 @@ class ConceptTrainer(ObjectiveTrainer):
     nothing else; see `resuming`.
 
     With `ema_decay` the model is the average of the weights wherever it is evaluated, saved, pushed or left behind;
-    see `WeightAverage`. Parameters of the objective are trained along, without weight decay, and are no part of the
-    model. A diverging step never reaches the weights; see `DivergenceGuard`.
+    see `WeightAverage`. A diverging step never reaches the weights; see `DivergenceGuard`.
 
     Args:
         objective_args: the objective's settings.
@@ -244,8 +241,6 @@ class ConceptTrainer(ObjectiveTrainer):
         self.guard.save(str(folder))
         if self.average is not None:
             self.average.save(self.model, str(folder))
-        if list(self.objective.learned.parameters()):
-            save_model(self.objective.learned, str(folder / OBJECTIVE_FILE))
 
     def restore_own_state(self) -> None:
         """Load what `_save_own_state` wrote, once the Trainer has loaded the rest and set its sums to zero."""
@@ -253,8 +248,6 @@ class ConceptTrainer(ObjectiveTrainer):
             return
         if self.average is not None:
             self.average.load(self.model, str(self._checkpoint))
-        if list(self.objective.learned.parameters()):
-            load_model(self.objective.learned, self._checkpoint / OBJECTIVE_FILE)
         file = self._checkpoint / SUMS_SINCE_LOG.format(rank=self.args.process_index)
         device, sums = self.args.device, torch.load(file, map_location="cpu", weights_only=True)
         self._tr_loss, self._globalstep_last_logged = sums["loss"].to(device), sums["last_logged"]
