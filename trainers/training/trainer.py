@@ -15,14 +15,14 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, has_length
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from ...utils.files import replaced_together
+from ...utils.files import disk_trouble_named, replaced_together
 from ...utils.progress import TrainingProgress
 from ..data.corpora import DataArguments
 from ..objectives.objective import ObjectiveArguments
 from .arguments import ConceptTrainingArguments
 from .objective_trainer import ObjectiveTrainer
 from .resuming import check_resumable, made_with, recorded, write_record
-from .saving import STAGING_FOLDER, disk_trouble_named, last_complete, publish, remove_old
+from .saving import STAGING_FOLDER, last_complete, publish, remove_old
 from .sharding import embeddings_apart
 from .stability import MAX_ROLLBACKS, DivergenceError, set_base_rates
 from .uploads import HubUploads, UploadAssembler
