@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 LOCK_FILE = ".lock"
 TOKENIZER_FILES = (
@@ -127,6 +128,18 @@ def alone_in(folder: Path) -> Iterator[None]:
         for path in made:
             with suppress(OSError):
                 path.rmdir()
+
+
+@contextmanager
+def disk_trouble_named(path: Path) -> Iterator[None]:
+    """OSError for all that keeps a file from being written; safetensors, torch and tokenizers say it in other ways."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, OSError | SafetensorError | RuntimeError) and type(error) is not Exception:
+            raise
+        said = " ".join(str(error).split())
+        raise OSError(f"{path} could not be written; what was there before is whole. {said}") from error
 
 
 def check_new(folder: Path) -> None:

@@ -11,8 +11,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 from ... import modeling_concept
 from ...configuration_concept import ConceptEncoderConfig
 from ...trainers.data.corpora import DataArguments, load_corpus
-from ...trainers.training.saving import disk_trouble_named
-from ...utils.files import check_new, whole_folder
+from ...utils.files import check_new, disk_trouble_named, whole_folder
 from ...utils.progress import progress
 from ..loading.checkpoints import check_checkpoint, checkpoint_folder, load_model, load_tokenizer, longest_text
 from ..loading.surfaces import sentence_transformers_files

@@ -51,6 +51,8 @@ class ObjectiveTrainer(Trainer):
         monitor: ConceptMonitor | None = None,
         **kwargs,
     ):
+        if not isinstance(args, ConceptTrainingArguments):
+            raise ValueError(f"ConceptTrainer needs args of ConceptTrainingArguments, got {type(args).__name__}")
         if processing_class is None:
             raise ValueError("ConceptTrainer needs processing_class: the tokenizer knows [MASK] and [PAD]")
         refuse_replaced(kwargs)
