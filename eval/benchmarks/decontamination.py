@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, concatenate_datasets, load_dataset
+from datasets import Dataset, concatenate_datasets
 from sklearn.feature_extraction.text import HashingVectorizer
 
 from ...trainers.data.corpora import DataArguments, load_corpus
 from ...utils.files import write_json
 from ...utils.progress import progress
 from ...utils.untrusted import read_yaml
-from .registry import Benchmark, find_benchmark, resolve_dataset_id
+from .registry import Benchmark, find_benchmark, read_tables
 
 TRAIN_FILE, CHECK_FILE = "train.parquet", "contamination.json"
 NEAR = 0.5  # resemblance from which two sentences count as the same
@@ -115,11 +115,13 @@ def build_corpus(plan: CorpusPlan, output_dir: Path) -> dict[str, Any]:
 
 
 def held_out_sentences(benchmark: Benchmark) -> list[str]:
-    """Every text of a benchmark outside its training split, labelled or not."""
-    splits = load_dataset(resolve_dataset_id(benchmark.dataset_id), benchmark.config)
-    others = [name for name in splits if name != benchmark.train_split]
-    columns = benchmark.sentence_columns
-    return sorted({text for name in others for column in columns for text in splits[name][column]})
+    """Every text of a benchmark outside its training split, labelled or not; ValueError as `open_tables`."""
+    found: set[str] = set()
+    for name, table in read_tables(benchmark, benchmark.config).items():
+        for column in benchmark.sentence_columns if name != benchmark.train_split else ():
+            table.check_texts(column, f"Task {benchmark.name}: sentence column")
+            found.update(text for text in table.rows[column] if text is not None)
+    return sorted(found)
 
 
 def format_contamination(result: Mapping[str, Any]) -> str:
