@@ -98,9 +98,9 @@ class Recipe:
 
 def recipe_data(checkpoint: Path) -> dict[str, Any]:
     """The data section of a checkpoint's recipe, empty where there is none; ValueError for unknown fields."""
-    path = checkpoint / RECIPE_FILE
-    if not path.is_file():
+    if not (checkpoint / RECIPE_FILE).is_file():
         return {}
+    path = inside(checkpoint, RECIPE_FILE)
     content = read_yaml(path) or {}
     section = (content.get("data") or {}) if isinstance(content, dict) else content
     if not isinstance(section, dict):
@@ -192,6 +192,7 @@ def _read_sections(path: Path, below: tuple[Path, ...] = ()) -> dict[str, dict[s
         try:
             named = str(inside(path.parent, str(base)))
             found = find_recipe(named if named.endswith((".yaml", ".yml")) else str(base), path.parent)
+            inside(path.parent, str(found.relative_to(path.parent)))
         except ValueError as error:
             raise ValueError(f"{path}: extends: {error}") from None
         sections = _read_sections(found, (*below, path.resolve()))

@@ -14,7 +14,7 @@ import yaml
 from huggingface_hub.errors import HTTPError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-MOST_CHARACTERS, MOST_VALUES = 100_000, 10_000  # of a YAML file
+MOST_CHARACTERS, MOST_VALUES, LONGEST_NUMBER = 500_000, 30_000, 100  # of a YAML file
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -63,6 +63,9 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(" ".join(str(error).split())) from error
 
 
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+
+
 class _StrictLoader(yaml.SafeLoader):
     """Refuses what is legal YAML and never meant: keys written twice, and values without end."""
 
@@ -79,6 +82,11 @@ class _StrictLoader(yaml.SafeLoader):
         else:
             self._values += 1
             self._sizes[id(node)] = self._values - before
+        line = node.start_mark.line + 1
+        if node.tag == "tag:yaml.org,2002:merge" and isinstance(parent, yaml.MappingNode) and index is None:
+            raise ValueError(f"line {line} has a merge key (<<); write its fields out")
+        if node.tag in _NUMBERS and len(node.value) > LONGEST_NUMBER:  # 1:1:1 takes time by the square of its length
+            raise ValueError(f"line {line} has a number of {len(node.value)} characters")
         if self._values > MOST_VALUES:
             raise ValueError(f"with its aliases written out it has more than {MOST_VALUES:,} values")
         return node
@@ -87,8 +95,6 @@ class _StrictLoader(yaml.SafeLoader):
         lines: dict[Any, int] = {}
         for key_node, _ in node.value:
             line = key_node.start_mark.line + 1
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                raise ValueError(f"line {line} has a merge key (<<); write its fields out")
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
                 continue  # refused below

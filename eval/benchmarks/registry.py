@@ -250,7 +250,8 @@ def load_benchmark(benchmark: str | Benchmark, splits: Sequence[str] = ("train",
             source = f"{row.dataset_id} (config {configs[split]})"
             raise ValueError(f"{where}: there is no such split in {source}. Splits: {found}")
         try:
-            loaded[split] = _normalised(tables[name], row)
+            with tables[name].origin.naming():
+                loaded[split] = _normalised(tables[name], row)
             if split == "train":
                 check_varied(loaded[split]["label"])
                 if row.num_labels > len(loaded[split]):

@@ -255,7 +255,8 @@ def load_corpus(args: DataArguments, split: Split) -> Dataset | IterableDataset:
         raise ValueError(
             f"dataset {args.dataset_name!r} has no split {name!r}. Splits: {', '.join(sorted(splits))}; {way_out}"
         )
-    corpus = _texts(splits[name], args)
+    with splits[name].origin.naming():
+        corpus = _texts(splits[name], args)
     if held_out:
         rule = {"share": args.validation_size, "seed": args.corpus_seed, "held_out": split == "validation"}
         corpus = _filter(corpus, _is_held_out, args, **rule)

@@ -15,6 +15,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,17 @@ class Origin:
                 return f"row {row - before + 1} of {file}"
             before += count
         return f"row {row + 1} of {self.name}"
+
+    @contextmanager
+    def naming(self) -> Iterator[None]:
+        """What breaks while rows are read inside of this is named by file and row, if it is a file's fault."""
+        try:
+            yield
+        except _BROKEN as error:
+            fault = _first_fault(self.files)
+            if fault is None:
+                raise
+            raise ValueError(fault) from error
 
     def check_text(self, row: int, column: str, role: str, value: Any, null: bool = True) -> None:
         """ValueError unless the value in that row of the column is a text, or null where that is allowed."""
@@ -207,7 +219,7 @@ def _meets(value: Any, relation: str, wanted: str) -> bool:
     if isinstance(value, str) and relation == "=":
         return value == wanted
     number = _as_number(value)
-    if isinstance(value, int | float | str) and (number is not None or value != value):
+    if isinstance(value, int | float) or isinstance(number, float):
         if not _NUMBER.fullmatch(wanted):
             raise ValueError(f"the column holds numbers, such as {value!r}; compare it with a number")
         return number is not None and (number == float(wanted) if relation == "=" else number >= float(wanted))
@@ -281,8 +293,8 @@ def open_tables(
         raise ValueError(f"dataset_revision={revision!r} needs a Hub id, but {field}={name!r} is local")
     if config is not None and files:
         raise ValueError(f"dataset_config_name={config!r} needs a dataset, but {field}={name!r} is a file")
-    builder, origins = None, {}
-    try:
+    origins: dict[str, tuple[Path, ...]] = {}
+    with _naming(name, origins):
         if files:
             builder = load_dataset_builder(FILE_MODULES[path.suffix], data_files=_escaped(files))
         elif path.is_dir():
@@ -290,24 +302,31 @@ def open_tables(
         else:
             builder = _hub_builder(name, config, revision)
         if files or path.is_dir():
-            origins = {split: tuple(map(Path, found)) for split, found in (builder.config.data_files or {}).items()}
+            origins |= {split: tuple(map(Path, found)) for split, found in (builder.config.data_files or {}).items()}
         if streaming:
             splits = builder.as_streaming_dataset()
         else:
             builder.download_and_prepare()
             splits = builder.as_dataset()
-    except EmptyDatasetError as error:
-        raise ValueError(f"{field} {name!r} holds no data files; put <config>/<split>*.parquet files there") from error
-    except FileNotFoundError:
-        raise
-    except _BROKEN as error:  # a StopIteration is an empty .json
-        reason = _first_fault([file for found in origins.values() for file in found])
-        reason = reason or (isinstance(error, DatasetsError) and error.__cause__) or str(error) or "no rows"
-        raise ValueError(f"dataset {name!r} cannot be read or is empty: {' '.join(str(reason).split())}") from error
     return {
         split: Table(rows, Origin(f"the split {split!r} of {name!r}", origins.get(split, ())))
         for split, rows in splits.items()
     }
+
+
+@contextmanager
+def _naming(name: str, origins: Mapping[str, Sequence[Path]]) -> Iterator[None]:
+    """Errors of a source that is read inside of this become a ValueError that names the source, and file and row."""
+    try:
+        yield
+    except EmptyDatasetError as error:
+        raise ValueError(f"{name!r} holds no data files; put <config>/<split>*.parquet files there") from error
+    except FileNotFoundError:
+        raise
+    except _BROKEN as error:  # a StopIteration is an empty .json
+        reason = _first_fault([file for files in origins.values() for file in files])
+        reason = reason or (isinstance(error, DatasetsError) and error.__cause__) or str(error) or "no rows"
+        raise ValueError(f"dataset {name!r} cannot be read or is empty: {' '.join(str(reason).split())}") from error
 
 
 def resolve_dataset_id(dataset_id: str) -> str:
