@@ -2,20 +2,21 @@
 
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Value
 
-from ...trainers.data.corpora import MICROWORLD
+from ...trainers.data.corpora import MICROWORLD, in_memory_name
 from ...trainers.data.microworld import microworld_task
 from ...trainers.data.tables import Table, check_varied, open_tables, resolve_dataset_id
 from ...utils.untrusted import read_yaml
 from ..metrics.benchmark_score import TASK_METRICS
 
 MICROWORLD_SIZES = {"train": 4000, "validation": 1000}
+NAME = r"[a-z][a-z0-9_]*"  # of a task, and so of its files
 
 CHANCE_RULES = {
     "accuracy": "majority class",
@@ -27,14 +28,23 @@ CHANCE_RULES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Benchmark:
-    """One task: where its data is, what its columns mean, how it is scored."""
+class Task:
+    """One task: where its data is, what its columns mean, how it is scored.
+
+        Task(name="mine", data=splits, sentence_columns=("text",), num_labels=4, like="mnli_matched")
+
+    Raises:
+        ValueError: a name that cannot be a file's, no data or two sources of them, no metrics, a kind of label that
+            the metrics cannot score.
+    """
 
     name: str
     """key in `BENCHMARKS`, and in `TASK_METRICS` unless it is `like` another"""
-    dataset_id: str
+    dataset_id: str = ""
     """Hub id (an old one-word id is resolved), local folder, or "microworld" for the embedded tasks"""
-    config: str | None
+    data: DatasetDict | None = field(default=None, repr=False, compare=False)
+    """the splits themselves, in memory, in place of `dataset_id`, which then says their digest"""
+    config: str | None = None
     """dataset configuration; None where the dataset has one only"""
     train_split: str = "train"
     validation_split: str = "validation"
@@ -50,14 +60,46 @@ class Benchmark:
     """direction of the primary metric"""
     head: str = "ConceptEncoderForSequenceClassificationPerceiver"
     """model class that is fine-tuned"""
-    licence: str
+    licence: str = "not stated"
     notes: str = ""
     like: str | None = None
     """the task whose metrics a user's own one has"""
 
     def __post_init__(self):
+        if not re.fullmatch(NAME, self.name):
+            raise ValueError(f"a task's name must be small letters, digits and _, got {self.name!r}")
+        if self.data is not None and self.dataset_id in ("", in_memory_name(self.data)):
+            object.__setattr__(self, "dataset_id", in_memory_name(self.data))
+        elif self.data is not None or not self.dataset_id:
+            raise ValueError(f"Task {self.name} needs either data or a dataset_id, got {self.dataset_id or 'neither'}")
         if self.scored_as not in TASK_METRICS:
-            raise ValueError(f"Task {self.scored_as!r} has no metrics. Tasks with metrics: {', '.join(TASK_METRICS)}")
+            raise ValueError(
+                f"Task {self.scored_as!r} has no metrics. Tasks with metrics: {', '.join(TASK_METRICS)}; name one of "
+                "them as `like`"
+            )
+        used = [*self.sentence_columns, self.label_column]
+        twice = sorted(column for column in set(used) if used.count(column) > 1)
+        if twice:
+            raise ValueError(
+                f"Task {self.name} uses column {twice[0]!r} twice; sentence_columns and label_column must differ"
+            )
+        for split in (self.train_split, self.validation_split):
+            if not re.fullmatch(r"\w+(\.\w+)*", split):
+                raise ValueError(
+                    f"Task {self.name}: a split must be a whole one, such as train or validation, got {split!r}"
+                )
+        if self.train_split == self.validation_split and self.validation_config in (None, self.config):
+            raise ValueError(
+                f"Task {self.name}: train_split and validation_split are both {self.train_split!r}: the score would "
+                "be of rows that were trained on; name another split"
+            )
+        is_graded = "pearson" in self.metrics
+        if is_graded != (self.problem_type == "regression") or (is_graded and self.num_labels != 1):
+            needed = "regression and num_labels 1" if is_graded else "single_label_classification"
+            raise ValueError(
+                f"Task {self.name} is scored by {', '.join(self.metrics)}, which needs problem_type {needed}, got "
+                f"{self.problem_type} and {self.num_labels}"
+            )
 
     @property
     def scored_as(self) -> str:
@@ -81,11 +123,11 @@ class Benchmark:
         return "; ".join(f"{metric}: {rule}" for metric, rule in rules.items())
 
 
-def _glue(name: str, licence: str, config: str | None = None, **fields) -> Benchmark:
-    return Benchmark(name=name, dataset_id="nyu-mll/glue", config=config or name, licence=licence, **fields)
+def _glue(name: str, licence: str, config: str | None = None, **fields) -> Task:
+    return Task(name=name, dataset_id="nyu-mll/glue", config=config or name, licence=licence, **fields)
 
 
-def _mnli(name: str) -> Benchmark:
+def _mnli(name: str) -> Task:
     return _glue(
         name,
         "OANC and others",
@@ -97,20 +139,16 @@ def _mnli(name: str) -> Benchmark:
     )
 
 
-def _sick(name: str, **fields) -> Benchmark:
+def _sick(name: str, **fields) -> Task:
     columns = ("sentence_A", "sentence_B")
     licence = "CC BY-NC-SA 3.0"
-    return Benchmark(
-        name=name, dataset_id="RobZamp/sick", config=None, sentence_columns=columns, licence=licence, **fields
-    )
+    return Task(name=name, dataset_id="RobZamp/sick", config=None, sentence_columns=columns, licence=licence, **fields)
 
 
-def _microworld(task: str, **fields) -> Benchmark:
+def _microworld(task: str, **fields) -> Task:
     notes = f"embedded, generated: {MICROWORLD_SIZES['train']} train, {MICROWORLD_SIZES['validation']} validation"
     licence = "Apache-2.0"
-    return Benchmark(
-        name=f"microworld_{task}", dataset_id=MICROWORLD, config=task, licence=licence, notes=notes, **fields
-    )
+    return Task(name=f"microworld_{task}", dataset_id=MICROWORLD, config=task, licence=licence, notes=notes, **fields)
 
 
 _REGRESSION: dict[str, Any] = {"problem_type": "regression", "num_labels": 1}
@@ -125,7 +163,7 @@ _ROWS = (
     _mnli("mnli_mismatched"),
     _glue("qnli", "CC BY-SA 4.0", sentence_columns=("question", "sentence")),
     _glue("wnli", "research", notes="validation is adversarial to train: below-chance scores are common"),
-    Benchmark(
+    Task(
         name="paws",
         dataset_id="google-research-datasets/paws",
         config="labeled_final",
@@ -138,14 +176,15 @@ _ROWS = (
     _microworld("paraphrase"),
     _microworld("entailment", num_labels=3),
 )
-BENCHMARKS: dict[str, Benchmark] = {row.name: row for row in _ROWS}
+BENCHMARKS: dict[str, Task] = {row.name: row for row in _ROWS}
 
 
-def find_benchmark(name: str, among: Collection[str] = BENCHMARKS, what: str = "task") -> Benchmark:
-    """Row of the registry, or of a task file.
+def find_benchmark(name: str | Task, among: Collection[str] = BENCHMARKS, what: str = "task") -> Task:
+    """Row of the registry, or of a task file, or a task of the caller's own.
 
     Args:
-        name: of one of `among`, or path of a .yaml file with a task that is like one of them.
+        name: of one of `among`, or path of a .yaml file with a task that is like one of them, or a task scored like
+            one of them.
         among: names in `BENCHMARKS`.
         what: they are, for the message.
 
@@ -153,6 +192,10 @@ def find_benchmark(name: str, among: Collection[str] = BENCHMARKS, what: str = "
         ValueError: an unknown name, the message lists them; a task file that `own_benchmark` refuses.
         OSError: the file cannot be read.
     """
+    if isinstance(name, Task):
+        if name.scored_as not in among:
+            raise ValueError(f"Task {name.name} is scored like {name.scored_as}, no {what}: {', '.join(among)}")
+        return name
     if name.endswith(".yaml"):
         return own_benchmark(Path(name), among)
     if name not in among:
@@ -160,7 +203,7 @@ def find_benchmark(name: str, among: Collection[str] = BENCHMARKS, what: str = "
     return BENCHMARKS[name]
 
 
-def own_benchmark(path: Path, among: Collection[str] = BENCHMARKS) -> Benchmark:
+def own_benchmark(path: Path, among: Collection[str] = BENCHMARKS) -> Task:
     """The task that a YAML file describes, named as the file is.
 
     Fields: `like`, a task of `among` whose metrics and kind of label it has; `dataset_id`, a Hub id or a folder with
@@ -178,26 +221,13 @@ def own_benchmark(path: Path, among: Collection[str] = BENCHMARKS) -> Benchmark:
     required = ("like", "dataset_id", "sentence_columns")
     if not isinstance(given, dict) or not set(required) <= set(given) <= set(legal):
         raise ValueError(f"{path} must hold {', '.join(required)}, and may hold {', '.join(legal)}; got {given!r}")
-    for field in texts:
-        if not isinstance(given.get(field, ""), str):
-            raise ValueError(f"{path}: {field} must be a text, got {given[field]!r}")
+    for name in texts:
+        if not isinstance(given.get(name, ""), str):
+            raise ValueError(f"{path}: {name} must be a text, got {given[name]!r}")
     columns = given["sentence_columns"]
     if not isinstance(columns, list) or len(columns) not in (1, 2) or not all(isinstance(c, str) for c in columns):
         raise ValueError(f"{path}: sentence_columns must list one column or two, got {columns!r}")
-    used = [*columns, given.get("label_column", "label")]
-    twice = sorted(column for column in set(used) if used.count(column) > 1)
-    if twice:
-        raise ValueError(f"{path}: column {twice[0]!r} is used twice; sentence_columns and label_column must differ")
-    splits = [given.get(f"{split}_split", split) for split in ("train", "validation")]
-    for split in splits:
-        if not re.fullmatch(r"\w+(\.\w+)*", split):
-            raise ValueError(f"{path}: a split must be a whole one, such as train or validation, got {split!r}")
-    if splits[0] == splits[1]:
-        raise ValueError(
-            f"{path}: train_split and validation_split are both {splits[0]!r}: the score would be of rows that were "
-            "trained on; name another split"
-        )
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", path.stem) or path.stem in BENCHMARKS:
+    if not re.fullmatch(NAME, path.stem) or path.stem in BENCHMARKS:
         raise ValueError(
             f"{path}: its name without .yaml is the task's; take small letters, digits and _, and none of "
             f"{', '.join(BENCHMARKS)}"
@@ -215,10 +245,13 @@ def own_benchmark(path: Path, among: Collection[str] = BENCHMARKS) -> Benchmark:
     if type(num_labels) is not int or num_labels < least:
         raise ValueError(f"{path}: num_labels must be a whole number of classes, at least {least}, got {num_labels!r}")
     fields = {"config": None, **given, "sentence_columns": tuple(columns), "num_labels": num_labels}
-    return Benchmark(name=path.stem, problem_type=like.problem_type, licence="the user's own data", **fields)
+    try:
+        return Task(name=path.stem, problem_type=like.problem_type, licence="the user's own data", **fields)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
-def load_benchmark(benchmark: str | Benchmark, splits: Sequence[str] = ("train", "validation")) -> DatasetDict:
+def load_benchmark(benchmark: str | Task, splits: Sequence[str] = ("train", "validation")) -> DatasetDict:
     """Data of a task in one normal form, every row of it labelled.
 
     Args:
@@ -268,8 +301,10 @@ def load_benchmark(benchmark: str | Benchmark, splits: Sequence[str] = ("train",
     return DatasetDict(loaded)
 
 
-def read_tables(row: Benchmark, config: str | None) -> dict[str, Table]:
+def read_tables(row: Task, config: str | None) -> dict[str, Table]:
     """Every split of a task's data; ValueError and OSError as `open_tables`."""
+    if row.data is not None:
+        return open_tables(row.data)
     if row.dataset_id == MICROWORLD:
         tables = {split: microworld_task(str(config), split, size) for split, size in MICROWORLD_SIZES.items()}
         return open_tables(tables)
@@ -279,7 +314,7 @@ def read_tables(row: Benchmark, config: str | None) -> dict[str, Table]:
         raise ValueError(f"Task {row.name}: cannot load {row.dataset_id} (config {config}): {error}") from error
 
 
-def chance_level(benchmark: Benchmark, labels: Sequence[float] | np.ndarray) -> tuple[dict[str, float], str]:
+def chance_level(benchmark: Task, labels: Sequence[float] | np.ndarray) -> tuple[dict[str, float], str]:
     """Score of a model that has learned nothing but the label distribution of the split it is scored on.
 
     Args:
@@ -307,7 +342,7 @@ def chance_level(benchmark: Benchmark, labels: Sequence[float] | np.ndarray) -> 
     return levels, benchmark.chance_rule
 
 
-def _normalised(table: Table, row: Benchmark) -> Dataset:
+def _normalised(table: Table, row: Task) -> Dataset:
     """Columns `sentence1`, `sentence2` of pairs, and `label`; ValueError as `load_benchmark`."""
     columns = {column: f"sentence{i}" for i, column in enumerate(row.sentence_columns, start=1)}
     for column in columns:

@@ -36,7 +36,7 @@ from ...utils.files import whole_folder, write_json
 from ..loading.checkpoints import load_classifier, longest_text, weights_digest
 from ..metrics.benchmark_score import benchmark_score
 from .protocols import Protocol
-from .registry import Benchmark, load_benchmark
+from .registry import Task, load_benchmark
 
 PAIR_HEAD = "ConceptEncoderForSentencePairClassification"  # of comparisons of texts encoded apart
 SUBSET_SEED = 0  # of the share to select on and of `max_train_examples`: the same for every seed and control
@@ -48,7 +48,7 @@ BATCHING = "length-grouped"  # part of what decides a cell: those of other batch
 class PreparedTask:
     """A benchmark ready to train on: loaded, capped, tokenised."""
 
-    benchmark: Benchmark
+    benchmark: Task
     protocol: Protocol
     tokenizer: PreTrainedTokenizerBase
     max_length: int
@@ -91,13 +91,13 @@ class Setting:
     """passes after which training stops; the schedule spans those of the protocol"""
 
 
-def encodes_apart(benchmark: Benchmark, protocol: Protocol) -> bool:
+def encodes_apart(benchmark: Task, protocol: Protocol) -> bool:
     """Whether the two texts of an example are encoded apart."""
     return protocol.comparison == "apart" and len(benchmark.sentence_columns) == 2
 
 
 def prepare_task(
-    benchmark: Benchmark, protocol: Protocol, tokenizer: PreTrainedTokenizerBase, config: ConceptEncoderConfig
+    benchmark: Task, protocol: Protocol, tokenizer: PreTrainedTokenizerBase, config: ConceptEncoderConfig
 ) -> PreparedTask:
     """Load, cap and tokenise a benchmark; raises whatever `load_benchmark` does."""
     apart = encodes_apart(benchmark, protocol)
@@ -270,7 +270,7 @@ def _lengths(data: Dataset) -> list[int]:
     return [sum(map(len, texts)) for texts in zip(*_token_ids(data), strict=True)]
 
 
-def _rank(benchmark: Benchmark, metrics: Mapping[str, float | None]) -> float:
+def _rank(benchmark: Task, metrics: Mapping[str, float | None]) -> float:
     """What selection maximises: the primary metric, undefined below everything."""
     score = metrics[benchmark.primary_metric]
     if score is None:
@@ -330,7 +330,7 @@ def _seed_cell(
     }
 
 
-def _predictions(benchmark: Benchmark, logits: np.ndarray) -> np.ndarray:
+def _predictions(benchmark: Task, logits: np.ndarray) -> np.ndarray:
     """(n,) class ids, or values for regression, of (n, num_labels) logits."""
     return logits[:, 0] if benchmark.problem_type == "regression" else logits.argmax(axis=-1)
 

@@ -5,9 +5,11 @@ generates. Letters: N tokens of a text, C concepts.
 """
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,7 @@ ENGLISH = (
 )
 ACTIVITIES = ("swap", "infill", "rebuild")
 HOW_TO_INFILL = (
-    "python scripts/pretrain.py microworld --decoder_context latent --corruption two_view --output_dir runs/infilling"
+    "concept-encoder pretrain microworld --decoder_context latent --corruption two_view --output_dir runs/infilling"
 )
 
 
@@ -147,14 +149,19 @@ class Explorer:
         return {}
 
     @property
+    def corruption(self) -> str | None:
+        """Name of the corruption it was trained by, None where its run does not say."""
+        return next(iter(self.run.get("objective", {}).get("corruption", {})), None)
+
+    @property
     def cautions(self) -> dict[str, str]:
         """What to know of those of `ACTIVITIES` that this checkpoint can do, as far as its run says."""
         objective = self.run.get("objective", {})
         cautions = {}
-        if objective and objective["corruption"] not in ("mlm", "two_view"):
+        if self.corruption not in (None, "mlm", "two_view"):
             cautions["infill"] = (
                 f"Its encoder has never met {self.tokenizer.mask_token} in training (corruption "
-                f"{objective['corruption']}): what it reads of a text with gaps is guesswork."
+                f"{self.corruption}): what it reads of a text with gaps is guesswork."
             )
         if objective and not objective["nested_concepts"]:
             cautions["rebuild"] = (
@@ -357,6 +364,33 @@ def load_explorer(checkpoint: str, revision: str | None = None) -> Explorer:
     run = read_object(path) if path.is_file() else {}
     name = folder.resolve().name if Path(checkpoint).is_dir() else checkpoint
     return Explorer(name, encoder, model, tokenizer, run)
+
+
+def explore(
+    checkpoint: str | os.PathLike | None = None,
+    revision: str | None = None,
+    port: int | None = None,
+    open_browser: bool = True,
+) -> None:
+    """Serve the explorer of a checkpoint as a page on this machine, until it is interrupted.
+
+    Args:
+        checkpoint: folder or Hub id of any concept encoder; None is the newest of `runs/microworld-*`.
+        revision: commit, branch or tag of a Hub id.
+        port: of the page; None is the first free one from 7860.
+        open_browser: open the page too.
+
+    Raises:
+        ValueError: gradio is not installed; as `load_explorer` and `newest_run`.
+        FileNotFoundError: no such folder.
+    """
+    if find_spec("gradio") is None:
+        raise ValueError("the explorer needs gradio: pip install 'concept-encoder[explore]'")
+    from .app import build_app, launch_app
+
+    found = newest_run(Path("runs")) if checkpoint is None else checkpoint
+    app = build_app(load_explorer(os.fspath(found), revision))
+    launch_app(app, server_port=port, inbrowser=open_browser)
 
 
 def newest_run(folder: Path) -> Path:

@@ -1,5 +1,6 @@
 """Recipes side by side: what has to be equal is checked, a killed comparison goes on, the table holds the figures."""
 
+import functools
 import json
 import re
 import shutil
@@ -42,7 +43,8 @@ def tasks(tmp_path_factory) -> list[str]:
 def compared(recipes, tasks, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("comparison")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(comparison, "ANALYSIS", (4, 8, 16))
+        fewer = functools.partial(comparison.analyze, num_batches=4, batch_size=8, ledger_documents=16)
+        patch.setattr(comparison, "analyze", fewer)
         for module in (finetuning, similarity):
             patch.setattr(module, "RESAMPLES", 200)
         for split, size in (("train", 200), ("validation", 60)):
@@ -95,18 +97,18 @@ def test_a_second_call_measures_nothing_again(compared, recipes, tasks, monkeypa
     assert (compared / "comparison.json").read_text() == before
 
 
-def test_an_unfinished_run_is_resumed(recipes, tmp_path, monkeypatch):
+def test_an_unfinished_run_is_pretrained_in_its_folder_which_resumes_it(recipes, tmp_path, monkeypatch):
     (tmp_path / "plain" / "seed-7" / "checkpoint-1").mkdir(parents=True)
     seen = {}
 
     def stop(recipe, monitor):
-        seen[recipe.name] = recipe.training.resume_from_checkpoint, recipe.training.seed, recipe.training.output_dir
+        seen[recipe.name] = recipe.training.seed, recipe.training.output_dir
         raise ValueError("stopped here")
 
     monkeypatch.setattr(comparison, "pretrain", stop)
     with pytest.raises(SystemExit):
         main([*recipes, "--output_dir", str(tmp_path), "--seeds", "7", *TINY])
-    assert seen == {"plain": ("last", 7, str(tmp_path / "plain" / "seed-7"))}
+    assert seen == {"plain": (7, str(tmp_path / "plain" / "seed-7"))}
 
 
 @pytest.mark.parametrize(
@@ -137,11 +139,13 @@ def test_unknown_tasks_are_refused_before_anything_is_trained(recipes, tmp_path,
         assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_one_recipe_is_no_comparison(recipes, tmp_path, capsys, count):
+@pytest.mark.parametrize(
+    ("count", "message"), [(1, "plain.yaml must hold `base` and `variants`"), (2, "two different recipes, got plain")]
+)
+def test_one_recipe_is_no_comparison(recipes, tmp_path, capsys, count, message):
     with pytest.raises(SystemExit, match="2"):
         main([recipes[0]] * count + ["--output_dir", str(tmp_path / "out")])
-    assert "at least two different recipes, got plain" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_a_dry_run_counts_what_is_still_to_train_and_leaves_nothing(recipes, tmp_path, capsys):
@@ -155,7 +159,7 @@ def test_a_dry_run_counts_what_is_still_to_train_and_leaves_nothing(recipes, tmp
     assert plain.split()[:4] == ["plain", "0.1", "M", "2"]
     assert [row.split()[-2] for row in (plain, masked)] == ["2", "1"]
     assert total.startswith("hours of training to come: 0.00;")
-    assert said.rstrip().endswith(f"scripts/compare.py {' '.join(arguments)}")
+    assert said.rstrip().endswith(f"concept-encoder compare {' '.join(arguments)}")
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [done / "pretrain.json"]
     plans = {"a": {**dict.fromkeys(("steps", "tokens", "hours_left")), "parameters": {"total": 2e6}, "runs": 1}}
     plans["a"]["seconds_per_step"] = 0.5

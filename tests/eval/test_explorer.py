@@ -201,7 +201,7 @@ def test_cautions_follow_the_run(explorer, without_context):
     assert "has never met [MASK] in training (corruption diffusion)" in explorer.cautions["infill"]
     assert "Trained without nested_concepts" in explorer.cautions["rebuild"]
     assert list(without_context.cautions) == ["rebuild"]  # what cannot be done needs none
-    trained = {"corruption": "two_view", "nested_concepts": True}
+    trained = {"corruption": {"two_view": {}}, "nested_concepts": True}
     assert dataclasses.replace(explorer, run={"objective": trained}).cautions == {}
     assert dataclasses.replace(explorer, run={}).cautions == {}
 
@@ -222,7 +222,6 @@ def test_a_bare_encoder_without_a_run_file(folder, tmp_path, explorer):
     np.testing.assert_allclose(bare.read(TEXT).read, explorer.read(TEXT).read, atol=1e-6)
 
 
-@pytest.mark.hub
 def test_a_revision_of_the_hub(hub, folder):
     from huggingface_hub import HfApi
 
@@ -272,5 +271,5 @@ def test_without_gradio_all_but_the_app_imports_and_the_script_says_what_to_inst
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 2
-    assert 'the explorer needs the extra: pip install -e ".[explore]"' in result.stderr
+    assert "the explorer needs gradio: pip install 'concept-encoder[explore]'" in result.stderr
     assert "Traceback" not in result.stderr

@@ -11,7 +11,7 @@ from concept_encoder.eval.benchmarks.decontamination import load_plan
 from concept_encoder.eval.benchmarks.registry import find_benchmark, load_benchmark
 from concept_encoder.eval.report.gates import load_gates
 from concept_encoder.trainers.data.corpora import DataArguments, load_corpus
-from concept_encoder.trainers.recipes import load_recipe, recipe_data, recipe_parser
+from concept_encoder.trainers.recipes import Recipe, read_data
 from concept_encoder.utils.untrusted import read_yaml
 
 SECONDS = 20  # of any refusal, on a busy machine; the worst took minutes
@@ -30,7 +30,7 @@ def corpus_of_files(folder: Path, glob: str | None = None, **options) -> None:
 
 
 def recipe(folder: Path, path: str = "x.yaml") -> None:
-    load_recipe(folder / path, [], recipe_parser())
+    Recipe.load(folder / path)
 
 
 def task(folder: Path) -> None:
@@ -41,7 +41,7 @@ def task(folder: Path) -> None:
 DOORS = {
     "yaml": lambda folder: read_yaml(folder / "x.yaml"),
     "recipe": recipe,
-    "foreign recipe": lambda folder: recipe_data(folder / "x"),
+    "foreign recipe": lambda folder: read_data(folder / "x"),
     "task file": lambda folder: find_benchmark(str(folder / "x.yaml")),
     "task": task,
     "plan": lambda folder: load_plan(folder / "x.yaml"),

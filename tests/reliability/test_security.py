@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from house import ROOT, package_files
 from run_files import synthetic_pretrain, write_run
 from small_runs import make_trainer
-from test_floors import ROOT, package_files
 
 from concept_encoder.eval.benchmarks.registry import BENCHMARKS
 from concept_encoder.eval.concepts.analysis import load_models
 from concept_encoder.eval.concepts.sampling import load_sampler
-from concept_encoder.eval.hub.code_check import code_of
+from concept_encoder.eval.hub.code_check import check_code
 from concept_encoder.eval.hub.export import load_exportable
 from concept_encoder.eval.hub.publishing import assemble
 from concept_encoder.eval.loading.checkpoints import load_classifier, load_encoder
@@ -122,7 +122,7 @@ DOORS = {
     "analysis": load_models,
     "sampling": lambda folder: load_sampler(str(folder)),
     "export": load_exportable,
-    "code": lambda folder: code_of(str(folder)),
+    "code": lambda folder: check_code(str(folder)),
 }
 
 

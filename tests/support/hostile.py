@@ -496,12 +496,12 @@ CASES += rows(
         r"a split must be a whole one, .* got 'train\+test'",
         {"x.yaml": f"like: mrpc\n{PAIR}validation_split: train+test\n"},
     ),
-    column_twice=("column 'a' is used twice", {"x.yaml": "like: mrpc\ndataset_id: x/y\nsentence_columns: [a, a]\n"}),
+    column_twice=("uses column 'a' twice", {"x.yaml": "like: mrpc\ndataset_id: x/y\nsentence_columns: [a, a]\n"}),
     label_as_text=(
-        "column 'label' is used twice",
+        "uses column 'label' twice",
         {"x.yaml": "like: mrpc\ndataset_id: x/y\nsentence_columns: [a, label]\n"},
     ),
-    label_as_text_by_name=("column 'a' is used twice", {"x.yaml": f"like: mrpc\n{PAIR}label_column: a\n"}),
+    label_as_text_by_name=("uses column 'a' twice", {"x.yaml": f"like: mrpc\n{PAIR}label_column: a\n"}),
     one_class=(
         "a whole number of classes, at least 2, got 1",
         {"x.yaml": f"like: mnli_matched\n{PAIR}num_labels: 1\n"},

@@ -7,23 +7,28 @@ import copy
 import dataclasses
 import hashlib
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import compress
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
 from accelerate import PartialState
-from datasets import Dataset, Features, IterableDataset, List, Value
+from datasets import Dataset, DatasetDict, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
+from ...utils.fields import check_fields
+from ...utils.files import check_new, whole_folder
 from ...utils.untrusted import read_tokenizer
 from .tables import Origin, Rows, Table, is_empty, meets_rule, open_tables, read_rule
 
 logger = logging.getLogger(__name__)
 
 MICROWORLD = "microworld"
+IN_MEMORY = "in-memory"  # begins the name of data that were handed over, and are in no file
 MICROWORLD_DOCUMENTS = {"train": 20_000, "validation": 1_000}
 # Documents. datasets reads up to ten files at a time into the buffer, so a corpus sorted by source is mixed too.
 STREAM_SHUFFLE_BUFFER = 10_000
@@ -108,8 +113,7 @@ class DataArguments:
     )
 
     def __post_init__(self) -> None:
-        if self.packing not in get_args(Packing):
-            raise ValueError(f"packing must be one of {', '.join(get_args(Packing))}, got {self.packing!r}")
+        check_fields(self)
         if self.max_length < 3:
             raise ValueError(f"max_length must be at least 3 (two special tokens and a text's), got {self.max_length}")
         if self.validation_size is not None and not 0 < self.validation_size < 1:
@@ -155,6 +159,39 @@ class DataArguments:
                 )
 
 
+Data = Dataset | DatasetDict | str | os.PathLike
+
+
+def source_fields(data: Data | None) -> dict[str, Any]:
+    """Fields of `DataArguments` that name `data`; none for None.
+
+    Rows in memory are named by a digest of what they hold, so that the same rows have the same name.
+    """
+    if data is None:
+        return {}
+    name = os.fspath(data) if isinstance(data, str | os.PathLike) else in_memory_name(data)
+    return {"dataset_name": name, "dataset_config_name": None, "dataset_revision": None}
+
+
+def rows_in_memory(data: Data | None) -> Dataset | DatasetDict | None:
+    """`data` where it is rows, None where it is a name or a path."""
+    return data if isinstance(data, Dataset | DatasetDict) else None
+
+
+def in_memory_name(data: Dataset | DatasetDict) -> str:
+    """`IN_MEMORY` and a digest of the rows; ValueError for anything but rows in memory."""
+    if not isinstance(data, Dataset | DatasetDict):
+        raise ValueError(
+            f"data must be a datasets.Dataset or DatasetDict, a Hub id or a path, got {type(data).__name__}"
+        )
+    digest = hashlib.blake2b(digest_size=8)
+    for split, rows in data.items() if isinstance(data, DatasetDict) else [("", data)]:
+        digest.update(repr((split, rows.column_names)).encode())
+        for batch in rows.with_format(None).iter(1000):
+            digest.update(repr(list(batch.values())).encode())
+    return f"{IN_MEMORY} {digest.hexdigest()}"
+
+
 def load_tokenizer(args: DataArguments) -> PreTrainedTokenizerBase:
     """Tokenizer that `args` name, with a mask and a padding token.
 
@@ -188,30 +225,38 @@ def load_tokenizer(args: DataArguments) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def train_tokenizer(args: DataArguments, vocab_size: int, seed_tokenizer: PreTrainedTokenizerBase):
-    """Tokenizer of the kind of `seed_tokenizer`, its vocabulary learned from the training documents that `args` name.
+def train_tokenizer(args: DataArguments, vocab_size: int, output_dir: str | os.PathLike) -> PreTrainedTokenizerBase:
+    """Tokenizer of the kind that `args` name, its vocabulary learned from their training documents, saved in a folder.
 
     The product with the vocabulary is most of a pretraining step: a small one is what makes a CPU run possible.
 
     Args:
-        args: corpus and `max_train_documents`.
+        args: corpus, `max_train_documents`, and the tokenizer that gives normalisation, splitting, model type and
+            special tokens.
         vocab_size: entries of the new vocabulary, special tokens included.
-        seed_tokenizer: gives normalisation, splitting, model type and special tokens.
+        output_dir: folder to write; must not exist, or be empty.
 
     Raises:
-        ValueError: what `load_corpus` raises; a vocabulary too small for the special tokens and the characters.
+        ValueError: the folder holds files; what `load_corpus` and `load_tokenizer` raise; a vocabulary too small for
+            the special tokens and the characters.
     """
+    folder = Path(output_dir)
+    check_new(folder)
     corpus = load_corpus(args, "train")
-    tokenizer = seed_tokenizer.train_new_from_iterator((row["text"] for row in corpus), vocab_size)
+    tokenizer = load_tokenizer(args).train_new_from_iterator((row["text"] for row in corpus), vocab_size)
     if len(tokenizer) > vocab_size:
         raise ValueError(
             f"vocab_size={vocab_size} is too small: special tokens and single characters alone are {len(tokenizer)}; "
             "ask for more"
         )
+    with whole_folder(folder) as staged:
+        tokenizer.save_pretrained(staged)
     return tokenizer
 
 
-def load_corpus(args: DataArguments, split: Split) -> Dataset | IterableDataset:
+def load_corpus(
+    args: DataArguments, split: Split, data: Dataset | DatasetDict | None = None
+) -> Dataset | IterableDataset:
     """Texts of the training or validation part of the corpus, in one column `text`; no row is null or blank.
 
     Held-out share: where the dataset has no `validation_split`, a document is held out when a keyed hash of its text
@@ -226,20 +271,24 @@ def load_corpus(args: DataArguments, split: Split) -> Dataset | IterableDataset:
     Args:
         args: source, limits and seed. `tokenizer_name`, `packing` and `max_length` play no part.
         split: "train" or "validation".
+        data: rows in memory, in place of the source that `args` name; a `Dataset` is the training split.
 
     Raises:
-        ValueError: name of no kind of source; split or column not there; a column that is not text; no text left.
+        ValueError: name of no kind of source, or of rows in memory that are not given; split or column not there; a
+            column that is not text; no text left; rows in memory that are to be streamed.
         FileNotFoundError: no such file, folder, dataset or revision.
     """
     if split not in get_args(Split):
         raise ValueError(f"split must be one of {', '.join(get_args(Split))}, got {split!r}")
     limit = args.max_train_documents if split == "train" else args.max_validation_documents
+    if data is not None and not args.dataset_name.startswith(IN_MEMORY):
+        args = dataclasses.replace(args, **source_fields(data))
     if args.dataset_name == MICROWORLD:
         from .microworld import microworld_corpus
 
         return microworld_corpus(split, size=limit or MICROWORLD_DOCUMENTS[split], seed=args.corpus_seed)
 
-    splits = open_tables(args.dataset_name, args.dataset_config_name, args.dataset_revision, args.streaming)
+    splits = _splits(args, data)
     held_out = args.validation_split not in splits and args.validation_size is not None
     if args.validation_size is not None and not held_out:
         logger.warning(
@@ -273,7 +322,7 @@ def load_corpus(args: DataArguments, split: Split) -> Dataset | IterableDataset:
 
 
 def load_pretraining_data(
-    args: DataArguments, tokenizer: PreTrainedTokenizerBase
+    args: DataArguments, tokenizer: PreTrainedTokenizerBase, data: Dataset | DatasetDict | None = None
 ) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset]:
     """Tokenised training and validation examples `{"input_ids": (n,) int64}`, arrays of at most `max_length` ids.
 
@@ -313,7 +362,7 @@ def load_pretraining_data(
             "or set packing='truncated'"
         )
     with PartialState().main_process_first():
-        corpora = {split: load_corpus(args, split) for split in get_args(Split)}
+        corpora = {split: load_corpus(args, split, data) for split in get_args(Split)}
         examples = {split: _encode(corpus, args, tokenizer) for split, corpus in corpora.items()}
         for split, encoded in examples.items():
             if is_empty(encoded):
@@ -327,6 +376,18 @@ def load_pretraining_data(
             examples["train"] = _encode(shuffled, args, tokenizer)
     # Arrays straight from the memory map: lists of numbers cost more than all else that is done to a batch.
     return examples["train"].with_format("numpy"), examples["validation"].with_format("numpy")
+
+
+def _splits(args: DataArguments, data: Dataset | DatasetDict | None) -> dict[str, Table]:
+    if data is None:
+        if args.dataset_name.startswith(IN_MEMORY):
+            raise ValueError(
+                f"dataset_name {args.dataset_name!r} stands for rows that were in memory; give them again, as data=..."
+            )
+        return open_tables(args.dataset_name, args.dataset_config_name, args.dataset_revision, args.streaming)
+    if args.streaming:
+        raise ValueError("streaming=True reads from a source, and data are rows in memory; leave streaming out")
+    return open_tables(data if isinstance(data, DatasetDict) else {args.train_split: data})
 
 
 def _texts(table: Table, args: DataArguments) -> Rows:

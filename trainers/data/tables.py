@@ -287,7 +287,8 @@ def open_tables(
     elif not path.is_dir() and not _HUB_ID.fullmatch(name):
         raise ValueError(
             f"{field} must be 'microworld', a Hub id 'namespace/name', an existing folder, or a file or glob "
-            f"ending in {', '.join(FILE_MODULES)}, got {name!r}"
+            f"ending in {', '.join(FILE_MODULES)}, got {name!r} (a run records what lies outside its working folder "
+            "by the last name only)"
         )
     if revision is not None and (files or path.is_dir()):
         raise ValueError(f"dataset_revision={revision!r} needs a Hub id, but {field}={name!r} is local")
