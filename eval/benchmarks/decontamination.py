@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, concatenate_datasets, load_dataset
+from datasets import Dataset, concatenate_datasets
 from sklearn.feature_extraction.text import HashingVectorizer
 
 from ...trainers.data.corpora import DataArguments, load_corpus
@@ -16,7 +16,7 @@ from ...trainers.recipes import RECIPES, find_recipe
 from ...utils.files import check_new, disk_trouble_named, recorded_source, whole_folder, write_json
 from ...utils.progress import progress
 from ...utils.untrusted import read_yaml
-from .registry import Task, find_benchmark, resolve_dataset_id
+from .registry import Task, find_benchmark, read_tables
 
 PLANS = RECIPES.parent / "corpora"
 TRAIN_FILE, CHECK_FILE = "train.parquet", "contamination.json"
@@ -124,11 +124,13 @@ def build_corpus(plan: CorpusPlan | str | os.PathLike, output_dir: str | os.Path
 
 
 def held_out_sentences(benchmark: Task) -> list[str]:
-    """Every text of a benchmark outside its training split, labelled or not."""
-    splits = benchmark.data or load_dataset(resolve_dataset_id(benchmark.dataset_id), benchmark.config)
-    others = [name for name in splits if name != benchmark.train_split]
-    columns = benchmark.sentence_columns
-    return sorted({text for name in others for column in columns for text in splits[name][column]})
+    """Every text of a benchmark outside its training split, labelled or not; ValueError as `open_tables`."""
+    found: set[str] = set()
+    for name, table in read_tables(benchmark, benchmark.config).items():
+        for column in benchmark.sentence_columns if name != benchmark.train_split else ():
+            table.check_texts(column, f"Task {benchmark.name}: sentence column")
+            found.update(text for text in table.rows[column] if text is not None)
+    return sorted(found)
 
 
 def format_contamination(result: Mapping[str, Any]) -> str:

@@ -119,7 +119,7 @@ def test_mnli_validation_needs_no_training_split(seeded_hub):
     data = load_benchmark("mnli_matched", ["validation"])
     assert data["validation"].num_rows == 9815
     assert data["validation"].features["label"].names == ENTAILMENT
-    with pytest.raises(ValueError, match=r"Task mnli_matched: cannot load nyu-mll/glue \(config mnli, split train\)"):
+    with pytest.raises(ValueError, match=r"Task mnli_matched: cannot load nyu-mll/glue \(config mnli\): .*'mnli' not"):
         load_benchmark("mnli_matched", ["train"])
 
 
@@ -143,7 +143,7 @@ def test_a_dataset_script_is_replaced_by_the_parquet_export(seeded_hub, tmp_path
     assert any("refs%2Fconvert%2Fparquet" in request["path"] for request in seeded_hub.requests())
     assert data["train"][1] == {"sentence1": "sentence1 of row 1", "sentence2": "sentence2 of row 1", "label": 1}
     absent = dataclasses.replace(row, config="unlabeled_final")
-    with pytest.raises(ValueError, match=r"holds a loading script, .* has no unlabeled_final/train to use instead"):
+    with pytest.raises(ValueError, match=r"holds a loading script, .* has no unlabeled_final to use instead"):
         load_benchmark(absent)
     assert load_benchmark(row)["train"].num_rows == 12  # the export did not take the place of the id in the cache
 
@@ -151,7 +151,8 @@ def test_a_dataset_script_is_replaced_by_the_parquet_export(seeded_hub, tmp_path
 def test_a_repository_without_data_is_refused(seeded_hub):
     HfApi().create_repo("me/empty", repo_type="dataset", exist_ok=True)
     with pytest.raises(
-        ValueError, match="me/empty holds no data files, and refs/convert/parquet has no labeled_final"
+        ValueError,
+        match=r"me/empty' .*: it holds no data files, and refs/convert/parquet has no labeled_final",
     ):
         load_benchmark(dataclasses.replace(BENCHMARKS["paws"], dataset_id="me/empty"))
 
@@ -243,8 +244,12 @@ def test_a_task_of_ones_own_is_like_another(tmp_path):
         ),
         ("own", TASK_FILE.replace("right]", "1]"), r"sentence_columns must list .*, got \['left', 1\]"),
         ("own", TASK_FILE.replace("sick_e", "e"), "like must be one of mrpc, .*, got 'entailment'"),
-        ("own", f"{TASK_FILE}num_labels: 0\n", "num_labels must be a whole number of classes, got 0"),
-        ("own", f"{TASK_FILE}num_labels: true\n", "num_labels must be a whole number of classes, got True"),
+        ("own", f"{TASK_FILE}num_labels: 0\n", "num_labels must be a whole number of classes, .* 2, got 0"),
+        (
+            "own",
+            f"{TASK_FILE}num_labels: true\n",
+            "num_labels must be a whole number of classes, .* 2, got True",
+        ),
         ("own", f"{TASK_FILE.replace('sick_entailment', 'mrpc')}num_labels: 3\n", "mrpc has f1, accuracy"),
         (
             "mrpc",
@@ -273,15 +278,23 @@ def test_unknown_names():
 @pytest.mark.parametrize(
     ("labels", "fields", "message"),
     [
-        ([0, 1, None, 1], {}, "split train: 1 of 4 rows have no label"),
+        ([0, 1, None, 1], {}, r"split train: 1 of 4 rows have no label .* the first is row 3 of .*\.parquet"),
         ([0, -1, -1, 1], {}, "2 of 4 rows have no label .* test splits hide theirs"),
-        ([0, 1, 2, 3], {}, "labels must be class ids 0 to 1, got 2, 3"),
-        (["no", "yes", "no", "yes"], {}, "labels must be class ids 0 to 1, got no, yes"),
+        ([0, 1, 2, 3], {}, r"row 3 of .*train.*parquet: label_column 'label' must hold a class id 0 to 1, got 2"),
+        (["no", "yes", "no", "yes"], {}, "row 1 of .*: label_column 'label' must hold a class id 0 to 1, got 'no'"),
         ([1.0, math.nan, 2.0, 5.0], {"name": "stsb", "problem_type": "regression", "num_labels": 1}, "1 of 4 rows"),
-        ([0, 1, 0, 1], {"label_column": "gold"}, "no column 'gold'. Columns: sentence1, sentence2, label"),
-        ([0, 1, 0, 1], {"sentence_columns": ("text",)}, "no column 'text'"),
-        ([0, 1, 0, 1], {"config": "final"}, r"cannot load .* \(config final, split train\).*final"),
-        ([0, 1, 0, 1], {"train_split": "dev"}, r"\(config None, split dev\).*Unknown split"),
+        (
+            [0, 1, 0, 1],
+            {"label_column": "gold"},
+            "label_column 'gold' is not in .* Columns: sentence1, sentence2, label",
+        ),
+        ([0, 1, 0, 1], {"sentence_columns": ("text",)}, "sentence column 'text' is not in the split 'train'"),
+        ([0, 1, 0, 1], {"config": "final"}, r"cannot load .* \(config final\).*'final' not found"),
+        (
+            [0, 1, 0, 1],
+            {"train_split": "dev"},
+            r"split dev: there is no such split in .*\. Splits: train, validation",
+        ),
     ],
 )
 def test_bad_tables(labels, fields, message, tmp_path):
@@ -292,7 +305,7 @@ def test_bad_tables(labels, fields, message, tmp_path):
 
 def test_a_missing_sentence_is_refused(tmp_path):
     table = Dataset.from_dict({"sentence1": ["a", "b"], "sentence2": ["c", None], "label": [0, 1]})
-    with pytest.raises(ValueError, match="1 of 2 rows have no sentence2"):
+    with pytest.raises(ValueError, match=r"row 2 of .*: sentence column 'sentence2' must hold a text, got nothing"):
         load_benchmark(own_row(tmp_path, table))
 
 
