@@ -142,7 +142,7 @@ def compare(
     seeds: Sequence[int] = (42,),
     frozen: Sequence[str | Task] = ("stsb",),
     tasks: Sequence[str | Task] = ("stsb",),
-    protocol: Protocol | str = "apart",
+    protocol: Protocol | str = "bi_encoder",
     **fields: Any,
 ) -> dict[str, Any]:
     """Train, analyse, score and fine-tune each variant with each seed, and lay the figures side by side.

@@ -221,10 +221,10 @@ def test_command_line(checkpoint, small_tasks, capsys):
     fails([*arguments, "--epochs", "1", "--learning_rates", "0.002"], r"mrpc\.quick.*exists; give --overwrite", capsys)
     main([*arguments, "--epochs", "1", "--learning_rates", "0.002", "--overwrite"])
     assert json.loads(written.read_text())["metrics"] == result["metrics"]
-    main([str(checkpoint), "--tasks", "stsb", "--protocol", "quick", "--epochs", "1", "--comparison", "apart"])
-    apart = json.loads((checkpoint / "finetune" / "stsb.quick+epochs=1+comparison=apart.json").read_text())
-    assert apart["head"] == "ConceptEncoderForSentencePairClassification"
-    assert (apart["comparison"], result["comparison"]) == ("apart", "joint")
+    main([str(checkpoint), "--tasks", "stsb", "--protocol", "quick", "--epochs", "1", "--comparison", "bi_encoder"])
+    bi = json.loads((checkpoint / "finetune" / "stsb.quick+epochs=1+comparison=bi_encoder.json").read_text())
+    assert bi["head"] == "ConceptEncoderForSentencePairClassification"
+    assert (bi["comparison"], result["comparison"]) == ("bi_encoder", "cross_encoder")
 
 
 def fails(arguments: list[str], message: str, capsys) -> None:
