@@ -155,7 +155,7 @@ def test_the_example_is_taken_by_the_parser(name, monkeypatch, capsys, tmp_path)
 @pytest.mark.parametrize("name", WITH_FIELDS)
 def test_fields_are_listed_and_not_in_the_help(name, monkeypatch, capsys):
     of_data = ("analyze", "whiten", "train_tokenizer")
-    field = "--patience" if name == "finetune" else "--corpus_seed" if name in of_data else "--t_min"
+    field = "--patience" if name == "finetune" else "--corpus_seed" if name in of_data else "--nested_concepts"
     assert field not in help_of(name, monkeypatch, capsys)
     listed = help_of(name, monkeypatch, capsys, "--fields")
     assert field in listed and not re.search(r"--\w+-\w", listed)
