@@ -245,8 +245,6 @@ def test_what_is_no_comparison_is_named(tmp_path, text, message):
 def test_unknown_comparisons_and_variants_are_named():
     message = r"Unknown comparison 'objectivs'\. Available: objectives; or a .yaml file, or two recipes"
     with pytest.raises(ValueError, match=message):
-        ValueError, match=r"Unknown comparison 'objectivs'\. Available: objectives; or a .yaml file, or"
-    ):
         find_variants("objectivs")
     with pytest.raises(ValueError, match=r"Unknown variant 'tsdea'\. Available: diffusion, .*; did you mean tsdae"):
         find_variants("objectives", ["tsdea"])
