@@ -8,18 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import DatasetDict
 from huggingface_hub import HfApi
 from small_tasks import WORDS, files, pair_table, small_task
 from transformers import BertConfig, BertModel
 
 from concept_encoder.eval.benchmarks import finetuning, tuning
-from concept_encoder.eval.benchmarks.finetuning import at_chance, finetune_task
+from concept_encoder.eval.benchmarks.finetuning import at_chance, finetune, finetune_task
 from concept_encoder.eval.benchmarks.protocols import PROTOCOLS, Protocol
-from concept_encoder.eval.benchmarks.registry import BENCHMARKS
+from concept_encoder.eval.benchmarks.registry import BENCHMARKS, Task
 from concept_encoder.eval.metrics.intervals import bootstrap_intervals
 from concept_encoder.eval.report.sections import task_section
 from concept_encoder.modeling_concept import ConceptEncoderForSequenceClassificationPerceiver
 from concept_encoder.scripts.finetune import main
+from concept_encoder.trainers.data.corpora import in_memory_name
 from concept_encoder.trainers.data.microworld import microworld_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* resamples leave:RuntimeWarning")
@@ -309,3 +311,14 @@ def test_from_the_hub(hub, pretrained, tmp_path, small_tasks, capsys):
     main([*arguments, "--output_dir", str(tmp_path / "out")])
     written = {"finetune/mrpc.quick+epochs=1.json", "finetune/predictions/mrpc.quick+epochs=1.json"}
     assert written <= files(tmp_path / "out")
+
+
+def test_a_task_in_memory_is_fine_tuned_and_recorded_by_its_digest(checkpoint, protocol):
+    data = DatasetDict(
+        {split: pair_table(rows, seed=rows, similarity=False) for split, rows in (("train", 96), ("validation", 40))}
+    )
+    task = Task(name="alike", data=data, like="rte")
+    (result,) = finetune(str(checkpoint), [task, task], protocol)
+    assert result["task"] == "alike" and result["train_examples"] == 96
+    assert result["dataset"] == {"id": task.dataset_id, "config": None, "licence": "not stated"}
+    assert task.dataset_id == in_memory_name(data)
