@@ -10,9 +10,10 @@ from statistics import median
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, TrainerCallback, set_seed
+from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from ..utils.progress import TrainingProgress
 from .data.corpora import load_pretraining_data, load_tokenizer
 from .pretraining import checkpoint_to_resume
 from .recipes import Recipe
@@ -56,7 +57,7 @@ def plan_pretraining(recipe: Recipe) -> dict[str, Any]:
             processing_class=tokenizer,
             callbacks=[clock],
         )
-        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(TrainingProgress)
         trainer.train()
     on_gpu = training.device.type == "cuda"
     steps = training.max_steps if training.max_steps > 0 else None

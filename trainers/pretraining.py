@@ -20,13 +20,12 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset, DatasetDict
 from huggingface_hub.errors import HTTPError
-from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, TrainerState, set_seed
+from transformers import PreTrainedTokenizerBase, TrainerState, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..configuration_concept import ConceptEncoderConfig
 from ..modeling_concept import ConceptMaskedLMModel
 from ..utils.files import alone_in, check_writable, write_json
-from ..utils.progress import TrainingProgress
 from .data.corpora import Data, load_pretraining_data, load_tokenizer, rows_in_memory, source_fields
 from .recipes import RECIPE_FILE, Recipe
 from .training.arguments import ConceptTrainingArguments
@@ -163,9 +162,6 @@ def _pretrain(
         eval_dataset=validation,
         processing_class=tokenizer,
     )
-    for display in (ProgressCallback, PrinterCallback):
-        if trainer.pop_callback(display) is not None:
-            trainer.add_callback(TrainingProgress())
     resumed_at = 0
     if checkpoint is not None:  # now, since save_total_limit may remove it
         resumed_at = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")).global_step

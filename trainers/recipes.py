@@ -165,7 +165,7 @@ def fields_help(sections: Iterable[str] = tuple(SECTIONS)) -> str:
 def read_data(checkpoint: str | os.PathLike, **fields: Any) -> DataArguments:
     """The corpus of a checkpoint's recipe, with `fields` in place of its own; ValueError as from `Recipe.load`."""
     path = Path(checkpoint) / RECIPE_FILE
-    recorded = _read_sections(path).get("data", {}) if path.is_file() else {}
+    recorded = _read_sections(inside(path.parent, RECIPE_FILE)).get("data", {}) if path.is_file() else {}
     for name in fields:
         if name not in _ANNOTATIONS["data"]:
             raise ValueError(f"unknown field {name!r}{did_you_mean(name, _ANNOTATIONS['data'])}")
@@ -200,6 +200,7 @@ def _read_sections(path: Path, below: tuple[Path, ...] = ()) -> dict[str, dict[s
         try:
             named = str(inside(path.parent, str(base)))
             found = find_recipe(named if named.endswith((".yaml", ".yml")) else str(base), path.parent)
+            inside(path.parent, str(found.relative_to(path.parent)))  # a name without a suffix may be a link's
         except ValueError as error:
             raise ValueError(f"{path}: extends: {error}") from None
         sections = _read_sections(found, (*below, path.resolve()))

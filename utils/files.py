@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 LOCK_FILE = ".lock"
 TOKENIZER_FILES = (
@@ -72,10 +73,14 @@ def replaced_together(folder: Path, last: str) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """A folder to fill, which gets its name `target` when all is in it; when the block raises there is none."""
+    """A folder to fill, which gets its name `target` when all is in it and on the disk.
+
+    When the block raises, or is killed, there is none: the same call can be made again. A kill leaves a folder whose
+    name begins with a dot next to it, which can be removed.
+    """
     parent = target.resolve().parent
     parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".", dir=parent) as scratch:
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=parent) as scratch:
         staged = Path(scratch) / target.name
         staged.mkdir()
         yield staged
@@ -123,6 +128,24 @@ def alone_in(folder: Path) -> Iterator[None]:
         for path in made:
             with suppress(OSError):
                 path.rmdir()
+
+
+@contextmanager
+def disk_trouble_named(path: Path) -> Iterator[None]:
+    """OSError for all that keeps a file from being written; safetensors, torch and tokenizers say it in other ways."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, OSError | SafetensorError | RuntimeError) and type(error) is not Exception:
+            raise
+        said = " ".join(str(error).split())
+        raise OSError(f"{path} could not be written; what was there before is whole. {said}") from error
+
+
+def check_new(folder: Path) -> None:
+    """ValueError unless `folder` is yet to be made, or empty."""
+    if folder.exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None):
+        raise ValueError(f"{folder} is not empty; name a new folder")
 
 
 def check_writable(folder: Path) -> None:

@@ -5,23 +5,18 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote
 
 import numpy as np
-from datasets import Dataset, DatasetDict, Value, load_dataset
-from datasets.data_files import EmptyDatasetError
-from huggingface_hub import HfApi
-from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+from datasets import ClassLabel, Dataset, DatasetDict, Value
 
 from ...trainers.data.corpora import MICROWORLD, in_memory_name
 from ...trainers.data.microworld import microworld_task
+from ...trainers.data.tables import Table, check_varied, open_tables, resolve_dataset_id
 from ...utils.untrusted import read_yaml
 from ..metrics.benchmark_score import TASK_METRICS
 
 MICROWORLD_SIZES = {"train": 4000, "validation": 1000}
-PARQUET_REVISION = "refs/convert/parquet"  # branch on which the Hub exports every dataset
 NAME = r"[a-z][a-z0-9_]*"  # of a task, and so of its files
-UNLABELLED = -1  # what GLUE writes where the labels are hidden
 
 CHANCE_RULES = {
     "accuracy": "majority class",
@@ -81,6 +76,22 @@ class Task:
             raise ValueError(
                 f"Task {self.scored_as!r} has no metrics. Tasks with metrics: {', '.join(TASK_METRICS)}; name one of "
                 "them as `like`"
+            )
+        used = [*self.sentence_columns, self.label_column]
+        twice = sorted(column for column in set(used) if used.count(column) > 1)
+        if twice:
+            raise ValueError(
+                f"Task {self.name} uses column {twice[0]!r} twice; sentence_columns and label_column must differ"
+            )
+        for split in (self.train_split, self.validation_split):
+            if not re.fullmatch(r"\w+(\.\w+)*", split):
+                raise ValueError(
+                    f"Task {self.name}: a split must be a whole one, such as train or validation, got {split!r}"
+                )
+        if self.train_split == self.validation_split and self.validation_config in (None, self.config):
+            raise ValueError(
+                f"Task {self.name}: train_split and validation_split are both {self.train_split!r}: the score would "
+                "be of rows that were trained on; name another split"
             )
         is_graded = "pearson" in self.metrics
         if is_graded != (self.problem_type == "regression") or (is_graded and self.num_labels != 1):
@@ -230,10 +241,14 @@ def own_benchmark(path: Path, among: Collection[str] = BENCHMARKS) -> Task:
             f"{path}: num_labels can be set where accuracy is the only metric, such as like: mnli_matched; "
             f"{like.name} has {', '.join(like.metrics)}"
         )
-    if type(num_labels) is not int or num_labels < 1:
-        raise ValueError(f"{path}: num_labels must be a whole number of classes, got {num_labels!r}")
+    least = min(like.num_labels, 2)
+    if type(num_labels) is not int or num_labels < least:
+        raise ValueError(f"{path}: num_labels must be a whole number of classes, at least {least}, got {num_labels!r}")
     fields = {"config": None, **given, "sentence_columns": tuple(columns), "num_labels": num_labels}
-    return Task(name=path.stem, problem_type=like.problem_type, licence="the user's own data", **fields)
+    try:
+        return Task(name=path.stem, problem_type=like.problem_type, licence="the user's own data", **fields)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def load_benchmark(benchmark: str | Task, splits: Sequence[str] = ("train", "validation")) -> DatasetDict:
@@ -253,23 +268,50 @@ def load_benchmark(benchmark: str | Task, splits: Sequence[str] = ("train", "val
         ConnectionError, FileNotFoundError: as `datasets` raises them when the Hub or the dataset cannot be reached.
     """
     row = find_benchmark(benchmark) if isinstance(benchmark, str) else benchmark
-    sources = {
-        "train": (row.config, row.train_split),
-        "validation": (row.validation_config or row.config, row.validation_split),
-    }
-    unknown = [split for split in splits if split not in sources]
+    configs = {"train": row.config, "validation": row.validation_config or row.config}
+    names = {"train": row.train_split, "validation": row.validation_split}
+    unknown = [split for split in splits if split not in names]
     if unknown:
-        raise ValueError(f"Unknown split {unknown[0]!r} of task {row.name}. Available: {', '.join(sources)}")
+        raise ValueError(f"Unknown split {unknown[0]!r} of task {row.name}. Available: {', '.join(names)}")
+    opened = {config: read_tables(row, config) for config in dict.fromkeys(configs[split] for split in splits)}
     loaded = {}
     for split in splits:
-        if row.data is not None:
-            dataset = _split_in_memory(row, row.data, sources[split][1])
-        elif row.dataset_id == MICROWORLD:
-            dataset = microworld_task(str(row.config), split, MICROWORLD_SIZES[split])
-        else:
-            dataset = _load_split(row, *sources[split])
-        loaded[split] = _normalised(dataset, row, split)
+        tables, name = opened[configs[split]], names[split]
+        where = f"Task {row.name}, split {name}"
+        if name not in tables:
+            found = ", ".join(sorted(tables))
+            source = f"{row.dataset_id} (config {configs[split]})"
+            raise ValueError(f"{where}: there is no such split in {source}. Splits: {found}")
+        try:
+            with tables[name].origin.naming():
+                loaded[split] = _normalised(tables[name], row)
+            if split == "train":
+                check_varied(loaded[split]["label"])
+                if row.num_labels > len(loaded[split]):
+                    raise ValueError(f"num_labels is {row.num_labels}, and there are only {len(loaded[split])} rows")
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+    if row.like is not None and len(loaded) == 2:
+        rows = {split: set(zip(*table.to_dict().values(), strict=True)) for split, table in loaded.items()}
+        if rows["validation"] <= rows["train"]:
+            raise ValueError(
+                f"Task {row.name}: every row of {row.validation_split} is in {row.train_split} too, so that it would "
+                "score what was learned by heart; give other rows"
+            )
     return DatasetDict(loaded)
+
+
+def read_tables(row: Task, config: str | None) -> dict[str, Table]:
+    """Every split of a task's data; ValueError and OSError as `open_tables`."""
+    if row.data is not None:
+        return open_tables(row.data)
+    if row.dataset_id == MICROWORLD:
+        tables = {split: microworld_task(str(config), split, size) for split, size in MICROWORLD_SIZES.items()}
+        return open_tables(tables)
+    try:
+        return open_tables(resolve_dataset_id(row.dataset_id), config, field="dataset_id")
+    except ValueError as error:
+        raise ValueError(f"Task {row.name}: cannot load {row.dataset_id} (config {config}): {error}") from error
 
 
 def chance_level(benchmark: Task, labels: Sequence[float] | np.ndarray) -> tuple[dict[str, float], str]:
@@ -300,85 +342,16 @@ def chance_level(benchmark: Task, labels: Sequence[float] | np.ndarray) -> tuple
     return levels, benchmark.chance_rule
 
 
-def resolve_dataset_id(dataset_id: str) -> str:
-    """Canonical `owner/name` of an old one-word Hub id, which `datasets` refuses; others and folders unchanged."""
-    if "/" in dataset_id or Path(dataset_id).is_dir():
-        return dataset_id
-    try:
-        return HfApi().dataset_info(dataset_id).id
-    except RepositoryNotFoundError as error:
-        raise ValueError(f"Unknown dataset {dataset_id!r}: give a Hub id as owner/name, or a local folder") from error
-
-
-def _split_in_memory(row: Task, data: DatasetDict, split: str) -> Dataset:
-    if split not in data:
-        raise ValueError(f"Task {row.name}: its data have no split {split!r}. Splits: {', '.join(map(str, data))}")
-    return data[split]
-
-
-def _load_split(row: Task, config: str | None, split: str) -> Dataset:
-    dataset_id = resolve_dataset_id(row.dataset_id)
-    try:
-        return load_dataset(dataset_id, config, split=split)
-    except EmptyDatasetError:
-        reason = "no data files"
-    except RuntimeError as error:
-        # datasets has no class of its own for this.
-        if "Dataset scripts are no longer supported" not in str(error):
-            raise
-        reason = "a loading script, which datasets no longer runs"
-    except ValueError as error:
-        raise ValueError(
-            f"Task {row.name}: cannot load {dataset_id} (config {config}, split {split}): {error}"
-        ) from error
-    if Path(dataset_id).is_dir():
-        raise ValueError(f"Task {row.name}: {dataset_id} holds {reason}; put <config>/<split>*.parquet files there")
-    folder = f"{config or 'default'}/{split}"
-    try:
-        tree = HfApi().list_repo_tree(dataset_id, folder, revision=PARQUET_REVISION, repo_type="dataset")
-        files = [entry.path for entry in tree if entry.path.endswith(".parquet")]
-    except (RevisionNotFoundError, EntryNotFoundError) as error:
-        raise ValueError(
-            f"Task {row.name}: {dataset_id} holds {reason}, and {PARQUET_REVISION} has no {folder} to use instead"
-        ) from error
-    # Not load_dataset(dataset_id, revision=...): that caches under the id, and datasets would answer the next call
-    # for the id itself from there.
-    root = f"hf://datasets/{dataset_id}@{quote(PARQUET_REVISION, safe='')}"
-    return load_dataset("parquet", data_files={split: [f"{root}/{file}" for file in files]}, split=split)
-
-
-def _normalised(dataset: Dataset, row: Task, split: str) -> Dataset:
-    where = f"Task {row.name}, split {split}"
-    names = [f"sentence{i}" for i in range(1, len(row.sentence_columns) + 1)]
-    columns = dict(zip((*row.sentence_columns, row.label_column), (*names, "label"), strict=True))
-    missing = [column for column in columns if column not in dataset.column_names]
-    if missing:
-        raise ValueError(f"{where}: no column {missing[0]!r}. Columns: {', '.join(dataset.column_names)}")
-    if len(dataset) == 0:
-        raise ValueError(f"{where}: no rows")
-    dataset = dataset.select_columns(list(columns))
-    dataset = dataset.rename_columns({old: new for old, new in columns.items() if old != new})
-    rows = dataset[:]
-    for name in names:
-        without = sum(sentence is None for sentence in rows[name])
-        if without:
-            raise ValueError(f"{where}: {without} of {len(dataset)} rows have no {name}")
-    _check_labels(rows["label"], row, where)
-    if row.problem_type == "regression":
-        dataset = dataset.cast_column("label", Value("float32"))
-    return dataset
-
-
-def _check_labels(labels: list, row: Task, where: str) -> None:
-    unlabelled = sum(label is None or label == UNLABELLED or label != label for label in labels)  # NaN is not itself
-    if unlabelled:
-        raise ValueError(
-            f"{where}: {unlabelled} of {len(labels)} rows have no label (null or {UNLABELLED}); "
-            "test splits hide theirs, use a labelled split"
-        )
-    if row.problem_type == "regression":
-        return
-    legal = set(range(row.num_labels))
-    illegal = sorted({str(label) for label in labels if label not in legal})
-    if illegal:
-        raise ValueError(f"{where}: labels must be class ids 0 to {row.num_labels - 1}, got {', '.join(illegal[:5])}")
+def _normalised(table: Table, row: Task) -> Dataset:
+    """Columns `sentence1`, `sentence2` of pairs, and `label`; ValueError as `load_benchmark`."""
+    columns = {column: f"sentence{i}" for i, column in enumerate(row.sentence_columns, start=1)}
+    for column in columns:
+        table.check_texts(column, "sentence column", null=False)
+    regression = row.problem_type == "regression"
+    labels = table.labels(row.label_column, None if regression else row.num_labels)
+    if regression:
+        check_varied(labels)
+    assert isinstance(table.rows, Dataset)
+    kind = table.rows.features[row.label_column]
+    kind = kind if isinstance(kind, ClassLabel) else Value(str(labels.dtype))
+    return table.rows.select_columns(list(columns)).rename_columns(columns).add_column("label", labels, feature=kind)

@@ -1,9 +1,11 @@
 import itertools
 import json
+import os
 
 import numpy as np
 import pytest
 from datasets import Dataset, load_dataset
+from killing import killed_at, visible
 
 from concept_encoder.eval.benchmarks import decontamination as corpora
 from concept_encoder.eval.benchmarks.decontamination import (
@@ -83,6 +85,15 @@ def sources(tmp_path):
     columns = {"text_column": "a", "partner_column": "b", "packing": "truncated"}
     source = DataArguments(dataset_name=str(tmp_path / "pairs.parquet"), keep_rows="label=1", **columns)
     return CorpusPlan((source, source), (row,))
+
+
+@pytest.mark.parametrize(("owner", "name"), [(corpora, "write_json"), (os, "replace")])
+def test_killed_while_it_writes_the_same_call_can_be_made_again(sources, tmp_path, owner, name):
+    before = visible(tmp_path)
+    assert killed_at(lambda: build_corpus(sources, tmp_path / "out"), owner, name)
+    assert visible(tmp_path) == before
+    build_corpus(sources, tmp_path / "out")
+    assert visible(tmp_path / "out") == {corpora.TRAIN_FILE, corpora.CHECK_FILE}
 
 
 def test_a_corpus_keeps_the_rows_of_which_no_sentence_is_in_another_split(sources, tmp_path):

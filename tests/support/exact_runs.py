@@ -70,6 +70,8 @@ def assert_equal_runs(straight: Path, resumed: Path, processes: int = 1):
     states = [json.loads((folder / "trainer_state.json").read_text()) for folder in (straight, resumed)]
     histories = [without_clock(state["log_history"]) for state in states]
     assert histories[0] == histories[1]
+    closing = [next(row for row in reversed(state["log_history"]) if "train_loss" in row) for state in states]
+    assert closing[0]["train_loss"] == closing[1]["train_loss"]  # of all steps, those before the break too
     assert [row["step"] for row in histories[0] if "loss" in row] == [1, *range(7, step + 1, 7)]
     results = [json.loads((folder / "pretrain.json").read_text()) for folder in (straight, resumed)]
     for name in ("steps", "epochs", "tokens_seen", "train_loss", "eval_loss", "evaluation", "grad_norm_peak"):

@@ -38,6 +38,8 @@ ConceptMonitor = Callable[[Tensor], tuple[dict[str, float], str | None]]
 class ObjectiveTrainer(Trainer):
     """Trains the head that an objective's corruption names, with that objective; see `ConceptTrainer`."""
 
+    args: ConceptTrainingArguments
+
     def __init__(
         self,
         model: nn.Module,
@@ -49,6 +51,8 @@ class ObjectiveTrainer(Trainer):
         monitor: ConceptMonitor | None = None,
         **kwargs,
     ):
+        if not isinstance(args, ConceptTrainingArguments):
+            raise ValueError(f"ConceptTrainer needs args of ConceptTrainingArguments, got {type(args).__name__}")
         if processing_class is None:
             raise ValueError("ConceptTrainer needs processing_class: the tokenizer knows [MASK] and [PAD]")
         refuse_replaced(kwargs)
@@ -273,7 +277,9 @@ class ObjectiveTrainer(Trainer):
             return super().get_eval_dataloader(eval_dataset)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        with self._averaged():
+        """As the Trainer's, of the average where there is one; random numbers of training are left as they were."""
+        devices = [torch.cuda.current_device()] if self.args.device.type == "cuda" else []
+        with self._averaged(), torch.random.fork_rng(devices):
             return super().evaluate(*args, **kwargs)
 
     @torch.no_grad()
