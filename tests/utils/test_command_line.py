@@ -299,6 +299,7 @@ def main():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("call", "left"), [("run(main)", 0), ("main()", 1 << 20)])
 def test_a_script_takes_no_time_for_tiny_numbers_in_any_thread(call, left):
     done = subprocess.run([sys.executable, "-c", TINY + call], capture_output=True, text=True, timeout=120, check=True)
