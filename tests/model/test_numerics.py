@@ -71,6 +71,7 @@ def agrees_with_finite_differences(model, loss_of) -> None:
     assert tried > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_gradients_of_the_heads_that_rebuild(name, fused):

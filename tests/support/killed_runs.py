@@ -24,8 +24,7 @@ def attempt(folder: Path, max_steps: int) -> int:
         return pid
     status = 1
     try:
-        resume = ["--resume_from_checkpoint", "last"] if find_checkpoints(folder) else []
-        train(folder, *settings(max_steps, *resume))
+        train(folder, *settings(max_steps))
         status = 0
     finally:
         os._exit(status)

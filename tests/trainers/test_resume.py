@@ -41,7 +41,7 @@ def killed_at(straight, folder, step):
 def test_a_resumed_run_equals_the_straight_one(straight, tmp_path, step):
     folder = tmp_path / "resumed"
     killed_at(straight, folder, step)
-    train(folder, *settings(12, "--resume_from_checkpoint", "last"))
+    train(folder, *settings(12))
     assert_equal_runs(straight, folder)
     result = json.loads((folder / "pretrain.json").read_text())
     at_this_rate = None if step == 12 else pytest.approx(12 / result["steps_per_second"])
@@ -62,7 +62,7 @@ def test_a_torn_checkpoint_is_passed_over_with_a_message(straight, tmp_path, cap
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"checkpoint-10 is no whole checkpoint: its model\.safetensors is not what"):
         checkpoint_to_resume(str(folder), str(folder / "checkpoint-10"))
-    train(folder, *settings(12, "--resume_from_checkpoint", "last"))
+    train(folder, *settings(12))
     assert f"passed over {folder / 'checkpoint-10'}, which is torn: its model.safetensors is not what" in caplog.text
     assert not (folder / ".saving").exists()
     assert_equal_runs(straight, folder)
@@ -72,10 +72,10 @@ def test_nothing_but_torn_checkpoints_is_said(straight, tmp_path):
     folder = tmp_path / "resumed"
     killed_at(straight, folder, 5)
     (folder / "checkpoint-5" / SUMS_FILE).unlink()
-    with pytest.raises(ValueError, match=r"every checkpoint in .* is torn \(checkpoint-5\); remove the folder"):
-        checkpoint_to_resume(str(folder), "last")
-    with pytest.raises(ValueError, match=r"holds an unfinished run \(checkpoint-5\)"):
+    with pytest.raises(ValueError, match=r"every checkpoint in .* is torn \(checkpoint-5\); remove the folder and"):
         checkpoint_to_resume(str(folder), None)
+    with pytest.raises(ValueError, match=r"resume_from_checkpoint=last is no whole checkpoint: there is no such fold"):
+        checkpoint_to_resume(str(folder), "last")
 
 
 # ----------------------------------------------------------------------------------------------- killed for real, slow
@@ -105,9 +105,7 @@ def run(command, timeout=600):
 def test_data_workers_change_nothing_and_are_resumed(straight, tmp_path):
     folder = tmp_path / "resumed"
     killed_at(straight, folder, 5)
-    done = run(
-        command_line(folder, *settings(12, "--resume_from_checkpoint", "last", "--dataloader_num_workers", "2"))
-    )
+    done = run(command_line(folder, *settings(12, "--dataloader_num_workers", "2")))
     assert done.returncode == 0, done.stderr[-3000:]
     assert_equal_runs(straight, folder)
 
@@ -129,7 +127,7 @@ def test_a_stream_is_resumed(tmp_path, packing):
         killed_at(straight, folder, step)
         epochs = json.loads((find_checkpoints(folder)[-1][1] / "trainer_state.json").read_text())["epoch"]
         assert epochs > 1 or (packing, step) == ("truncated", 5)
-        train(folder, *settings(12, *stream, "--resume_from_checkpoint", "last"))
+        train(folder, *settings(12, *stream))
         assert_equal_runs(straight, folder)
 
 
@@ -149,8 +147,29 @@ def test_sigterm_at_the_command_line(straight, tmp_path):
     _, said = child.communicate(timeout=300)
     assert child.returncode == 143
     step, last = find_checkpoints(folder)[-1]
-    assert f"stopped by SIGTERM after step {step}, whose checkpoint is whole; go on with" in said
+    line = f"pretrain.py: stopped by SIGTERM after step {step}; {last} is whole, the same command goes on\n"
+    assert said.endswith(line) and said.count("SIGTERM") == 1
     assert "Traceback" not in said and damage(last) is None and not (folder / "pretrain.json").exists()
+
+
+@pytest.mark.slow
+def test_a_second_command_is_refused_and_ctrl_c_ends_the_first_with_one_line(tmp_path):
+    folder = tmp_path / "run"
+    command = command_line(folder, *settings(1_000_000))
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **ENVIRONMENT})
+    while not find_checkpoints(folder):
+        assert child.poll() is None
+        time.sleep(0.05)
+    second = run(command)
+    assert second.returncode == 2
+    (line,) = (line for line in second.stderr.split("\n") if "error: " in line)
+    assert f"another process is at work in {folder}; wait until it has ended" in line
+    child.send_signal(signal.SIGINT)
+    _, said = child.communicate(timeout=300)
+    step, last = find_checkpoints(folder)[-1]
+    assert child.returncode == 130 and "Traceback" not in said
+    assert said.endswith(f"pretrain.py: interrupted; checkpoint-{step} is kept, the same command goes on from it\n")
+    assert damage(last) is None and not (folder / ".lock").exists()
 
 
 RANK_KILLED = """
@@ -189,7 +208,7 @@ def test_two_processes_one_of_which_is_killed(tmp_path, how):
     assert done.returncode != 0
     # One that is killed takes the run along; one that is asked to stop stops all of them, after the step.
     assert [step for step, _ in find_checkpoints(folder)] == ([5] if how == "SIGKILL" else [5, 8])
-    done = run([*launch, str(folder), "none", "--resume_from_checkpoint", "last"])
+    done = run([*launch, str(folder), "none"])
     assert done.returncode == 0, done.stderr[-3000:]
     assert_equal_runs(tmp_path / "straight", folder, processes=2)
     assert torch.load(folder / "checkpoint-12" / "log_sums_1.pth", weights_only=True)["parts"]
