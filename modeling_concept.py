@@ -881,7 +881,7 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
         visible = concept_mask = None
         if counts is not None:
             concepts = concepts[:, : int(counts.max())]
-        if num_concepts == "auto":
+        if counts is not None and num_concepts == "auto":
             visible = torch.arange(concepts.shape[1], device=counts.device) < counts[:, None]  # (B, k)
             concept_mask = visible_concept_mask(self.config, concepts, concepts, counts)
         if position_ids is None:
