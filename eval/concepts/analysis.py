@@ -71,7 +71,7 @@ def analyze(
     rows = None if isinstance(data, DataArguments) else rows_in_memory(data)
     if not isinstance(data, DataArguments):
         data = read_data(checkpoint, **{**source_fields(data), **fields})
-    encoder, head = load_models(checkpoint)
+    encoder, head = load_models(Path(checkpoint))
     _check_length(encoder.config, data.max_length)
     tokenizer = load_tokenizer(Path(checkpoint), encoder.config)
     texts = _documents(data, rows, num_batches, batch_size)
