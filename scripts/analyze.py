@@ -10,6 +10,7 @@ reads what).
 
 from concept_encoder.eval.concepts.analysis import FILES, analyze
 from concept_encoder.eval.concepts.geometry import GRADES
+from concept_encoder.eval.loading.checkpoints import Checkpoint, results_folder
 from concept_encoder.trainers.data.corpora import DataArguments
 from concept_encoder.trainers.recipes import FieldParser, read_data
 from concept_encoder.utils.command_line import Command, run, say
@@ -17,7 +18,8 @@ from concept_encoder.utils.command_line import Command, run, say
 
 def main(argv: list[str] | None = None) -> None:
     parser = Command(__file__, __doc__)
-    parser.add_argument("checkpoint", help="folder of a trained model")
+    parser.add_argument("checkpoint", help="folder of a trained model, or its Hub id")
+    parser.add_argument("--revision", help="commit, branch or tag of a Hub id")
     parser.add_argument("--num_batches", type=int, default=20, help="batches of documents to encode")
     parser.add_argument("--batch_size", type=int, default=16, help="documents per batch")
     parser.add_argument("--ledger_documents", type=int, default=128, help="documents of those to keep the ledger on")
@@ -26,10 +28,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.accept(fields)
     args = parser.parse_args(argv)
     with parser.refusing():
-        data = read_data(args.overrides, fields, args.checkpoint)
-        result = analyze(
-            args.checkpoint, data, args.num_batches, args.batch_size, args.ledger_documents, args.output_dir
-        )
+        folder = results_folder(args.checkpoint, args.output_dir)
+        checkpoint = Checkpoint.open(args.checkpoint, args.revision)
+        data = read_data(args.overrides, fields, checkpoint.folder)
+        result = analyze(checkpoint, data, args.num_batches, args.batch_size, args.ledger_documents, folder)
     _print_geometry(result["geometry"])
     _print_spectrum(result["geometry"]["spectrum"])
     if "ledger" in result:
@@ -39,7 +41,6 @@ def main(argv: list[str] | None = None) -> None:
             f"\n{args.checkpoint} holds no decoder of masked diffusion: no ledger, and of the reading the encoder's "
             "side only."
         )
-    folder = args.output_dir or args.checkpoint
     say(f"\nWritten to {folder}: {', '.join(FILES[name] for name in result)}.")
     parser.suggest("report.py", folder)
 

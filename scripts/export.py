@@ -15,12 +15,13 @@ from concept_encoder.utils.command_line import Command, run, say
 def main(argv: list[str] | None = None) -> None:
     parser = Command(__file__, __doc__)
     parser.add_argument("checkpoint", help="run folder or Hub id of a concept encoder or classifier, with tokenizer")
+    parser.add_argument("--revision", help="commit, branch or tag of a Hub id")
     parser.add_argument("--output_dir", required=True, help="folder to write; must not exist, or be empty")
     parser.add_argument("--format", required=True, choices=EXPORTERS, help="onnx for ONNX Runtime, pt2 for torch")
     arguments = parser.parse_args(argv)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of every optional package
     with parser.refusing():
-        check = export_checkpoint(arguments.checkpoint, arguments.output_dir, arguments.format)
+        check = export_checkpoint(arguments.checkpoint, arguments.output_dir, arguments.format, arguments.revision)
     shapes = ", ".join(f"{rows} x {columns}" for rows, columns in check["shapes"])
     print(f"largest difference to the model {check['largest_difference']:.1e} over texts x tokens {shapes}")
     say(f"{check['exported']} written to {arguments.output_dir}.")

@@ -17,6 +17,7 @@ from concept_encoder.utils.command_line import Command, run, say
 def main(argv: list[str] | None = None) -> None:
     parser = Command(__file__, __doc__)
     parser.add_argument("checkpoint", help="run folder or Hub id of a pretrained concept encoder")
+    parser.add_argument("--revision", help="commit, branch or tag of a Hub id")
     parser.add_argument(
         "--tasks",
         nargs="+",
@@ -41,6 +42,7 @@ def main(argv: list[str] | None = None) -> None:
             protocol,
             output_dir,
             overwrite=arguments.overwrite,
+            revision=arguments.revision,
             save_model=arguments.save_model,
         )
     _print_table(results)

@@ -34,6 +34,7 @@ def main(argv: list[str] | None = None) -> None:
 def _parser() -> Command:
     parser = Command(__file__, __doc__)
     parser.add_argument("checkpoint", help="run folder or Hub id of a model pretrained by masked diffusion")
+    parser.add_argument("--revision", help="commit, branch or tag of a Hub id")
     parser.add_argument("--mode", required=True, choices=MODES, metavar="MODE", help=", ".join(MODES))
     parser.add_argument("--texts", nargs="+", required=True, metavar="TEXT", help="two for interpolate and swap")
     parser.add_argument("--num_tokens", type=int, help="continue: new tokens per text")
@@ -62,7 +63,7 @@ def _check(args: Namespace) -> None:
 
 
 def _sample(args: Namespace) -> list[str]:
-    model, tokenizer = sampling.load_sampler(args.checkpoint)
+    model, tokenizer = sampling.load_sampler(args.checkpoint, args.revision)
     names = ("num_steps", "order", "block_length", "reencode", "temperature", "top_k", "top_p")
     options = {name: getattr(args, name) for name in names}
     options["generator"] = torch.Generator(model.device).manual_seed(args.seed)

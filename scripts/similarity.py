@@ -14,6 +14,7 @@ from concept_encoder.utils.command_line import Command, run, say
 def main(argv: list[str] | None = None) -> None:
     parser = Command(__file__, __doc__)
     parser.add_argument("checkpoint", help="run folder or Hub id of a pretrained concept encoder")
+    parser.add_argument("--revision", help="commit, branch or tag of a Hub id")
     parser.add_argument(
         "--tasks",
         nargs="+",
@@ -35,6 +36,7 @@ def main(argv: list[str] | None = None) -> None:
             max_length=arguments.max_length,
             max_train_examples=arguments.max_train_examples,
             overwrite=arguments.overwrite,
+            revision=arguments.revision,
         )
     _print_table(results)
     say(f"\nWritten to {output_dir / RESULT_FOLDER}.")

@@ -12,6 +12,7 @@ like those that will be embedded: blocks of prose do not whiten sentences.
 from pathlib import Path
 
 from concept_encoder.eval.concepts.whitening import whiten
+from concept_encoder.eval.loading.checkpoints import Checkpoint
 from concept_encoder.trainers.data.corpora import DataArguments
 from concept_encoder.trainers.recipes import FieldParser, read_data
 from concept_encoder.utils.command_line import Command, run, say
@@ -20,12 +21,14 @@ from concept_encoder.utils.command_line import Command, run, say
 def main(argv: list[str] | None = None) -> None:
     parser = Command(__file__, __doc__)
     parser.add_argument("checkpoint", help="folder of a trained model, or its Hub id")
+    parser.add_argument("--revision", help="commit, branch or tag of a Hub id")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder to write; must not exist, or be empty")
     fields = FieldParser(DataArguments, prog=parser.prog)
     parser.accept(fields)
     args = parser.parse_args(argv)
     with parser.refusing():
-        fitted = whiten(args.checkpoint, args.output_dir, read_data(args.overrides, fields, args.checkpoint))
+        checkpoint = Checkpoint.open(args.checkpoint, args.revision)
+        fitted = whiten(checkpoint, args.output_dir, read_data(args.overrides, fields, checkpoint.folder))
     print(f"whitened over {fitted['texts']:,} texts, {fitted['rank']} directions vary")
     say(f'Written to {args.output_dir}; SentenceTransformer("{args.output_dir}", trust_remote_code=True) reads it.')
     parser.suggest("similarity.py", args.output_dir, "--tasks", "stsb")

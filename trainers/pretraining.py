@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallb
 
 from ..configuration_concept import ConceptEncoderConfig
 from ..modeling_concept import ConceptMaskedLMModel
-from ..utils.files import check_writable, write_atomically, write_json
+from ..utils.files import check_writable, recorded, write_atomically, write_json
 from ..utils.progress import TrainingProgress
 from .data.corpora import load_pretraining_data, load_tokenizer
 from .recipes import RECIPE_FILE, Recipe
@@ -263,8 +263,8 @@ def _result(recipe: Recipe, trainer: ConceptTrainer, seconds: float, steps: int)
         "kind": "pretrain",
         "recipe": recipe.name,
         "model": architecture(model.config),
-        "data": dataclasses.asdict(recipe.data),
-        "objective": dataclasses.asdict(recipe.objective),
+        "data": recorded(dataclasses.asdict(recipe.data)),
+        "objective": recorded(dataclasses.asdict(recipe.objective)),
         "training": training,
         "parameters": {
             "total": model.num_parameters(),

@@ -11,6 +11,7 @@ from transformers import HfArgumentParser, PreTrainedTokenizerBase
 
 from ..configuration_concept import ConceptEncoderConfig
 from ..utils.command_line import Parser, did_you_mean
+from ..utils.tokenizer import vocabulary_size
 from ..utils.untrusted import inside, read_yaml
 from .data.corpora import DataArguments
 from .objectives.objective import ObjectiveArguments
@@ -60,12 +61,12 @@ class Recipe:
     def model_config(self, tokenizer: PreTrainedTokenizerBase) -> ConceptEncoderConfig:
         """The model's configuration, with vocabulary and special tokens of `tokenizer`; ValueError where it does not
         fit the tokenizer, the data or the objective."""
-        fields = dataclasses.asdict(self.model)
+        fields, size = dataclasses.asdict(self.model), vocabulary_size(tokenizer)
         if fields["vocab_size"] is None:
-            fields["vocab_size"] = len(tokenizer)
-        elif fields["vocab_size"] < len(tokenizer):
+            fields["vocab_size"] = size
+        elif fields["vocab_size"] < size:
             raise ValueError(
-                f"vocab_size ({fields['vocab_size']}) is smaller than the tokenizer's {len(tokenizer)} tokens; "
+                f"vocab_size ({fields['vocab_size']}) is smaller than the tokenizer's {size} tokens; "
                 "leave it out to take the tokenizer's"
             )
         longest = fields["max_position_embeddings"]
@@ -125,14 +126,14 @@ class FieldParser(HfArgumentParser, Parser):
         return super().add_argument(*spelled, **kwargs)
 
 
-def read_data(overrides: list[str], parser: FieldParser, checkpoint: str) -> DataArguments:
+def read_data(overrides: list[str], parser: FieldParser, checkpoint: Path) -> DataArguments:
     """The corpus of a checkpoint's recipe, with the fields that `overrides` name, such as `["--max_length=64"]`.
 
     Raises:
         ValueError: as `recipe_data`; fields that contradict each other.
         SystemExit: an override that argparse refuses (it prints why).
     """
-    parser.set_defaults(**recipe_data(Path(checkpoint)))
+    parser.set_defaults(**recipe_data(checkpoint))
     return parser.parse_args_into_dataclasses(overrides, look_for_args_file=False)[0]
 
 

@@ -16,6 +16,7 @@ import torch
 from huggingface_hub.errors import HTTPError, StrictDataclassError
 
 from .progress import silence_libraries
+from .untrusted import printable
 
 USER_ERRORS = (ValueError, OSError, MemoryError, FloatingPointError, StrictDataclassError, HTTPError)
 CLOSED_PIPE = 141  # 128 + SIGPIPE, what a shell says of `cat` before `head`
@@ -61,7 +62,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**{**options, "formatter_class": HelpFormatter, "allow_abbrev": False, "add_help": False})
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+        self.exit(2, f"{self.prog}: error: {printable(' '.join(message.split()))}\n")
 
 
 class Command(Parser):

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,17 +30,32 @@ def write_atomically(path: Path, text: str) -> None:
     The text is on the disk before it has the name; when it does not fit, nothing is left of it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with temporary.open("x", encoding="utf-8") as file:  # not mkstemp, which knows no umask
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes it private
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
+
+
+def recorded(value: Any) -> Any:
+    """`value` as it may stand in a file that others read: a path of this machine by its last part, all else as it is.
+
+    Lists and dicts are gone through. Hub ids, relative paths and web addresses are no path of a machine.
+    """
+    if isinstance(value, dict):
+        return {key: recorded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [recorded(item) for item in value]
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if isinstance(value, str) and re.match(r"(file:/*)?([/~\\]|[A-Za-z]:[/\\])", value):
+        return re.split(r"[/\\]+", value.rstrip("/\\"))[-1]
+    return value
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

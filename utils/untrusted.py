@@ -52,10 +52,20 @@ def read_yaml(path: Path) -> Any:
         raise ValueError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
 
 
+def printable(text: str) -> str:
+    """`text` for a terminal: what moves the cursor, hides or turns letters around is written as its escape."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
 def inside(folder: Path, name: str) -> Path:
-    """The file `name` of `folder`; ValueError for a name, or a link, that leads out of it."""
-    path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
+    """The file `name` of `folder`; ValueError for a name, or a link, that leads out of it.
+
+    In the cache of the Hub, files are links to the blobs of the same repository, next to the folders of its commits.
+    """
+    path, homes = folder / name, [folder.resolve()]
+    if homes[0].parent.name == "snapshots":
+        homes.append(homes[0].parents[1] / "blobs")
+    if not any(path.resolve().is_relative_to(home) for home in homes):
         raise ValueError(f"{name!r} leads out of {folder}; put the file itself into the folder")
     return path
 

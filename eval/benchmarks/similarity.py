@@ -17,16 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...utils.files import write_json
 from ...utils.progress import progress
+from ...utils.tokenizer import longest_text
 from ..concepts.whitening import whitening
-from ..loading.checkpoints import (
-    check_checkpoint,
-    checkpoint_folder,
-    load_encoder,
-    load_tokenizer,
-    longest_text,
-    random_twin,
-    weights_digest,
-)
+from ..loading.checkpoints import FAMILIES, Checkpoint, random_twin
 from ..metrics.benchmark_score import benchmark_score
 from ..metrics.intervals import bootstrap_intervals, paired_bootstrap
 from .registry import Benchmark, find_benchmark, load_benchmark
@@ -66,10 +59,11 @@ def find_similarity_task(name: str) -> Benchmark:
 
 
 def similarity_tasks(
-    checkpoint: str,
+    checkpoint: str | os.PathLike,
     tasks: Sequence[str],
     output_dir: str | os.PathLike,
     *,
+    revision: str | None = None,
     max_length: int = 128,
     max_train_examples: int | None = None,
     overwrite: bool = False,
@@ -83,6 +77,7 @@ def similarity_tasks(
         checkpoint: folder or Hub id of a pretrained concept encoder, with its tokenizer.
         tasks: names in `SIMILARITY_TASKS`, or task files.
         output_dir: run folder; the untrained twin is kept in `random_init/` there.
+        revision: commit, branch or tag of a Hub id.
         max_length: tokens per sentence, special tokens included; bounded by the encoder's learned positions.
         max_train_examples: training pairs used, drawn at random; None: all.
         overwrite: replace existing results.
@@ -104,21 +99,21 @@ def similarity_tasks(
     benchmarks = [find_similarity_task(task) for task in dict.fromkeys(tasks)]
     for benchmark in benchmarks:
         _refuse_existing(result_path(output_dir, benchmark.name), overwrite)
-    folder = checkpoint_folder(checkpoint)
-    config = check_checkpoint(folder)
-    tokenizer = load_tokenizer(folder, config)
-    max_length = longest_text(config, max_length)
+    opened = Checkpoint.open(checkpoint, revision, FAMILIES)
+    opened.check_pretrained()
+    tokenizer = opened.tokenizer
+    max_length = longest_text(opened.config, max_length)
     results = []
     for benchmark in benchmarks:
         data = load_benchmark(benchmark)
         if max_train_examples is not None and max_train_examples < data["train"].num_rows:
             data["train"] = data["train"].shuffle(seed=SELECTION_SEED).select(range(max_train_examples))
-        subjects = {"run": folder, "random_init": random_twin(folder, output_dir)}
+        subjects = {"run": opened, "random_init": random_twin(opened, output_dir)}
         scored = {
-            name: score_frozen(load_encoder(source), tokenizer, data, benchmark, max_length, name)
+            name: score_frozen(source.encoder, tokenizer, data, benchmark, max_length, name)
             for name, source in subjects.items()
         }
-        result = _result(benchmark, data, scored, {"max_length": max_length, "weights": weights_digest(folder)})
+        result = _result(benchmark, data, scored, {"max_length": max_length, "weights": opened.digest})
         write_json(result_path(output_dir, benchmark.name), result)
         results.append(result)
     return results

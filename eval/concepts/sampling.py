@@ -4,6 +4,7 @@ Everything here ends in `ConceptEncoderForDiffusionMLM.generate`; `sampling` sta
 to `generator`. Letters: B texts, N tokens, C concepts, D hidden size.
 """
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,29 +13,33 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ...modeling_concept import ConceptEncoderForDiffusionMLM
-from ..loading.checkpoints import checkpoint_folder, load_tokenizer
-from .analysis import load_models
+from ..loading.checkpoints import Checkpoint
 
 PARALLEL = 1e-4  # sine of an angle below which two concepts are one direction
 
 
-def load_sampler(checkpoint: str) -> tuple[ConceptEncoderForDiffusionMLM, PreTrainedTokenizerBase]:
+def load_sampler(
+    checkpoint: str | os.PathLike, revision: str | None = None
+) -> tuple[ConceptEncoderForDiffusionMLM, PreTrainedTokenizerBase]:
     """Pretraining model and tokenizer of a run folder or Hub id, for sampling.
+
+    Args:
+        checkpoint: run folder, Hub id, or a checkpoint that is opened.
+        revision: commit, branch or tag of a Hub id.
 
     Raises:
         ValueError: the checkpoint holds no diffusion decoder, or its tokenizer has another [MASK] than the model.
         FileNotFoundError: no such folder.
     """
-    folder = checkpoint_folder(checkpoint)
-    encoder, model = load_models(folder)
+    opened = Checkpoint.open(checkpoint, revision)
+    model = opened.diffusion
     if model is None:
         raise ValueError(
-            f"{checkpoint} was saved by {', '.join(encoder.config.architectures or ['no known class'])}; only "
-            f"{ConceptEncoderForDiffusionMLM.__name__} has a decoder to sample from"
+            f"{opened.name} was saved by {opened.head.__name__}; only {ConceptEncoderForDiffusionMLM.__name__} has a "
+            "decoder to sample from"
         )
-    tokenizer = load_tokenizer(folder, model.config)
-    check_mask_token(checkpoint, model, tokenizer)
-    return model.eval(), tokenizer
+    check_mask_token(opened.name, model, opened.tokenizer)
+    return model, opened.tokenizer
 
 
 def check_mask_token(

@@ -31,6 +31,7 @@ from transformers.utils.hub import PushInProgress
 from ...modeling_concept import ConceptMaskedLMOutput
 from ...utils.files import replaced_together
 from ...utils.progress import progress
+from ...utils.tokenizer import limit_length
 from ..objectives.collators import PARTNER, DataCollatorForReconstruction, visible_concept_counts
 from ..objectives.objective import ObjectiveArguments
 from .arguments import ConceptTrainingArguments
@@ -89,6 +90,7 @@ class ConceptTrainer(Trainer):
         if args.push_to_hub and assemble is None:
             raise ValueError("push_to_hub=True needs assemble, such as that of concept_encoder.eval.hub.publishing")
         _check_task(model, args, objective_args, train_dataset)
+        limit_length(processing_class, model.config)
         self.settings = objective_args
         self.collator = DataCollatorForReconstruction(
             processing_class,

@@ -8,6 +8,7 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from ...configuration_concept import ConceptEncoderConfig
 from ...modeling_concept import ConceptEncoderModel, ConceptEncoderPreTrainedModel
+from ...utils.tokenizer import vocabulary_size
 from ...utils.untrusted import read_tokenizer
 
 # What the weights of an encoder can be used under another value of: all else decides what it computes.
@@ -70,8 +71,9 @@ def warm_start_embeddings(
             "projected to hidden_size"
         )
     rows = min(len(own), len(table))
-    if rows < len(tokenizer):
-        raise ValueError(f"warm_start_embeddings {source!r} has {rows} token embeddings for {len(tokenizer)} tokens")
+    size = vocabulary_size(tokenizer)
+    if rows < size:
+        raise ValueError(f"warm_start_embeddings {source!r} has {rows} token embeddings for {size} tokens")
     own[:rows] = table[:rows].to(own.dtype)
 
 
