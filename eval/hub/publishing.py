@@ -29,7 +29,7 @@ from ...configuration_concept import AUTO_MAP, ConceptEncoderConfig
 from ...trainers.recipes import RECIPE_FILE
 from ...trainers.training.saving import SUMS_FILE, find_checkpoints
 from ...utils.files import TOKENIZER_FILES, recorded, write_atomically
-from ...utils.tokenizer import longest_text
+from ...utils.tokenizer import limit_saved_length
 from ...utils.untrusted import inside, read_object, read_yaml
 from ..loading.checkpoints import HEAD_PREFIXES, Checkpoint, weight_files
 from ..report.report import SECTIONS, build_report, read_results
@@ -99,10 +99,8 @@ def assemble(source: Path, target: Path, repo_id: str, **card: Any) -> list[str]
     for path in CODE:
         shutil.copyfile(path, target / path.name)
     config["auto_map"] = _auto_map(source, config.get("auto_map"), opened.head)
-    tokenizer = read_object(source / "tokenizer_config.json")
-    if isinstance(tokenizer.get("model_max_length"), int):
-        tokenizer["model_max_length"] = longest_text(opened.config, tokenizer["model_max_length"])
-    texts = {name: _json(content) for name, content in (("config.json", config), ("tokenizer_config.json", tokenizer))}
+    limit_saved_length(target, opened.config)
+    texts = {"config.json": json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"}
     texts |= opened.config.sentence_transformers_files()
     if RECIPE_FILE in names:
         texts[RECIPE_FILE] = yaml.safe_dump(recorded(read_yaml(source / RECIPE_FILE)), sort_keys=False)
@@ -115,10 +113,6 @@ def assemble(source: Path, target: Path, repo_id: str, **card: Any) -> list[str]
         defaults.save_pretrained(target)
     _check_paths(source, target)
     return _notes(source, report_files, report is not None, {*names, *texts})
-
-
-def _json(content: Mapping[str, Any]) -> str:
-    return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def _auto_map(source: Path, given: Any, head: type[PreTrainedModel]) -> dict[str, str]:
