@@ -20,6 +20,7 @@ from .untrusted import printable
 
 USER_ERRORS = (ValueError, OSError, MemoryError, FloatingPointError, StrictDataclassError, HTTPError)
 CLOSED_PIPE = 141  # 128 + SIGPIPE, what a shell says of `cat` before `head`
+INTERRUPTED = 130  # 128 + SIGINT
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -101,13 +102,20 @@ class Command(Parser):
 
     @contextmanager
     def refusing(self) -> Iterator[None]:
-        """What a user can cause, inside of this, ends in one line and exit code 2."""
+        """What a user can cause, inside of this, ends in one line and exit code 2; Ctrl-C in one and 130."""
         try:
             yield
         except BrokenPipeError:
             raise
         except USER_ERRORS as error:
             self.error(str(error))
+        except KeyboardInterrupt as error:
+            self.exit(INTERRUPTED, f"{self.prog}: {str(error) or 'interrupted'}\n")
+        except Exception as error:
+            status = getattr(error, "exit_status", None)  # of one that was asked to stop, such as TrainingStopped
+            if status is None:
+                raise
+            self.exit(status, f"{self.prog}: {error}\n")
 
     def suggest(self, script: str, *words: str | Path) -> None:
         """Say the command to type next."""
@@ -144,6 +152,9 @@ def run(main: Callable[[], None]) -> None:
             main()
         finally:
             sys.stdout.flush()
+    except KeyboardInterrupt as error:
+        say(str(error) or "interrupted")
+        raise SystemExit(INTERRUPTED) from None
     except BrokenPipeError:
         # Python would complain when it flushes stdout again at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -6,10 +6,13 @@ import re
 import secrets
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
+LOCK_FILE = ".lock"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -42,15 +45,15 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
-def recorded(value: Any) -> Any:
+def portable(value: Any) -> Any:
     """`value` as it may stand in a file that others read: a path of this machine by its last part, all else as it is.
 
     Lists and dicts are gone through. Hub ids, relative paths and web addresses are no path of a machine.
     """
     if isinstance(value, dict):
-        return {key: recorded(item) for key, item in value.items()}
+        return {key: portable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [recorded(item) for item in value]
+        return [portable(item) for item in value]
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if isinstance(value, str) and re.match(r"(file:/*)?([/~\\]|[A-Za-z]:[/\\])", value):
@@ -92,7 +95,36 @@ def whole_folder(target: Path) -> Iterator[Path]:
         staged = Path(scratch) / target.name
         staged.mkdir()
         yield staged
+        sync_folder(staged)
         os.replace(staged, target)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Within, no other process that asks for it works in `folder`, which is made; what stays empty is removed.
+
+    The system holds the lock, and drops it when the process ends in any way.
+
+    Raises:
+        ValueError: another process is at work there.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK_FILE, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ValueError(
+            f"another process is at work in {folder}; wait until it has ended, or choose another --output_dir"
+        ) from error
+    try:
+        yield
+    finally:
+        (folder / LOCK_FILE).unlink(missing_ok=True)  # still locked: who has it open tries again, on a new one
+        lock.release()
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()
 
 
 def check_writable(folder: Path) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 from ...trainers.planning import plan_pretraining
 from ...trainers.pretraining import RESULT_FILE, pretrain
 from ...trainers.recipes import Recipe
-from ...trainers.training.saving import find_checkpoints
 from ...utils.files import write_atomically, write_json
 from ..concepts.analysis import FILES, analyze
 from ..concepts.monitor import monitor_concepts
@@ -167,10 +166,7 @@ def format_plans(plans: Mapping[str, Mapping[str, Any]]) -> str:
 def _train(recipe_of: Callable[[str, int, Path], Recipe], name: str, seed: int, folder: Path) -> None:
     if (folder / RESULT_FILE).exists():
         return
-    recipe = recipe_of(name, seed, folder)
-    if find_checkpoints(folder):
-        recipe.training.resume_from_checkpoint = "last"
-    pretrain(recipe, monitor=monitor_concepts)
+    pretrain(recipe_of(name, seed, folder), monitor=monitor_concepts)
 
 
 def _figures(

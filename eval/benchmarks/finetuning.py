@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from ...utils.command_line import say
-from ...utils.files import recorded, write_json
+from ...utils.files import portable, write_json
 from ...utils.progress import progress
 from ..loading.checkpoints import FAMILIES, Checkpoint, random_twin
 from ..metrics.benchmark_score import benchmark_score
@@ -221,7 +221,7 @@ def _description(task: PreparedTask, own: dict[str, Any]) -> dict[str, Any]:
         "steps": first["steps"],
         "padding_share": first["padding_share"],
         "seconds": round(sum(run["seconds"] for run in own["runs"]), 3),
-        "dataset": {"id": recorded(benchmark.dataset_id), "config": benchmark.config, "licence": benchmark.licence},
+        "dataset": {"id": portable(benchmark.dataset_id), "config": benchmark.config, "licence": benchmark.licence},
         **{name: first[name] for name in ("head", "newly_initialized", "dropped")},
         "environment": {
             "python": platform.python_version(),

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...configuration_concept import ConceptEncoderConfig
 from ...trainers.data.corpora import DataArguments, load_corpus
-from ...utils.files import recorded, replaced_together, write_json
+from ...utils.files import portable, replaced_together, write_json
 from ..loading.checkpoints import Checkpoint, random_encoder, results_folder
 from .attention import concept_reading
 from .geometry import MIN_DOCUMENTS, collect_concepts, geometry
@@ -75,7 +75,7 @@ def analyze(
     normal = 1 / encoder.norm.weight.detach().double().cpu().numpy()
     common = {
         "checkpoint": opened.name,
-        "corpus": {name: recorded(value) for name, value in dataclasses.asdict(data).items() if name in CORPUS_FIELDS},
+        "corpus": {name: portable(value) for name, value in dataclasses.asdict(data).items() if name in CORPUS_FIELDS},
     }
     found = {"geometry": geometry(concepts, random_concepts, batch_size, normal)}
     if head is not None:

@@ -28,10 +28,11 @@ from transformers import GenerationConfig, PreTrainedModel
 from ...configuration_concept import AUTO_MAP, ConceptEncoderConfig
 from ...trainers.recipes import RECIPE_FILE
 from ...trainers.training.saving import SUMS_FILE, find_checkpoints
-from ...utils.files import TOKENIZER_FILES, recorded, write_atomically
+from ...trainers.weights.tensors import weight_files
+from ...utils.files import TOKENIZER_FILES, portable, write_atomically
 from ...utils.tokenizer import limit_saved_length
 from ...utils.untrusted import inside, read_object, read_yaml
-from ..loading.checkpoints import HEAD_PREFIXES, Checkpoint, weight_files
+from ..loading.checkpoints import HEAD_PREFIXES, Checkpoint
 from ..report.report import SECTIONS, build_report, read_results
 from ..report.sections import PARTS
 from .card import CardFacts, render_card
@@ -103,7 +104,7 @@ def assemble(source: Path, target: Path, repo_id: str, **card: Any) -> list[str]
     texts = {"config.json": json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"}
     texts |= opened.config.sentence_transformers_files()
     if RECIPE_FILE in names:
-        texts[RECIPE_FILE] = yaml.safe_dump(recorded(read_yaml(source / RECIPE_FILE)), sort_keys=False)
+        texts[RECIPE_FILE] = yaml.safe_dump(portable(read_yaml(source / RECIPE_FILE)), sort_keys=False)
     facts = CardFacts(repo_id=repo_id, config=config, task_id=task_id, **card)
     texts[CARD_FILE] = str(render_card(report, facts)).rstrip() + "\n"
     for name, text in texts.items():

@@ -13,20 +13,19 @@ import numpy as np
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.initialization import no_init_weights
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import logging
 
 from ... import modeling_concept
 from ...configuration_concept import ConceptEncoderConfig
 from ...trainers.recipes import RECIPE_FILE
+from ...trainers.weights.tensors import check_weights, listed, weight_files
 from ...trainers.weights.warm_start import architecture
 from ...utils.files import whole_folder
 from ...utils.progress import progress
 from ...utils.tokenizer import limit_length, vocabulary_size
-from ...utils.untrusted import inside, is_hub_id, read_object, read_tokenizer
+from ...utils.untrusted import is_hub_id, read_object, read_tokenizer
 from ..benchmarks import bert_twin
 from ..benchmarks.bert_twin import TWINS, BertTwinConfig, BertTwinModel
 from ..hub.code_check import FOREIGN_FIELDS, warn_of_other_code
@@ -122,41 +121,9 @@ class Checkpoint:
 
     @cached_property
     def tensors(self) -> dict[str, list[int]]:
-        """Shapes of the weights by name, which are those of `head`, finite numbers, and of no other kind.
-
-        Raises:
-            ValueError: weights that are missing, broken, of other shapes than the configuration's, integer or complex,
-                not finite, or of no part of the model; all of a kind are named.
-        """
-        folder, config = self.folder, self.config
-        held, wrong = _read_headers(folder)
-        layers = max(config.num_hidden_layers, config.decoder_num_hidden_layers)
-        if layers > len(held):  # a model of so many would take long to make, only to lack them
-            raise ValueError(
-                f"{folder} lacks weights: its config.json says {layers} layers, it holds {len(held)} tensors"
-            )
-        with torch.device("meta"), no_init_weights():
-            model = self.head(config)
-        wanted = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-        tied = {name for pair in model.all_tied_weights_keys.items() for name in pair}
-        missing = [name for name in wanted if name not in held and not (name in tied and tied & held.keys())]
-        extra = held.keys() - wanted.keys()
-        kind = self.head.__name__
-        if missing:
-            raise ValueError(f"{folder} lacks weights of its {kind}: {_listed(missing)}; they would be random")
-        if extra:
-            raise ValueError(f"{folder} holds weights of no part of its {kind}: {_listed(extra)}")
-        for name in sorted(held):
-            if held[name] != wanted[name]:
-                raise ValueError(
-                    f"{folder} has other shapes than its config.json says: {name} is {held[name]}, not {wanted[name]}"
-                )
-        if wrong:
-            raise ValueError(f"{folder} holds weights that are not real numbers: {_listed(wrong)}")
-        broken = _not_finite(folder)
-        if broken:
-            raise ValueError(f"{folder} holds weights that are not finite: {_listed(broken)}; take another checkpoint")
-        warn_of_other_code(folder)
+        """Shapes of the weights by name; ValueError as `check_weights`."""
+        held = check_weights(self.folder, self.config, self.head)
+        warn_of_other_code(self.folder)
         return held
 
     def load(
@@ -201,7 +168,7 @@ class Checkpoint:
         trained = [name for name in self.tensors if name.startswith(HEAD_PREFIXES)]
         if trained:
             raise ValueError(
-                f"{self.folder} is already fine-tuned: it holds {_listed(trained)}. Give the checkpoint it was made "
+                f"{self.folder} is already fine-tuned: it holds {listed(trained)}. Give the checkpoint it was made "
                 "from"
             )
 
@@ -305,46 +272,6 @@ def _encoder_class(family: type[ConceptEncoderConfig]) -> type[PreTrainedModel]:
     return BertTwinModel if family is BertTwinConfig else modeling_concept.ConceptEncoderModel
 
 
-def _read_headers(folder: Path) -> tuple[dict[str, list[int]], list[str]]:
-    """Shapes by name, and those that are not of floating point, in words."""
-    held: dict[str, list[int]] = {}
-    wrong = []
-    for path in _weights(folder):
-        with _named_if_broken(path), safe_open(path, framework="pt") as weights:
-            for name in weights.keys():  # noqa: SIM118 - no dict
-                part = weights.get_slice(name)
-                held[name] = list(part.get_shape())
-                if not part.get_dtype().startswith(("F", "BF")):
-                    wrong.append(f"{name} is {part.get_dtype()}")
-    return held, wrong
-
-
-def _not_finite(folder: Path) -> list[str]:
-    broken = []
-    for path in _weights(folder):
-        with _named_if_broken(path), safe_open(path, framework="pt") as weights:
-            broken += [name for name in weights.keys() if not weights.get_tensor(name).isfinite().all()]  # noqa: SIM118
-    return broken
-
-
-def _weights(folder: Path) -> list[Path]:
-    return [folder / name for name in weight_files(folder) if name.endswith(".safetensors")]
-
-
-@contextmanager
-def _named_if_broken(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except SafetensorError as error:
-        raise ValueError(f"{path} is broken: {error}; fetch or save it again") from error
-
-
-def _listed(names) -> str:
-    """At most ten of the names, in order, and how many more there are."""
-    names = sorted(names)
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-
-
 def _other_family(folder: Path, model_type: Any, families: Families) -> str:
     legal = " or ".join(repr(each.model_type) for each in families)
     return f"{folder} holds a model of type {model_type!r}; only type {legal} can be read here"
@@ -419,31 +346,6 @@ def results_folder(checkpoint: str | os.PathLike, output_dir: str | os.PathLike 
     if not output_dir and not Path(checkpoint).is_dir():
         raise ValueError(f"{checkpoint} is no folder to write results to; give --output_dir as well")
     return Path(output_dir or checkpoint)
-
-
-def weight_files(folder: Path) -> list[str]:
-    """Names of the files that hold a checkpoint's weights: one, or its index and the shards that this names.
-
-    Raises:
-        ValueError: there are none; the index is broken, or names something that is no safetensors file of this folder.
-    """
-    index = folder / "model.safetensors.index.json"
-    if (folder / "model.safetensors").is_file():
-        return ["model.safetensors"]
-    if not index.is_file():
-        raise ValueError(f"{folder} is not a checkpoint: it has no model.safetensors")
-    shards = read_object(index).get("weight_map")
-    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
-        raise ValueError(f"{index} has no weight_map from weights to files; save the model again")
-    names = sorted(set(shards.values()))
-    for name in names:
-        if not name.endswith(".safetensors"):
-            raise ValueError(f"{index} names {name!r}, which is no .safetensors file")
-        inside(folder, name)
-    absent = [name for name in names if not (folder / name).is_file()]
-    if absent:
-        raise ValueError(f"{index} names {', '.join(absent)}, which {folder} does not hold")
-    return [index.name, *names]
 
 
 def load_tokenizer(folder: Path, config: ConceptEncoderConfig) -> PreTrainedTokenizerBase:

@@ -1,13 +1,12 @@
 """The page on gate 1: which reports it takes, what it puts into its tables, and that the one in the tree is fresh."""
 
-import importlib
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 
-from concept_encoder.scripts.dev import gate_1_page as gate_1
+from concept_encoder.scripts.dev import gate_1
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results"
@@ -90,7 +89,7 @@ def test_the_page_names_what_is_missed():
 
 
 def test_command_writes_page_and_figures(tmp_path):
-    importlib.import_module("concept_encoder.scripts.dev.gate_1").main(["--page", str(tmp_path / "GATE_1.md")])
+    gate_1.main(["--page", str(tmp_path / "GATE_1.md")])
     assert (tmp_path / "GATE_1.md").read_text(encoding="utf-8").startswith("# Gate 1\n")
     for name in ("gate_1", "gate_1_dark"):
         assert (tmp_path / "figures" / f"{name}.png").stat().st_size > 10_000

@@ -2,15 +2,22 @@ from pathlib import Path
 
 import pytest
 
-from concept_encoder.scripts.dev import scaling_page as scaling
-from concept_encoder.scripts.dev.scaling_page import REFERENCE, Counted, Run, count, reference_peak_share, scale
+from concept_encoder.scripts.dev.scaling import (
+    REFERENCE,
+    Counted,
+    Run,
+    count,
+    reference_peak_share,
+    render_page,
+    scale,
+)
 from concept_encoder.trainers.recipes import find_recipe, load_recipe, recipe_parser
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_the_page_is_fresh():
-    assert (ROOT / "docs" / "SCALING.md").read_text(encoding="utf-8") == scaling.render_page()
+    assert (ROOT / "docs" / "SCALING.md").read_text(encoding="utf-8") == render_page()
 
 
 def test_counts_are_those_of_the_products():

@@ -203,7 +203,6 @@ def test_names_that_are_no_checkpoint(name, capsys, tmp_path, monkeypatch):
     assert capsys.readouterr().err.splitlines()[-1].startswith("check_code.py: error: no folder ")
 
 
-@pytest.mark.hub
 def test_a_repository_is_named_by_its_commit_and_its_weights_are_not_fetched(hub, folder, capsys):
     api = HfApi()
     repo = api.create_repo("me/check-code", exist_ok=True).repo_id

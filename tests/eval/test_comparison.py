@@ -95,18 +95,18 @@ def test_a_second_call_measures_nothing_again(compared, recipes, tasks, monkeypa
     assert (compared / "comparison.json").read_text() == before
 
 
-def test_an_unfinished_run_is_resumed(recipes, tmp_path, monkeypatch):
+def test_an_unfinished_run_is_pretrained_in_its_folder_which_resumes_it(recipes, tmp_path, monkeypatch):
     (tmp_path / "plain" / "seed-7" / "checkpoint-1").mkdir(parents=True)
     seen = {}
 
     def stop(recipe, monitor):
-        seen[recipe.name] = recipe.training.resume_from_checkpoint, recipe.training.seed, recipe.training.output_dir
+        seen[recipe.name] = recipe.training.seed, recipe.training.output_dir
         raise ValueError("stopped here")
 
     monkeypatch.setattr(comparison, "pretrain", stop)
     with pytest.raises(SystemExit):
         main([*recipes, "--output_dir", str(tmp_path), "--seeds", "7", *TINY])
-    assert seen == {"plain": ("last", 7, str(tmp_path / "plain" / "seed-7"))}
+    assert seen == {"plain": (7, str(tmp_path / "plain" / "seed-7"))}
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,6 @@ def test_a_bare_encoder_without_a_run_file(folder, tmp_path, explorer):
     np.testing.assert_allclose(bare.read(TEXT).read, explorer.read(TEXT).read, atol=1e-6)
 
 
-@pytest.mark.hub
 def test_a_revision_of_the_hub(hub, folder):
     from huggingface_hub import HfApi
 

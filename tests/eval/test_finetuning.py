@@ -301,7 +301,6 @@ def test_a_table_of_ones_own(checkpoint, tmp_path, capsys, monkeypatch):
     fails([str(checkpoint), "--tasks", "no_file.yaml", "--protocol", "quick"], "No such file .*no_file.yaml", capsys)
 
 
-@pytest.mark.hub
 def test_from_the_hub(hub, pretrained, tmp_path, small_tasks, capsys):
     HfApi().create_repo("me/pretrained", exist_ok=True)
     HfApi().upload_folder(folder_path=pretrained, repo_id="me/pretrained")

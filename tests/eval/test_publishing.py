@@ -590,7 +590,6 @@ def test_a_published_baseline_fills_masks_as_itself(corruption, hub, repo_id, tm
 # --------------------------------------------------------------------------------------------------- push over HTTP
 
 
-@pytest.mark.hub
 @pytest.mark.slow
 def test_push_pull_and_use(run, hub, repo_id, tmp_path, capfd):
     """The whole way, by somebody without the package: the examples of the pushed card run, with their commit."""
@@ -617,7 +616,6 @@ def test_push_pull_and_use(run, hub, repo_id, tmp_path, capfd):
     assert "torch.Size([2, 2]) torch.Size([1, " in done.stdout
 
 
-@pytest.mark.hub
 @pytest.mark.slow
 def test_a_download_that_never_completes_is_not_called_done(run, hub, repo_id, capsys, monkeypatch):
     checks = [lambda *args: [], verify]
@@ -631,7 +629,6 @@ def test_a_download_that_never_completes_is_not_called_done(run, hub, repo_id, c
     )
 
 
-@pytest.mark.hub
 def test_push_makes_the_branch_hold_the_folder(folder, hub, repo_id):
     first = push(folder, repo_id)
     assert first.oid == head(repo_id)
@@ -646,7 +643,6 @@ def test_push_makes_the_branch_hold_the_folder(folder, hub, repo_id):
     assert held(repo_id) == files(folder) | {"notes.md"}
 
 
-@pytest.mark.hub
 def test_a_private_repository(run, folder, hub, repo_id, unverified, capsys):
     push(folder, repo_id, private=True)
     assert HfApi().repo_info(repo_id).private
@@ -657,7 +653,6 @@ def test_a_private_repository(run, folder, hub, repo_id, unverified, capsys):
     assert f"{public} exists and is public; make it private in its settings" in line
 
 
-@pytest.mark.hub
 def test_revisions_and_checkpoints(run, pretrained, hub, repo_id, unverified, tmp_path, capsys):
     copy = shutil.copytree(run, tmp_path / "small")
     shutil.rmtree(copy / "checkpoint-3")
@@ -679,7 +674,6 @@ def test_revisions_and_checkpoints(run, pretrained, hub, repo_id, unverified, tm
     assert f"{copy / 'checkpoint-10'} -> {repo_id}, step-10" in capsys.readouterr().out
 
 
-@pytest.mark.hub
 def test_a_dry_run_needs_no_token_and_writes_nothing(run, hub, repo_id, unverified, monkeypatch, capsys):
     monkeypatch.delenv("HF_TOKEN")
     push_to_hub.main([str(run), "--repo_id", repo_id, "--dry_run"])
@@ -720,7 +714,6 @@ FAULTS = {
 }
 
 
-@pytest.mark.hub
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_leaves_the_old_state_and_a_second_run_completes(name, second_push, hub, repo_id, capsys):
     run, before = second_push
@@ -735,7 +728,6 @@ def test_a_fault_leaves_the_old_state_and_a_second_run_completes(name, second_pu
     assert f"done: {os.environ['HF_ENDPOINT']}/{repo_id}/tree/{head(repo_id)}" in capsys.readouterr().out
 
 
-@pytest.mark.hub
 def test_a_hiccup_of_the_file_store_is_ridden_out(second_push, hub, repo_id):
     run, before = second_push
     hub.fault(method="PUT", status=503)
@@ -745,7 +737,6 @@ def test_a_hiccup_of_the_file_store_is_ridden_out(second_push, hub, repo_id):
     assert 503 in statuses and 200 in statuses
 
 
-@pytest.mark.hub
 def test_somebody_else_pushes_in_between(second_push, hub, repo_id, capsys, monkeypatch):
     run, _ = second_push
     theirs = []
@@ -765,7 +756,6 @@ def test_somebody_else_pushes_in_between(second_push, hub, repo_id, capsys, monk
     assert "x.txt" in held(repo_id)
 
 
-@pytest.mark.hub
 @pytest.mark.parametrize("token", ["hf_of_somebody_else", None])
 def test_without_a_good_token(run, hub, repo_id, unverified, monkeypatch, capsys, token):
     monkeypatch.delenv("HF_TOKEN") if token is None else monkeypatch.setenv("HF_TOKEN", token)
@@ -775,7 +765,6 @@ def test_without_a_good_token(run, hub, repo_id, unverified, monkeypatch, capsys
     assert "hf_of" not in line
 
 
-@pytest.mark.hub
 @pytest.mark.parametrize("status", [401, 503])
 def test_a_traceback_holds_no_token(folder, hub, repo_id, status):
     hub.fault(path_regex="/commit/", status=status)
@@ -786,13 +775,11 @@ def test_a_traceback_holds_no_token(folder, hub, repo_id, status):
     assert TOKEN not in repr(failed.value)
 
 
-@pytest.mark.hub
 def test_a_name_that_is_not_ours(run, hub, unverified, capsys):
     code, line = fails([run, "--repo_id", "somebody/else"], capsys)
     assert (code, "your token may not write to somebody/else (403)" in line) == (1, True)
 
 
-@pytest.mark.hub
 @pytest.mark.slow
 def test_killed_in_mid_push(folder, hub, repo_id):
     old = push(folder, repo_id).oid
@@ -840,7 +827,6 @@ def train(folder: Path, repo_id: str, *arguments: str) -> None:
     pretrain(["tiny", "--output_dir", str(folder), "--hub_model_id", repo_id, *options, *arguments])
 
 
-@pytest.mark.hub
 @pytest.mark.parametrize("strategy", ["end", "every_save", "checkpoint", "all_checkpoints"])
 def test_trainer_pushes_the_upload_set(strategy, hub, repo_id, tmp_path):
     train(tmp_path / "run", repo_id, "--hub_strategy", strategy)
@@ -858,7 +844,6 @@ def test_trainer_pushes_the_upload_set(strategy, hub, repo_id, tmp_path):
     assert not titles or "Training in progress, step 1" in titles
 
 
-@pytest.mark.hub
 def test_a_push_that_fails_after_training_says_how_to_go_on(hub, repo_id, tmp_path, capsys):
     hub.fault(path_regex="/commit/", status=503, times=None)
     with pytest.raises(SystemExit) as stopped:
@@ -869,7 +854,6 @@ def test_a_push_that_fails_after_training_says_how_to_go_on(hub, repo_id, tmp_pa
     assert f"python scripts/push_to_hub.py {tmp_path / 'run'} --repo_id {repo_id}" in line
 
 
-@pytest.mark.hub
 def test_a_push_that_fails_during_training_is_made_good_at_the_end(hub, repo_id, tmp_path, caplog):
     hub.fault(path_regex="/commit/", status=503)
     train(tmp_path / "run", repo_id, "--hub_strategy", "every_save", "--hub_always_push", "True")

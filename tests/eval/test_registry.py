@@ -94,7 +94,6 @@ def test_chance_rules_in_words():
     assert BENCHMARKS["mrpc"].chance_rule == "f1: all positive; accuracy: majority class"
 
 
-@pytest.mark.hub
 @pytest.mark.parametrize("task", REAL)
 def test_real_task(task, seeded_hub):
     train_rows, validation_rows, chance = REAL[task]
@@ -116,7 +115,6 @@ def test_real_task(task, seeded_hub):
         assert set(labels) == set(range(row.num_labels))
 
 
-@pytest.mark.hub
 def test_mnli_validation_needs_no_training_split(seeded_hub):
     data = load_benchmark("mnli_matched", ["validation"])
     assert data["validation"].num_rows == 9815
@@ -125,7 +123,6 @@ def test_mnli_validation_needs_no_training_split(seeded_hub):
         load_benchmark("mnli_matched", ["train"])
 
 
-@pytest.mark.hub
 def test_old_one_word_ids_are_resolved(seeded_hub):
     assert resolve_dataset_id("sick") == "RobZamp/sick"
     row = dataclasses.replace(BENCHMARKS["sick_entailment"], dataset_id="sick")
@@ -134,7 +131,6 @@ def test_old_one_word_ids_are_resolved(seeded_hub):
         resolve_dataset_id("sikc")
 
 
-@pytest.mark.hub
 def test_a_dataset_script_is_replaced_by_the_parquet_export(seeded_hub, tmp_path):
     table = make_table(*UNREACHABLE["paws"])
     write_splits(tmp_path, table, "labeled_final")
@@ -152,7 +148,6 @@ def test_a_dataset_script_is_replaced_by_the_parquet_export(seeded_hub, tmp_path
     assert load_benchmark(row)["train"].num_rows == 12  # the export did not take the place of the id in the cache
 
 
-@pytest.mark.hub
 def test_a_repository_without_data_is_refused(seeded_hub):
     HfApi().create_repo("me/empty", repo_type="dataset", exist_ok=True)
     with pytest.raises(
@@ -161,7 +156,6 @@ def test_a_repository_without_data_is_refused(seeded_hub):
         load_benchmark(dataclasses.replace(BENCHMARKS["paws"], dataset_id="me/empty"))
 
 
-@pytest.mark.hub
 def test_only_a_missing_table_is_replaced(seeded_hub):
     """What else goes wrong reaches the caller, and asks for no parquet export."""
     row = dataclasses.replace(BENCHMARKS["paws"], dataset_id="me/not-there")

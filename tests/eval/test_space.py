@@ -32,7 +32,6 @@ def published(tmp_path_factory):
     return commit
 
 
-@pytest.mark.hub
 def test_a_space_is_pinned(hub, published, tmp_path, capsys):
     main(["me/explorable", "--revision", published, "--space_dir", str(tmp_path / "space")])
     printed = capsys.readouterr().err
@@ -70,7 +69,6 @@ def test_requirements_are_the_package_s_own():
 
 
 @pytest.mark.slow
-@pytest.mark.hub
 def test_the_space_runs_from_its_own_folder(hub, published, tmp_path):
     """With its own copy of the package and no other, as on the Hub."""
     space = tmp_path / "space"

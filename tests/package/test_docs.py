@@ -30,7 +30,7 @@ from concept_encoder.trainers.recipes import find_recipe, load_recipe, recipe_pa
 ROOT = Path(__file__).resolve().parents[2]
 # A diary, and pages that their own tests compare with a rendering.
 RENDERED = {"LOG.md", "GATE_1.md", "SPEED.md", "SCALING.md"}
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+PAGES = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY", "CODE_OF_CONDUCT")]
 PAGES += sorted(path for path in (ROOT / "docs").rglob("*.md") if path.name not in RENDERED)
 LANGUAGES = {"bash", "python", "pycon", "yaml", "text", "bibtex"}
 RUN = "<!-- run -->"

@@ -1,17 +1,16 @@
 """The house has floors: imports go down only, and only scripts face the command line."""
 
 import ast
+import re
 import sys
 import tomllib
 from collections.abc import Iterator
 from importlib.metadata import packages_distributions
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from house import PACKAGE, ROOT, module_name, package_files
 
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGE = "concept_encoder"
 FLOORS = ("configuration_concept", "modeling_concept", "utils", "trainers", "eval", "scripts")
 # What `from_pretrained(..., trust_remote_code=True)` may ask of a machine that has transformers and nothing else.
 REMOTE_CODE_REQUIREMENTS = {"torch", "transformers", "huggingface_hub", "safetensors"}
@@ -26,18 +25,6 @@ class Import(NamedTuple):
     level: int
     guarded: bool
     line: int
-
-
-def package_files() -> list[Path]:
-    files = sorted(ROOT.glob("*.py"))
-    for floor in ("utils", "trainers", "eval", "scripts"):
-        files += sorted((ROOT / floor).rglob("*.py"))
-    return files
-
-
-def module_name(path: Path) -> str:
-    parts = [PACKAGE, *path.relative_to(ROOT).with_suffix("").parts]
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def module_exists(name: str) -> bool:
@@ -145,6 +132,28 @@ def test_tests_import_the_package_by_its_name(path):
     assert not names & set(FLOORS), f"{path.name} imports a part of {PACKAGE} by a top-level name"
 
 
+def imported_test_files(source: str) -> list[str]:
+    """Test files that a source imports, those inside the text of a script included."""
+    return re.findall(r"^\s*(?:from|import) +(test_\w+)", source, re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda path: path.name)
+def test_no_test_file_is_imported(path):
+    assert imported_test_files(path.read_text(encoding="utf-8")) == [], "what tests share lies in tests/support"
+
+
+def test_an_imported_test_file_is_found():
+    source = "import test_a\ndef f():\n    from test_b import x\nSCRIPT = '''\nfrom test_c import y\n'''"
+    assert imported_test_files(source) == ["test_a", "test_b", "test_c"]
+
+
+def test_no_module_is_called_like_one_of_the_standard_library():
+    """Within the package and among the pieces of the tests, which lie on the path."""
+    paths = [*package_files(), *(ROOT / "tests").rglob("*.py")]
+    names = {part for path in paths for part in path.relative_to(ROOT).with_suffix("").parts}
+    assert not names & sys.stdlib_module_names
+
+
 @pytest.mark.parametrize(
     ("module", "source", "message"),
     [
@@ -175,6 +184,8 @@ def test_import_rules_allow_going_down():
     allowed = "import torch\nfrom ..modeling_concept import X\nfrom ..trainers.data import Y\nfrom .gates import Z"
     assert import_violations(allowed, f"{PACKAGE}.eval.report") == []
     assert import_violations("from concept_encoder.eval.report.report import X", f"{PACKAGE}.scripts.report") == []
+    page = "from concept_encoder.scripts.dev.scaling import REFERENCE"  # this repository's pages share their pieces
+    assert import_violations(page, f"{PACKAGE}.scripts.dev.speed.measure") == []
 
 
 @pytest.mark.parametrize(

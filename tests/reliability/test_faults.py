@@ -18,11 +18,11 @@ import datasets
 import numpy as np
 import psutil
 import pytest
+from exact_runs import ENVIRONMENT, assert_equal_runs, command_line, settings
 from huggingface_hub import HfApi, hf_file_system
 from huggingface_hub.utils import http_backoff
 from run_files import synthetic_pretrain, write_run
 from small_runs import tiny_recipe
-from test_resume import ENVIRONMENT, assert_equal_runs, command_line, settings
 
 from concept_encoder.eval.concepts.monitor import monitor_concepts
 from concept_encoder.eval.report.report import write_report
@@ -97,7 +97,7 @@ def test_a_full_disk_keeps_the_checkpoints_that_are_there(straight, small_disk, 
     assert "No space left on device" in line or "unexpected pos" in line or "file write failed" in line
     assert [path.name for path in run.iterdir()] == ["checkpoint-5"] and damage(run / "checkpoint-5") is None
     mount("size=64m")
-    pretrain(tiny_recipe(run, *settings(12, "--resume_from_checkpoint", "last")), monitor=monitor_concepts)
+    pretrain(tiny_recipe(run, *settings(12)), monitor=monitor_concepts)
     assert_equal_runs(straight, run)
 
 
@@ -115,10 +115,10 @@ def test_a_disk_that_becomes_read_only_keeps_the_checkpoints_that_are_there(stra
     run = disk / "run"
     line = train_here(capsys, run)
     assert "Read-only file system" in line and damage(run / "checkpoint-5") is None
-    line = train_here(capsys, run, "--resume_from_checkpoint", "last")
+    line = train_here(capsys, run)
     assert f"{run} cannot be written to: no permission in {run}; name another folder" in line
     mount("rw,size=64m")
-    pretrain(tiny_recipe(run, *settings(12, "--resume_from_checkpoint", "last")), monitor=monitor_concepts)
+    pretrain(tiny_recipe(run, *settings(12)), monitor=monitor_concepts)
     assert_equal_runs(straight, run)
 
 
@@ -308,7 +308,7 @@ def test_a_killed_data_worker_ends_the_run_with_its_checkpoints_kept(tmp_path):
     (line,) = (line for line in said.split("\n") if "error: " in line)  # torch may go on talking of the worker
     assert "a data worker was lost, killed for its memory perhaps: " in line
     step, last = find_checkpoints(run)[-1]
-    assert f"checkpoint-{step} is kept, go on with --resume_from_checkpoint last" in line and damage(last) is None
+    assert f"checkpoint-{step} is kept, the same command goes on from it" in line and damage(last) is None
 
 
 def test_a_killed_data_worker_is_named_whatever_it_interrupts(tmp_path):
@@ -338,7 +338,7 @@ def test_a_killed_data_worker_is_named_whatever_it_interrupts(tmp_path):
     for fails, said in named.items():
         with pytest.raises(ChildProcessError) as error, pretraining._way_on_named(tiny_recipe(tmp_path)):
             fails()
-        way_on = "Lower dataloader_num_workers; checkpoint-3 is kept, go on with --resume_from_checkpoint last"
+        way_on = "Lower dataloader_num_workers; checkpoint-3 is kept, the same command goes on from it"
         assert str(error.value) == f"a data worker was lost, killed for its memory perhaps: {said}. {way_on}"
     for other in (SystemError("of another kind"), EOFError("of a file")):
         with pytest.raises(type(other), match=str(other)), pretraining._way_on_named(tiny_recipe(tmp_path)):
@@ -475,7 +475,6 @@ def stories(seeded_hub, tmp_path, monkeypatch):
     return own, when_training
 
 
-@pytest.mark.hub
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
@@ -492,11 +491,10 @@ def test_a_network_that_goes_in_mid_stream_ends_the_run_with_its_checkpoints_kep
     line = train_here(capsys, tmp_path / "run", *own, "--max_steps", "300")
     step, last = find_checkpoints(tmp_path / "run")[-1]
     assert "error: the corpus cannot be read any further: " in line and said in line
-    assert line.endswith(f"; checkpoint-{step} is kept, go on with --resume_from_checkpoint last")
+    assert line.endswith(f"; checkpoint-{step} is kept, the same command goes on from it")
     assert step >= 5 and damage(last) is None
 
 
-@pytest.mark.hub
 def test_a_network_that_comes_back_changes_nothing(stories, seeded_hub, tmp_path):
     own, when_training = stories
     for name, fault in (("straight", {"delay_s": 0}), ("broken", {"close": True})):

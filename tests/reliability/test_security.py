@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from house import ROOT, package_files
 from run_files import synthetic_pretrain, write_run
 from small_runs import make_trainer
-from test_floors import ROOT, package_files
 
 from concept_encoder.eval.benchmarks.registry import BENCHMARKS
 from concept_encoder.eval.concepts.sampling import load_sampler

@@ -1,5 +1,6 @@
 """Pretraining runs small enough for a test: a Trainer, a recipe, and a script in two processes."""
 
+import math
 import os
 import subprocess
 import sys
@@ -75,6 +76,44 @@ def noise_by_text(trainer) -> ConceptTrainer:
     """Training noise made a function of the text, so that runs that cut the same batches differently compare."""
     trainer.collator.draw = lambda batch, *_: trainer.collator.fixed_noise(batch)
     return trainer
+
+
+def weighted_terms() -> dict:
+    """Settings of a trainer that learns the weights of two terms, averages and logs each step."""
+    # Terms of each text alone: they do not depend on how a batch is cut.
+    regularizers = ["orthogonality=3.0", "gaussian_potential=1.0"]
+    objective = ObjectiveArguments(regularizers=regularizers, term_weighting="kendall_gal", conflict_safe=True)
+    return {"objective": objective, "ema_decay": 0.5, "max_steps": 3, "logging_steps": 1}
+
+
+def equal_lengths(trainer, tokenizer):
+    """Texts of one length, so that every micro-batch has the same share of its global batch."""
+    ids = torch.randint(10, len(tokenizer), (64, 12), generator=torch.Generator().manual_seed(0)).tolist()
+    trainer.train_dataset = Dataset.from_list([{"input_ids": row} for row in ids])
+    return trainer
+
+
+def diverge_at(trainer, *steps):
+    """A loss that is not finite on this process at the first visit of each of these steps."""
+    left, judge = list(steps), trainer._judge_step
+
+    def judge_step():
+        if left and trainer.state.global_step + 1 == left[0]:
+            left.pop(0)
+            trainer._loss_of_step = torch.tensor(math.nan)
+        judge()
+
+    trainer._judge_step = judge_step
+    return trainer
+
+
+def monitored() -> dict:
+    """Settings of a trainer that looks at its concepts and saves every second step."""
+
+    def monitor(concepts):
+        return {"concepts": concepts.square().mean().item()}, None
+
+    return {"monitor": monitor, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
 
 
 def launch_two(script: Path, *options: str) -> None:

@@ -210,7 +210,6 @@ class TestSources:
         assert texts(train) == texts(load_corpus(args, "train"))
         assert texts(train) != texts(load_corpus(dataclasses.replace(args, corpus_seed=4), "train"))
 
-    @pytest.mark.hub
     @pytest.mark.parametrize("streaming", [False, True])
     def test_hub(self, seeded_hub, shared, streaming):
         args = DataArguments(
@@ -232,7 +231,6 @@ class TestSources:
             assert all(len(row) == 64 and row[0] == tokenizer.cls_token_id for row in rows)
         assert any("english-prose" in request["path"] for request in seeded_hub.requests())
 
-    @pytest.mark.hub
     def test_hub_errors(self, seeded_hub):
         with pytest.raises(FileNotFoundError, match="nobody/nothing"):
             load_corpus(arguments("nobody/nothing"), "train")

@@ -286,7 +286,6 @@ def test_a_pickle_is_read_without_running_it(source, tmp_path):
         import_checkpoint(str(source), tmp_path / "other")
 
 
-@pytest.mark.hub
 def test_import_from_the_hub(hub, source, tmp_path):
     from huggingface_hub import HfApi
 

@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -95,22 +96,70 @@ def test_a_finished_run_is_never_overwritten(run):
         pretrain(tiny_recipe(folder))
 
 
-def test_an_unfinished_run_goes_on_when_asked(tmp_path):
-    stop = tiny_recipe(tmp_path, "--save_strategy", "steps", "--save_steps", "3")
-    pretrain(stop)
+def unfinished(folder, *more):
+    """What a kill after the last checkpoint leaves, of 6 steps."""
+    pretrain(tiny_recipe(folder, "--save_strategy", "steps", "--save_steps", "3", *more))
     for name in ("pretrain.json", "model.safetensors"):
-        (tmp_path / name).unlink()
-    with pytest.raises(ValueError, match=r"unfinished run \(checkpoint-6\); go on with --resume_from_checkpoint last"):
-        checkpoint_to_resume(str(tmp_path), None)
-    assert checkpoint_to_resume(str(tmp_path), "last").endswith("checkpoint-6")
+        (folder / name).unlink()
+
+
+def test_an_unfinished_run_goes_on_by_the_same_line(tmp_path, caplog):
+    constant = ("--lr_scheduler_type", "constant", "--warmup_steps", "0")
+    unfinished(tmp_path, *constant)
+    assert checkpoint_to_resume(str(tmp_path), None) == str(tmp_path / "checkpoint-6")
+    caplog.clear()
     more = ("--max_steps", "8", "--save_strategy", "steps", "--save_steps", "1", "--save_total_limit", "1")
-    recipe = tiny_recipe(tmp_path, "--resume_from_checkpoint", "last", *more)
-    assert pretrain(recipe)["steps"] == 8
+    assert pretrain(tiny_recipe(tmp_path, *constant, *more))["steps"] == 8
+    assert f"{tmp_path} holds an unfinished run, which goes on from checkpoint-6" in caplog.text
 
 
-def test_resuming_without_a_checkpoint_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no checkpoint-"):
+def test_an_unfinished_run_of_another_recipe_is_refused(tmp_path):
+    unfinished(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    steps = ("--save_strategy", "steps", "--save_steps", "3")
+    wrong = {
+        (
+            "--learning_rate",
+            "3e-4",
+        ): "learning_rate was 0.003 when checkpoint-6 was written, got 0.0003: go on with",
+        ("--num_concepts", "4"): "num_concepts was 8 when checkpoint-6 was written, got 4: ",
+        ("--max_steps", "9"): "max_steps was 6 when checkpoint-6 was written, got 9: ",
+        ("--corpus_seed", "1"): "corpus_seed was 0 when checkpoint-6 was written, got 1; training texts was ",
+    }
+    for fields, message in wrong.items():
+        with pytest.raises(ValueError, match=re.escape(message)):
+            pretrain(tiny_recipe(tmp_path, *steps, *fields))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_checkpoint_that_is_named_has_to_be_whole(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"resume_from_checkpoint=last is no whole checkpoint: there is no such folder"
+    ):
         checkpoint_to_resume(str(tmp_path), "last")
+    (tmp_path / "checkpoint-3").mkdir()
+    with pytest.raises(
+        ValueError, match=r"checkpoint-3 is no whole checkpoint: it has no SHA256SUMS, which is written"
+    ):
+        checkpoint_to_resume(str(tmp_path), str(tmp_path / "checkpoint-3"))
+
+
+def test_a_folder_in_which_another_process_is_at_work_is_refused(tmp_path):
+    holder = "import sys; from concept_encoder.utils.files import alone_in; from pathlib import Path\n"
+    holder += "with alone_in(Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", holder, str(tmp_path / "run")]
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "in\n"
+    with pytest.raises(
+        ValueError, match=rf"another process is at work in {tmp_path / 'run'}; wait until it has ended"
+    ):
+        pretrain(tiny_recipe(tmp_path / "run"))
+    assert (tmp_path / "run" / ".lock").exists()
+    other.kill()  # leaves the file, and no lock
+    other.communicate()
+    assert (tmp_path / "run" / ".lock").exists()
+    assert pretrain(tiny_recipe(tmp_path / "run", "--max_steps", "1"))["steps"] == 1
+    assert not (tmp_path / "run" / ".lock").exists()
 
 
 @pytest.mark.parametrize(

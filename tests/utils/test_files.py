@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from concept_encoder.utils.files import recorded, whole_folder, write_json
+from concept_encoder.utils.files import portable, whole_folder, write_json
 
 
 def test_json_is_strict_and_replaced_as_a_whole(tmp_path):
@@ -46,8 +46,8 @@ def test_a_file_is_for_those_that_the_users_own_rule_allows(tmp_path, mask):
     ],
 )
 def test_a_path_is_recorded_without_the_folders_of_its_author(value, kept):
-    assert recorded(value) == kept
-    assert recorded({"a": [value, {"b": (value,)}]}) == {"a": [kept, {"b": [kept]}]}
+    assert portable(value) == kept
+    assert portable({"a": [value, {"b": (value,)}]}) == {"a": [kept, {"b": [kept]}]}
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):

@@ -26,7 +26,8 @@ def visible_concept_counts(uniform: Tensor, num_concepts: int) -> Tensor:
 
     A model trained so reads the first k concepts as the best k; any k can be kept afterwards.
 
-    Source: Rippel et al. 2014, Learning ordered representations with nested dropout, arXiv:1402.0915.
+    Source: Rippel et al. 2014, Learning ordered representations with nested dropout, arXiv:1402.0915. It is what
+    Kusupati et al. 2022, Matryoshka representation learning, arXiv:2205.13147, do to the numbers of a vector.
     Differs: uniform in place of geometric, so that every k is trained as often as any other.
     """
     return (uniform * num_concepts).long().clamp(max=num_concepts - 1) + 1

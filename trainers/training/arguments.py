@@ -8,6 +8,8 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
+from .checks import refuse_unused
+
 
 @dataclass
 class ConceptTrainingArguments(TrainingArguments):
@@ -62,12 +64,10 @@ class ConceptTrainingArguments(TrainingArguments):
             raise ValueError(
                 "hub_token would be written into recipe.yaml; log in with `hf auth login`, or set HF_TOKEN"
             )
-        if self.enable_jit_checkpoint:
-            raise ValueError(
-                "enable_jit_checkpoint may save between a gradient and its update, and does not resume exactly; leave "
-                "it out: SIGTERM ends a run after its step, with a checkpoint"
-            )
+        refuse_unused(self)
         super().__post_init__()
+        if self.fp16 and self.device.type == "cpu":
+            raise ValueError("fp16=True would not be followed: a CPU trains in float32; leave it out, or set bf16")
         if self.on_divergence == "rollback":
             if self.save_strategy == SaveStrategy.NO or self.save_only_model:
                 raise ValueError(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ...utils.files import sync_folder, write_atomically
 
@@ -50,6 +51,8 @@ def damage(folder: Path) -> str | None:
             return f"it lacks {match[2]}"
         if _sha256(path) != match[1]:
             return f"its {match[2]} is not what was written: the SHA-256 differs"
+    if not {SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME} & {match[2] for match in listed if match is not None}:
+        return f"it has no {SAFE_WEIGHTS_NAME}: two runs wrote into one folder, perhaps"
     return None
 
 

@@ -14,8 +14,7 @@ from concept_encoder.configuration_concept import ConceptEncoderConfig
 from concept_encoder.eval.benchmarks.registry import Benchmark, find_benchmark, load_benchmark
 from concept_encoder.eval.benchmarks.tuning import ShuffledLengthGroups
 from concept_encoder.modeling_concept import ConceptEncoderForSequenceClassificationPerceiver
-
-from .tools import count_products, interleave, ratio, spread
+from concept_encoder.scripts.dev.speed.tools import count_products, interleave, ratio, spread
 
 Batch = dict[str, Tensor]
 
