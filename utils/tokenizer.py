@@ -29,7 +29,7 @@ def limit_saved_length(folder: Path, config: PreTrainedConfig) -> None:
     """As `limit_length`, for the files of a tokenizer that are copied as they are."""
     content = read_object(folder / CONFIG_FILE)
     given = content.get("model_max_length")
-    limit = longest_text(config, given if isinstance(given, int | float) else VERY_LARGE_INTEGER)
+    limit = longest_text(config, int(given) if isinstance(given, int | float) else VERY_LARGE_INTEGER)
     if limit not in (given, VERY_LARGE_INTEGER):
         text = json.dumps({**content, "model_max_length": limit}, indent=2, ensure_ascii=False)
         write_atomically(folder / CONFIG_FILE, text + "\n")

@@ -65,8 +65,7 @@ def finetune_tasks(
     results = []
     for i, benchmark in enumerate(benchmarks, start=1):
         say(f"[{i}/{len(benchmarks)}] {benchmark.name}, protocol {protocol.name}")
-        options = {"overwrite": overwrite, "save_model": save_model}
-        results.append(finetune(opened, benchmark, protocol, output_dir, **options))
+        results.append(finetune(opened, benchmark, protocol, output_dir, overwrite=overwrite, save_model=save_model))
     return results
 
 

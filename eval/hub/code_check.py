@@ -23,8 +23,10 @@ FOREIGN_FIELDS = ("attn_implementation", "_attn_implementation", "quantization_c
 
 
 # Keys of any JSON file by which a library fetches or runs what this package has no file of.
-CODE_FIELDS = (*FOREIGN_FIELDS, "custom_generate", "auto_mapping", "model_kwargs", "model_args", "config_kwargs")
-CODE_FIELDS += ("config_args", "processor_kwargs", "tokenizer_args", "code_revision")
+CODE_FIELDS = (
+    *(*FOREIGN_FIELDS, "custom_generate", "auto_mapping", "code_revision"),
+    *("model_kwargs", "model_args", "config_kwargs", "config_args", "processor_kwargs", "tokenizer_args"),
+)
 CLASS_FILES = ("modules.json", "router_config.json")  # whose types sentence-transformers imports
 OWN_TYPES = ("modeling_concept.ConceptMask",)
 # Vocabularies and indices: large, and full of words that are no keys.

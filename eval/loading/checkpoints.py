@@ -242,10 +242,9 @@ def read_texts(
     Raises:
         ValueError: texts that are not a list of strings; a batch_size below 1.
     """
-    wrong = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
-    if isinstance(texts, str) or wrong is not None:
-        given = repr(texts) if isinstance(texts, str) else f"{type(texts[wrong]).__name__} at {wrong}"  # type: ignore[call-overload]
-        raise ValueError(f"texts must be a list of strings, got {given}; one text is a list of one")
+    given = next((f"{type(text).__name__} at {i}" for i, text in enumerate(texts) if not isinstance(text, str)), None)
+    if isinstance(texts, str) or given is not None:
+        raise ValueError(f"texts must be a list of strings, got {given or repr(texts)}; one text is a list of one")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if not len(texts):
