@@ -40,11 +40,11 @@ $(INSTALLED): pyproject.toml constraints.txt Makefile
 	@touch $@
 
 run: $(INSTALLED)
-	$(BIN)/python scripts/pretrain.py microworld --output_dir $(RUN_DIR)
-	$(BIN)/python scripts/analyze.py $(RUN_DIR)
-	$(BIN)/python scripts/finetune.py $(RUN_DIR) --protocol quick --tasks microworld_similarity microworld_paraphrase microworld_entailment
-	$(BIN)/python scripts/report.py $(RUN_DIR)
-	@echo 'Look into its concepts: $(BIN)/python scripts/explore.py $(RUN_DIR)'
+	$(BIN)/concept-encoder pretrain microworld --output_dir $(RUN_DIR)
+	$(BIN)/concept-encoder analyze $(RUN_DIR)
+	$(BIN)/concept-encoder finetune $(RUN_DIR) --protocol quick --tasks microworld_similarity microworld_paraphrase microworld_entailment
+	$(BIN)/concept-encoder report $(RUN_DIR)
+	@echo 'Look into its concepts: $(BIN)/concept-encoder explore $(RUN_DIR)'
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

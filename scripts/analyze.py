@@ -1,51 +1,55 @@
 """Measure the concepts of a checkpoint.
 
-    python scripts/analyze.py runs/mine
-    python scripts/analyze.py runs/mine --dataset_name "texts/*.txt"
+    concept-encoder analyze runs/mine
+    concept-encoder analyze runs/mine --dataset_name "texts/*.txt"
 
 Reads the validation documents of the corpus named in CHECKPOINT/recipe.yaml, unless fields of the corpus follow.
 Prints the figures and writes geometry.json, ledger.json (bits per token through the concepts) and reading.json (who
 reads what).
 """
 
-from concept_encoder.eval.concepts.analysis import FILES, analyze
-from concept_encoder.eval.concepts.geometry import GRADES
-from concept_encoder.eval.loading.checkpoints import Checkpoint, results_folder
-from concept_encoder.trainers.data.corpora import DataArguments
-from concept_encoder.trainers.recipes import FieldParser, read_data
-from concept_encoder.utils.command_line import Command, run, say
+import concept_encoder as ce
+from concept_encoder.utils.command_line import RECIPE_FIELDS, Command, run, say, suggest
 
 
-def main(argv: list[str] | None = None) -> None:
+def command() -> Command:
     parser = Command(__file__, __doc__)
     parser.add_argument("checkpoint", help="folder of a trained model, or its Hub id")
     parser.add_argument("--revision", help="commit, branch or tag of a Hub id")
-    parser.add_argument("--num_batches", type=int, default=20, help="batches of documents to encode")
-    parser.add_argument("--batch_size", type=int, default=16, help="documents per batch")
-    parser.add_argument("--ledger_documents", type=int, default=128, help="documents of those to keep the ledger on")
+    parser.add_argument("--num_batches", type=int, help="batches of documents to encode (default: 20)")
+    parser.add_argument("--batch_size", type=int, help="documents per batch (default: 16)")
+    text = "documents of those to keep the ledger on (default: 128)"
+    parser.add_argument("--ledger_documents", type=int, help=text)
     parser.add_argument("--output_dir", help="folder to write into (default: CHECKPOINT)")
-    fields = FieldParser(DataArguments, prog=parser.prog)
-    parser.accept(fields)
-    args = parser.parse_args(argv)
+    parser.accept(RECIPE_FIELDS, ["data"])
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = command()
+    arguments = parser.typed(argv)
+    checkpoint = arguments["checkpoint"]
     with parser.refusing():
-        folder = results_folder(args.checkpoint, args.output_dir)
-        checkpoint = Checkpoint.open(args.checkpoint, args.revision)
-        data = read_data(args.overrides, fields, checkpoint.folder)
-        result = analyze(checkpoint, data, args.num_batches, args.batch_size, args.ledger_documents, folder)
+        from concept_encoder.eval.concepts.analysis import FILES
+
+        result = ce.analyze(**arguments, **parser.fields())
     _print_geometry(result["geometry"])
     _print_spectrum(result["geometry"]["spectrum"])
     if "ledger" in result:
         _print_ledger(result["ledger"])
     else:
         print(
-            f"\n{args.checkpoint} holds no decoder of masked diffusion: no ledger, and of the reading the encoder's "
+            f"\n{checkpoint} holds no decoder of masked diffusion: no ledger, and of the reading the encoder's "
             "side only."
         )
+    folder = arguments.get("output_dir", checkpoint)
     say(f"\nWritten to {folder}: {', '.join(FILES[name] for name in result)}.")
-    parser.suggest("report.py", folder)
+    suggest("report", folder)
 
 
 def _print_geometry(result: dict) -> None:
+    from concept_encoder.eval.concepts.geometry import GRADES
+
     corpus = result["corpus"]["dataset_name"]
     print(
         f"Geometry of {result['num_concepts']} concepts of width {result['hidden_size']} over "

@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from argparse import Action
+from argparse import SUPPRESS, Action
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -18,6 +19,7 @@ from .objectives.objective import ObjectiveArguments
 from .training.arguments import ConceptTrainingArguments
 
 RECIPE_FILE = "recipe.yaml"
+RECIPES = Path(__file__).resolve().parents[1] / "scripts" / "recipes"
 # Taken from the tokenizer, so that they cannot contradict it.
 _FROM_TOKENIZER = ("pad_token_id", "mask_token_id", "bos_token_id", "eos_token_id")
 # Of this machine or this call, not of the run.
@@ -57,6 +59,12 @@ class Recipe:
     data: DataArguments
     objective: ObjectiveArguments
     training: ConceptTrainingArguments
+
+    @classmethod
+    def load(cls, name_or_path: str, **fields: Any) -> "Recipe":
+        """A recipe of the package by its name, or a YAML file by its path, with `fields` in place of its own."""
+        words = [word for name, value in fields.items() for word in _as_flags(name, value)]
+        return load_recipe(find_recipe(str(name_or_path)), words, recipe_parser())
 
     def model_config(self, tokenizer: PreTrainedTokenizerBase) -> ConceptEncoderConfig:
         """The model's configuration, with vocabulary and special tokens of `tokenizer`; ValueError where it does not
@@ -126,15 +134,40 @@ class FieldParser(HfArgumentParser, Parser):
         return super().add_argument(*spelled, **kwargs)
 
 
-def read_data(overrides: list[str], parser: FieldParser, checkpoint: Path) -> DataArguments:
-    """The corpus of a checkpoint's recipe, with the fields that `overrides` name, such as `["--max_length=64"]`.
+def read_data(checkpoint: str | Path, **fields: Any) -> DataArguments:
+    """The corpus of a checkpoint's recipe, with `fields` in place of its own; ValueError as from `recipe_data`."""
+    parser = _Refusing(DataArguments, prog="")
+    parser.set_defaults(**recipe_data(Path(checkpoint)))
+    words = [word for name, value in fields.items() for word in _as_flags(name, value)]
+    return parser.parse_args_into_dataclasses(words, look_for_args_file=False)[0]
 
-    Raises:
-        ValueError: as `recipe_data`; fields that contradict each other.
-        SystemExit: an override that argparse refuses (it prints why).
-    """
-    parser.set_defaults(**recipe_data(checkpoint))
-    return parser.parse_args_into_dataclasses(overrides, look_for_args_file=False)[0]
+
+class _Refusing(FieldParser):
+    def error(self, message: str):
+        raise ValueError(message)
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes of the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def fields_from_words(words: Sequence[str], sections: Iterable[str] = tuple(SECTIONS)) -> dict[str, Any]:
+    """Typed fields of command-line words, as `Recipe.load` takes them."""
+    parser = _Refusing(*(SECTIONS[name] for name in sections), prog="")
+    for action in parser._actions:
+        action.default = SUPPRESS
+    found, unknown = parser.parse_known_args(words)
+    if unknown:
+        known = [name.lstrip("-") for name in parser._option_string_actions]
+        field = unknown[0].removeprefix("--").partition("=")[0]
+        raise ValueError(f"unknown field {field!r}{did_you_mean(field, known)}")
+    return vars(found)
+
+
+def fields_help(sections: Iterable[str] = tuple(SECTIONS)) -> str:
+    """Every field of the sections: what it may hold, its default and what it is for."""
+    return FieldParser(*(SECTIONS[name] for name in sections), prog="FIELDS").format_help()
 
 
 def recipe_parser(prog: str = "RECIPE") -> FieldParser:
@@ -142,7 +175,7 @@ def recipe_parser(prog: str = "RECIPE") -> FieldParser:
     return FieldParser(*SECTIONS.values(), prog=prog)
 
 
-def find_recipe(name: str, folder: Path) -> Path:
+def find_recipe(name: str, folder: Path = RECIPES) -> Path:
     """`name` as a path, or as the name of a recipe in `folder`; ValueError that lists them otherwise."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
     is_name = name.endswith((".yaml", ".yml")) or path.parent == folder

@@ -52,11 +52,6 @@ def read_yaml(path: Path) -> Any:
         raise ValueError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
 
 
-def printable(text: str) -> str:
-    """`text` for a terminal: what moves the cursor, hides or turns letters around is written as its escape."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
-
-
 def inside(folder: Path, name: str) -> Path:
     """The file `name` of `folder`; ValueError for a name, or a link, that leads out of it.
 

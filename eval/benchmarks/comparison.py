@@ -10,21 +10,20 @@ from typing import Any
 
 from ...trainers.planning import plan_pretraining
 from ...trainers.pretraining import RESULT_FILE, pretrain
-from ...trainers.recipes import Recipe
+from ...trainers.recipes import Recipe, find_recipe
 from ...utils.files import write_atomically, write_json
 from ..concepts.analysis import FILES, analyze
 from ..concepts.monitor import monitor_concepts
-from .finetuning import finetune, result_path
+from .finetuning import finetune_task, result_path
 from .protocols import Protocol
 from .registry import find_benchmark
-from .similarity import find_similarity_task, similarity_tasks
+from .similarity import find_similarity_task, similarity
 from .similarity import result_path as similarity_path
 
 logger = logging.getLogger(__name__)
 COMPARISON_FILE, TABLE_FILE = "comparison.json", "comparison.md"
 # Of the training section, what has to be equal for tokens and steps to be; of the data section everything does.
 EQUAL = ("max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps")
-ANALYSIS = (20, 16, 128)  # batches, documents of each, documents of the ledger: the defaults of scripts/analyze.py
 DASH = "–"
 
 
@@ -69,13 +68,14 @@ def _equal_fields(recipe: Recipe) -> dict[str, Any]:
 
 
 def compare(
-    recipe_of: Callable[[str, int, Path], Recipe],
-    names: Sequence[str],
-    seeds: Sequence[int],
+    recipes: Sequence[str],
     output_dir: Path,
-    frozen: Sequence[str],
-    tasks: Sequence[str],
-    protocol: Protocol,
+    *,
+    seeds: Sequence[int] = (42,),
+    frozen: Sequence[str] = ("stsb",),
+    tasks: Sequence[str] = ("stsb",),
+    protocol: Protocol | str = "apart",
+    **fields: Any,
 ) -> dict[str, Any]:
     """Train, analyse, score and fine-tune each recipe with each seed, and lay the figures side by side.
 
@@ -83,13 +83,13 @@ def compare(
     yet. Runs lie in `output_dir/<recipe>/seed-<seed>` and are ordinary run folders.
 
     Args:
-        recipe_of: (name, seed, run folder) -> resolved recipe.
-        names: of the recipes.
+        recipes: names or paths.
         seeds: of training, the same for all recipes.
         output_dir: gets comparison.json and comparison.md.
         frozen: similarity tasks, or task files, to score the frozen concepts on; may be empty.
         tasks: benchmarks, or task files, to fine-tune on, by `protocol`; may be empty.
         protocol: of the fine-tuning.
+        fields: of the recipes, for all of them.
 
     Returns:
         What comparison.json holds: `rows`, one per recipe and seed, with a figure or None for each measure, and its
@@ -99,6 +99,8 @@ def compare(
         ValueError: recipes that are not comparable or unknown tasks, before anything is trained; whatever the steps
             raise.
     """
+    recipe_of, names = _loader(recipes, fields)
+    protocol = Protocol.load(protocol) if isinstance(protocol, str) else protocol
     check_comparable([recipe_of(name, seeds[0], output_dir / name) for name in names])
     benchmarks = [find_benchmark(task) for task in tasks]
     similar = {find_similarity_task(task).name: task for task in frozen}
@@ -110,12 +112,12 @@ def compare(
             logger.warning(f"comparing: {name}, seed {seed}, in {folder}")
             _train(recipe_of, name, seed, folder)
             if not (folder / FILES["geometry"]).exists():
-                analyze(folder, recipe_of(name, seed, folder).data, *ANALYSIS)
+                analyze(folder, recipe_of(name, seed, folder).data)
             missing = [given for task, given in similar.items() if not similarity_path(folder, task).exists()]
-            similarity_tasks(str(folder), missing, folder)
+            similarity(str(folder), missing, folder)
             for benchmark in benchmarks:
                 if not result_path(folder, benchmark.name, protocol).exists():
-                    finetune(str(folder), benchmark, protocol, folder)
+                    finetune_task(str(folder), benchmark, protocol, folder)
             rows.append({"recipe": name, "seed": seed, "figures": _figures(folder, similar, tuned, protocol)})
             result = {"kind": "comparison", "protocol": protocol.name, "rows": rows, "means": _means(rows)}
             write_json(output_dir / COMPARISON_FILE, result)
@@ -123,8 +125,18 @@ def compare(
     return result
 
 
+def _loader(recipes: Sequence[str], fields: Mapping[str, Any]) -> tuple[Callable[[str, int, Path], Recipe], list[str]]:
+    """(name, seed, run folder) -> resolved recipe, and the names."""
+    paths = {find_recipe(name).stem: name for name in recipes}
+
+    def recipe_of(name: str, seed: int, folder: Path) -> Recipe:
+        return Recipe.load(paths[name], **{**fields, "output_dir": str(folder), "seed": seed})
+
+    return recipe_of, [find_recipe(name).stem for name in recipes]
+
+
 def plan_comparison(
-    recipe_of: Callable[[str, int, Path], Recipe], names: Sequence[str], seeds: Sequence[int], output_dir: Path
+    recipes: Sequence[str], output_dir: Path, *, seeds: Sequence[int] = (42,), **fields: Any
 ) -> dict[str, dict[str, Any]]:
     """What the training of a comparison will cost, from a few steps of each recipe; nothing of them is kept.
 
@@ -137,6 +149,7 @@ def plan_comparison(
     Raises:
         ValueError: recipes that are not comparable; whatever `plan_pretraining` raises.
     """
+    recipe_of, names = _loader(recipes, fields)
     check_comparable([recipe_of(name, seeds[0], output_dir / name) for name in names])
     plans = {}
     for name in names:

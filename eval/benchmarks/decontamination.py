@@ -1,6 +1,7 @@
 """Training corpora made of several sources and kept clean of the benchmarks they will be judged on."""
 
 import dataclasses
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,11 +12,13 @@ from datasets import Dataset, concatenate_datasets, load_dataset
 from sklearn.feature_extraction.text import HashingVectorizer
 
 from ...trainers.data.corpora import DataArguments, load_corpus
+from ...trainers.recipes import RECIPES, find_recipe
 from ...utils.files import write_json
 from ...utils.progress import progress
 from ...utils.untrusted import read_yaml
 from .registry import Benchmark, find_benchmark, resolve_dataset_id
 
+PLANS = RECIPES.parent / "corpora"
 TRAIN_FILE, CHECK_FILE = "train.parquet", "contamination.json"
 NEAR = 0.5  # resemblance from which two sentences count as the same
 CHUNK = 20_000  # sentences compared at a time
@@ -44,13 +47,17 @@ class CorpusPlan:
     keep_clean_of: tuple[Benchmark, ...]
 
 
-def load_plan(path: Path) -> CorpusPlan:
+def load_plan(name_or_path: str | os.PathLike) -> CorpusPlan:
     """Plan of a YAML file: `sources`, each a mapping of corpus flags of pretraining, and `keep_clean_of`, task names.
+
+    Args:
+        name_or_path: name in scripts/corpora, or a path that ends in .yaml.
 
     Raises:
         ValueError: not such a file, an unknown field or task, a value of the wrong kind, or sources of which some are
             pairs and some are not.
     """
+    path = find_recipe(os.fspath(name_or_path), PLANS)
     plan = read_yaml(path)
     if not isinstance(plan, dict) or set(plan) != {"sources", "keep_clean_of"} or not all(plan.values()):
         raise ValueError(f"{path} must hold `sources` and `keep_clean_of`, each with at least one entry")
@@ -76,11 +83,11 @@ def _source(path: Path, fields: Mapping[str, Any]) -> DataArguments:
     return DataArguments(**given, packing="truncated")
 
 
-def build_corpus(plan: CorpusPlan, output_dir: Path) -> dict[str, Any]:
+def build_corpus(plan: CorpusPlan | str | os.PathLike, output_dir: str | os.PathLike) -> dict[str, Any]:
     """Write the training rows of all sources that share no sentence with a benchmark's other splits.
 
     Args:
-        plan: from `load_plan`.
+        plan: from `load_plan`, or what that takes.
         output_dir: folder, new or empty, of train.parquet (columns `text` and, of pairs, `partner`) and
             contamination.json. Its name can be given as `dataset_name`.
 
@@ -91,6 +98,8 @@ def build_corpus(plan: CorpusPlan, output_dir: Path) -> dict[str, Any]:
     Raises:
         ValueError: output_dir holds something; nothing is left of a source; whatever `load_corpus` raises.
     """
+    plan = plan if isinstance(plan, CorpusPlan) else load_plan(plan)
+    output_dir = Path(output_dir)
     if output_dir.exists() and any(output_dir.iterdir()):
         raise ValueError(f"{output_dir} is not empty; name a new folder")
     held_out = {row.name: held_out_sentences(row) for row in plan.keep_clean_of}

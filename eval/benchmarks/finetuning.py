@@ -14,7 +14,7 @@ import transformers
 from ...utils.command_line import say
 from ...utils.files import portable, write_json
 from ...utils.progress import progress
-from ..loading.checkpoints import FAMILIES, Checkpoint, random_twin
+from ..loading.checkpoints import FAMILIES, Checkpoint, random_twin, results_folder
 from ..metrics.benchmark_score import benchmark_score
 from ..metrics.intervals import bootstrap_intervals, mean_scores, paired_bootstrap
 from .baselines import bag_of_tokens, published_scores
@@ -46,17 +46,22 @@ def cells_folder(output_dir: str | os.PathLike, task: str, protocol: Protocol) -
     return path.parent / path.stem
 
 
-def finetune_tasks(
+def finetune(
     checkpoint: str | os.PathLike,
     tasks: Sequence[str],
     protocol: Protocol,
-    output_dir: str | os.PathLike,
+    output_dir: str | os.PathLike | None = None,
     *,
     revision: str | None = None,
     overwrite: bool = False,
     save_model: bool = False,
 ) -> list[dict[str, Any]]:
-    """`finetune` on each task in turn, after checking everything that needs no training. Results in the same order."""
+    """`finetune_task` on each task in turn, after checking everything that needs no training.
+
+    Returns:
+        The results in the order of the tasks.
+    """
+    output_dir = results_folder(checkpoint, output_dir)
     benchmarks = [find_benchmark(task) for task in dict.fromkeys(tasks)]
     for benchmark in benchmarks:
         _refuse_existing(output_dir, benchmark.name, protocol, overwrite)
@@ -65,11 +70,13 @@ def finetune_tasks(
     results = []
     for i, benchmark in enumerate(benchmarks, start=1):
         say(f"[{i}/{len(benchmarks)}] {benchmark.name}, protocol {protocol.name}")
-        results.append(finetune(opened, benchmark, protocol, output_dir, overwrite=overwrite, save_model=save_model))
+        results.append(
+            finetune_task(opened, benchmark, protocol, output_dir, overwrite=overwrite, save_model=save_model)
+        )
     return results
 
 
-def finetune(
+def finetune_task(
     checkpoint: str | os.PathLike,
     benchmark: Benchmark,
     protocol: Protocol,

@@ -2,14 +2,14 @@
 
 import dataclasses
 from argparse import SUPPRESS, Action, ArgumentError
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin
 
 from transformers import SchedulerType
 from transformers.hf_argparser import string_to_bool
 
-from ...utils.command_line import Parser
+from ...utils.command_line import Parser, did_you_mean
 
 Comparison = Literal["joint", "apart"]
 
@@ -82,6 +82,11 @@ class Protocol:
                 f"{_listed(self.batch_sizes)}) need a share of the training split to select on, and selection_size "
                 "is 0; give one setting, or a selection_size such as 0.1"
             )
+
+    @classmethod
+    def load(cls, name: str, **fields: Any) -> "Protocol":
+        """A protocol by its name, with `fields` in place of its own."""
+        return find_protocol(name).override(**fields)
 
     @property
     def grid(self) -> list[tuple[float, int]]:
@@ -209,6 +214,20 @@ def protocol_parser(prog: str) -> Parser:
             options |= {"nargs": "+", "action": _Values}
         parser.add_argument(f"--{each.name}", **options)
     return parser
+
+
+def fields_from_words(words: Sequence[str]) -> dict[str, Any]:
+    """Typed fields of command-line words, as `Protocol.load` takes them."""
+    parser = protocol_parser("")
+    found, unknown = parser.parse_known_args(words)
+    if unknown:
+        raise ValueError(f"unknown field {unknown[0]!r}{did_you_mean(unknown[0], parser._option_string_actions)}")
+    return vars(found)
+
+
+def fields_help() -> str:
+    """A line per field that can be replaced: its value in each protocol."""
+    return protocol_parser("FIELDS").format_help()
 
 
 class _Values(Action):

@@ -19,7 +19,7 @@ from ...utils.files import write_json
 from ...utils.progress import progress
 from ...utils.tokenizer import longest_text
 from ..concepts.whitening import whitening
-from ..loading.checkpoints import FAMILIES, Checkpoint, random_twin
+from ..loading.checkpoints import FAMILIES, Checkpoint, random_twin, results_folder
 from ..metrics.benchmark_score import benchmark_score
 from ..metrics.intervals import bootstrap_intervals, paired_bootstrap
 from .registry import Benchmark, find_benchmark, load_benchmark
@@ -58,10 +58,10 @@ def find_similarity_task(name: str) -> Benchmark:
     return find_benchmark(name, SIMILARITY_TASKS, "similarity task")
 
 
-def similarity_tasks(
+def similarity(
     checkpoint: str | os.PathLike,
     tasks: Sequence[str],
-    output_dir: str | os.PathLike,
+    output_dir: str | os.PathLike | None = None,
     *,
     revision: str | None = None,
     max_length: int = 128,
@@ -76,7 +76,7 @@ def similarity_tasks(
     Args:
         checkpoint: folder or Hub id of a pretrained concept encoder, with its tokenizer.
         tasks: names in `SIMILARITY_TASKS`, or task files.
-        output_dir: run folder; the untrained twin is kept in `random_init/` there.
+        output_dir: run folder, None for the checkpoint's own; the untrained twin is kept in `random_init/` there.
         revision: commit, branch or tag of a Hub id.
         max_length: tokens per sentence, special tokens included; bounded by the encoder's learned positions.
         max_train_examples: training pairs used, drawn at random; None: all.
@@ -96,6 +96,7 @@ def similarity_tasks(
         raise ValueError(f"max_length must be at least 3, got {max_length}")
     if max_train_examples is not None and max_train_examples < 20:
         raise ValueError(f"max_train_examples must be at least 20, got {max_train_examples}")
+    output_dir = results_folder(checkpoint, output_dir)
     benchmarks = [find_similarity_task(task) for task in dict.fromkeys(tasks)]
     for benchmark in benchmarks:
         _refuse_existing(result_path(output_dir, benchmark.name), overwrite)

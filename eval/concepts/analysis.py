@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...configuration_concept import ConceptEncoderConfig
 from ...trainers.data.corpora import DataArguments, load_corpus
+from ...trainers.recipes import read_data
 from ...utils.files import portable, replaced_together, write_json
 from ..loading.checkpoints import Checkpoint, random_encoder, results_folder
 from .attention import concept_reading
@@ -31,12 +32,13 @@ CORPUS_FIELDS = (  # what decides which documents are read, and how much of each
 
 def analyze(
     checkpoint: str | os.PathLike,
-    data: DataArguments,
-    num_batches: int,
-    batch_size: int,
-    ledger_documents: int,
+    data: DataArguments | None = None,
+    num_batches: int = 20,
+    batch_size: int = 16,
+    ledger_documents: int = 128,
     output_dir: str | os.PathLike | None = None,
     revision: str | None = None,
+    **fields: Any,
 ) -> dict[str, dict[str, Any]]:
     """Measure a checkpoint's concepts on a sample of the validation documents and write what was found.
 
@@ -65,6 +67,7 @@ def analyze(
     _check_counts(num_batches, batch_size, ledger_documents)
     folder = results_folder(checkpoint, output_dir)
     opened = Checkpoint.open(checkpoint, revision)
+    data = read_data(opened.folder, **fields) if data is None else data
     _check_length(opened.config, data.max_length)
     encoder, head, tokenizer = opened.encoder, opened.diffusion, opened.tokenizer
     texts = _documents(data, num_batches, batch_size)

@@ -4,12 +4,14 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...trainers.data.corpora import DataArguments, load_corpus
+from ...trainers.recipes import read_data
 from ...utils.files import replaced_together
 from ...utils.tokenizer import longest_text
 from ..loading.checkpoints import Checkpoint, read_texts
@@ -19,7 +21,11 @@ SMALLEST_VARIANCE = 1e-6  # relative: below it a direction is empty, as the one 
 
 
 def whiten(
-    checkpoint: str | os.PathLike, output_dir: Path, data: DataArguments, revision: str | None = None
+    checkpoint: str | os.PathLike,
+    output_dir: str | os.PathLike,
+    data: DataArguments | None = None,
+    revision: str | None = None,
+    **fields: Any,
 ) -> dict[str, int]:
     """Save `checkpoint` with a `pooler_output` that is uncorrelated and of variance 1 over training texts.
 
@@ -32,8 +38,9 @@ def whiten(
     Args:
         checkpoint: folder or Hub id of a pretrained concept encoder, with its tokenizer.
         output_dir: must not exist, or be empty.
-        data: corpus; `max_train_documents` of its training part are read, each up to `max_length` tokens.
+        data: corpus, None for that of the checkpoint's recipe; `max_train_documents` of its training part are read, each up to `max_length` tokens.
         revision: commit, branch or tag of a Hub id.
+        fields: of the recipe's corpus, in place of its own.
 
     Returns:
         `texts` read, and `rank`: directions that vary.
@@ -42,9 +49,11 @@ def whiten(
         ValueError: output_dir holds files; a checkpoint that is whitened already, fine-tuned, no concept encoder's or
             without some of its weights; fewer than two texts, or none that differ; whatever `load_corpus` raises.
     """
+    output_dir = Path(output_dir)
     if output_dir.is_dir() and any(output_dir.iterdir()):
         raise ValueError(f"{output_dir} is not empty; name a new folder")
     opened = Checkpoint.open(checkpoint, revision)
+    data = read_data(opened.folder, **fields) if data is None else data
     if opened.config.pooler_whitening:
         raise ValueError(f"{opened.folder} is whitened already; give the checkpoint it was made from")
     opened.check_pretrained()

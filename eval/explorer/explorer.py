@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ ENGLISH = (
 )
 ACTIVITIES = ("swap", "infill", "rebuild")
 HOW_TO_INFILL = (
-    "python scripts/pretrain.py microworld --decoder_context latent --corruption two_view --output_dir runs/infilling"
+    "concept-encoder pretrain microworld --decoder_context latent --corruption two_view --output_dir runs/infilling"
 )
 
 
@@ -326,6 +327,33 @@ def load_explorer(checkpoint: str | os.PathLike, revision: str | None = None) ->
     run = read_object(path) if path.is_file() else {}
     encoder = getattr(whole, whole.base_model_prefix, whole)
     return Explorer(opened.name, encoder, model, opened.tokenizer, run)
+
+
+def explore(
+    checkpoint: str | os.PathLike | None = None,
+    revision: str | None = None,
+    port: int | None = None,
+    open_browser: bool = True,
+) -> None:
+    """Serve the explorer of a checkpoint as a page on this machine, until it is interrupted.
+
+    Args:
+        checkpoint: folder or Hub id of any concept encoder; None is the newest of `runs/microworld-*`.
+        revision: commit, branch or tag of a Hub id.
+        port: of the page; None is the first free one from 7860.
+        open_browser: open the page too.
+
+    Raises:
+        ValueError: gradio is not installed; as `load_explorer` and `newest_run`.
+        FileNotFoundError: no such folder.
+    """
+    if find_spec("gradio") is None:
+        raise ValueError("the explorer needs gradio: pip install 'concept-encoder[explore]'")
+    from .app import build_app, launch_app
+
+    found = newest_run(Path("runs")) if checkpoint is None else checkpoint
+    app = build_app(load_explorer(os.fspath(found), revision))
+    launch_app(app, server_port=port, inbrowser=open_browser)
 
 
 def newest_run(folder: Path) -> Path:

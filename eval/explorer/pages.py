@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ...utils.command_line import NAME
 from ..report.pages import page_environment
 from .explorer import Comparison, Explorer, InfillStep, Reading, Rebuilt
 
@@ -33,7 +34,7 @@ def head(explorer: Explorer) -> str:
 def notice(explorer: Explorer, activity: str) -> str:
     """Why the checkpoint cannot do `activity`, or what to know when it can; empty where there is nothing to say."""
     if activity in explorer.missing:
-        text, found, command = explorer.missing[activity].partition("python scripts/")
+        text, found, command = explorer.missing[activity].partition(f"{NAME} ")
         return PIECES.notice("Not with this checkpoint.", text, found + command)
     if activity in explorer.cautions:
         return PIECES.notice("Mind:", explorer.cautions[activity], "")

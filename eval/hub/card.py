@@ -113,7 +113,9 @@ def _of_task(report: Mapping[str, Any], task_id: str | None) -> Mapping[str, Any
     rows = [row for row in report["downstream"] if row["id"] == task_id]
     if not rows:
         known = ", ".join(row["id"] for row in report["downstream"]) or "none"
-        raise ValueError(f"the report has no score of {task_id}, only of: {known}; write it anew with report.py")
+        raise ValueError(
+            f"the report has no score of {task_id}, only of: {known}; write it again with concept-encoder report"
+        )
     return {**report, "downstream": rows, "similarity": []}
 
 

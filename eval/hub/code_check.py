@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 from huggingface_hub import HfApi, snapshot_download
 
 from ... import configuration_concept, modeling_concept
-from ...utils.untrusted import is_hub_id, printable
+from ...utils.command_line import printable
+from ...utils.untrusted import is_hub_id
 
 logger = logging.getLogger(__name__)
 CODE = tuple(Path(module.__file__ or "") for module in (configuration_concept, modeling_concept))
-COMMAND = "python scripts/check_code.py"
+COMMAND = "concept-encoder check-code"
 # Fields of config.json by which transformers fetches or runs what is neither here nor in this package.
 FOREIGN_FIELDS = ("attn_implementation", "_attn_implementation", "quantization_config", "custom_pipelines")
 
@@ -92,7 +93,7 @@ class CheckpointCode(NamedTuple):
         return not self.elsewhere and all(file.equal for file in self.files)
 
 
-def code_of(checkpoint: str | os.PathLike, revision: str = "main") -> CheckpointCode:
+def check_code(checkpoint: str | os.PathLike, revision: str = "main") -> CheckpointCode:
     """The code of a folder, or of a repository on the Hub, of which nothing but Python and JSON files is fetched.
 
     Nothing of it is run.

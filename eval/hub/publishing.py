@@ -202,12 +202,12 @@ def _read_report(source: Path) -> tuple[dict[str, Any] | None, str | None, list[
         if not isinstance(name, str) or not fnmatch.fnmatchcase(name, FIGURES) or name.count("/") != 1:
             raise ValueError(
                 f"{source / 'report.json'} names {name!r} as a figure, which is none of {FIGURES}; write the report "
-                f"again: scripts/report.py {source}"
+                f"again: concept-encoder report {source}"
             )
     absent = [name for name in (*REPORT_FILES, *figures) if not (source / name).is_file()]
     if absent:
         raise ValueError(
-            f"the report of {source} lacks {', '.join(absent)}; write it again: scripts/report.py {source}"
+            f"the report of {source} lacks {', '.join(absent)}; write it again: concept-encoder report {source}"
         )
     return report, None, [*REPORT_FILES, *figures]
 
@@ -220,15 +220,15 @@ def _fresh_report(run: Path) -> tuple[dict[str, Any] | None, bool]:
         return (build_report(run) if results else None), False
     report = read_object(path)
     if any(name not in report for name in SECTIONS):
-        raise ValueError(f"{path} is no report of this package; write it again: scripts/report.py {run}")
+        raise ValueError(f"{path} is no report of this package; write it again: concept-encoder report {run}")
     files = [name for found in read_results(run).values() for name, _ in found] if results else []
     if report["run"]["files"] != files:
         changed = ", ".join(sorted(set(report["run"]["files"]) ^ set(files)))
-        raise ValueError(f"{path} is not of these results ({changed}); write it again: scripts/report.py {run}")
+        raise ValueError(f"{path} is not of these results ({changed}); write it again: concept-encoder report {run}")
     return report, True
 
 
-def checkpoints(run_dir: Path) -> list[tuple[int, Path]]:
+def checkpoint_folders(run_dir: Path) -> list[tuple[int, Path]]:
     """(step, folder) of the intermediate checkpoints of a run, in order.
 
     Raises:
@@ -267,9 +267,11 @@ def _notes(source: Path, report_files: list[str], measured: bool, taken: set[str
         for name in other_code(source)
     ]
     if not measured:
-        notes.append(f"nothing was measured, and the card says so; scripts/analyze.py {source} is a start")
+        notes.append(f"nothing was measured, and the card says so; concept-encoder analyze {source} is a start")
     elif not report_files and (source / "pretrain.json").is_file():
-        notes.append(f"the card is made of the result files; scripts/report.py {source} adds a report with figures")
+        notes.append(
+            f"the card is made of the result files; concept-encoder report {source} adds a report with figures"
+        )
     return notes
 
 
@@ -280,7 +282,7 @@ def _is_training_state(path: Path) -> bool:
 # ------------------------------------------------------------------------------------------------------------ pushing
 
 
-def push(
+def push_folder(
     folder: Path, repo_id: str, revision: str = "main", private: bool = False, message: str = "Push"
 ) -> CommitInfo:
     """Make a branch hold the files of `folder`, in one commit on what it holds now.

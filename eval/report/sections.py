@@ -25,14 +25,14 @@ PARTS = {
         "pretrain.json",
         ("recipe", "model", "data", "objective", "training", "parameters", "steps", "train_loss", "evaluation"),
         "This folder holds no record of pretraining.",
-        "python scripts/pretrain.py scripts/recipes/RECIPE.yaml --output_dir RUN_DIR",
+        "concept-encoder pretrain scripts/recipes/RECIPE.yaml --output_dir RUN_DIR",
     ),
     "geometry": Part(
         "geometry",
         "geometry.json",
         ("num_concepts", "hidden_size", "metrics", "grades"),
         "The concepts of this run have not been analysed.",
-        "python scripts/analyze.py RUN_DIR",
+        "concept-encoder analyze RUN_DIR",
     ),
     "ledger": Part(
         "ledger",
@@ -40,28 +40,28 @@ PARTS = {
         ("bits_per_token", "by_timestep", "by_position", "leave_one_out"),
         "How many bits the decoder takes through the concepts has not been measured; of the decoders, only that of "
         "masked diffusion has a ledger.",
-        "python scripts/analyze.py RUN_DIR",
+        "concept-encoder analyze RUN_DIR",
     ),
     "reading": Part(
         "reading",
         "reading.json",
         ("concepts",),
         "What each concept reads, and who reads it, has not been recorded.",
-        "python scripts/analyze.py RUN_DIR",
+        "concept-encoder analyze RUN_DIR",
     ),
     "downstream": Part(
         "finetune",
         "finetune/*.json",
         ("task", "protocol", "metrics", "primary_metric", "chance", "chance_rule"),
         "This run has not been fine-tuned on any task.",
-        "python scripts/finetune.py RUN_DIR --protocol tuned --tasks mrpc stsb paws sick_relatedness sick_entailment",
+        "concept-encoder finetune RUN_DIR --protocol tuned --tasks mrpc stsb paws sick_relatedness sick_entailment",
     ),
     "similarity": Part(
         "similarity",
         "similarity/*.json",
         ("task",),
         "The frozen concepts have not been scored, neither by cosine nor by a linear probe.",
-        "python scripts/similarity.py RUN_DIR --tasks stsb sick_relatedness",
+        "concept-encoder similarity RUN_DIR --tasks stsb sick_relatedness",
     ),
 }
 

@@ -26,10 +26,9 @@ import torch
 import transformers
 from scipy.stats import theilslopes
 
-from concept_encoder.trainers.recipes import recipe_parser
 from concept_encoder.trainers.training.saving import find_checkpoints, last_complete
 from concept_encoder.trainers.training.stopping import EXIT_STATUS
-from concept_encoder.utils.command_line import Command, run, say
+from concept_encoder.utils.command_line import RECIPE_FIELDS, Command, run, say
 from concept_encoder.utils.files import write_atomically, write_json
 from concept_encoder.utils.progress import progress
 from concept_encoder.utils.untrusted import read_object
@@ -271,7 +270,7 @@ def main(argv: list[str] | None = None) -> None:
         help="whose section to write (default: docs/RELIABILITY.md)",
     )
     parser.add_argument("--render", action="store_true", help="run nothing, write the section from --result anew")
-    parser.accept(recipe_parser(parser.prog))
+    parser.accept(RECIPE_FIELDS)
     arguments = parser.parse_args(argv)
     if arguments.render == (arguments.recipe is not None and arguments.output_dir is not None):
         parser.error("give RECIPE and --output_dir, or --render and neither")
@@ -280,10 +279,10 @@ def main(argv: list[str] | None = None) -> None:
             own = ["--output_dir", str(arguments.output_dir), "--disable_tqdm", "true"]
             command = [
                 sys.executable,
-                str(SCRIPTS / "pretrain.py"),
+                *("-m", "concept_encoder", "pretrain"),
                 arguments.recipe,
                 *ENDLESS,
-                *arguments.overrides,
+                *parser.words,
                 *own,
             ]
             result = soak(command, arguments.output_dir, arguments.hours, arguments.every)

@@ -13,7 +13,7 @@ from concept_encoder.eval.benchmarks.bert_twin import (
     BertTwinForSequenceClassification,
     BertTwinModel,
 )
-from concept_encoder.eval.benchmarks.finetuning import finetune
+from concept_encoder.eval.benchmarks.finetuning import finetune_task
 from concept_encoder.eval.benchmarks.protocols import PROTOCOLS
 from concept_encoder.eval.concepts.sampling import load_sampler
 from concept_encoder.eval.concepts.whitening import whiten
@@ -127,7 +127,7 @@ def test_it_is_fine_tuned_beside_its_own_random_twin(protocol, trained, tmp_path
     monkeypatch.setattr(finetuning, "RESAMPLES", 200)
     row = small_task("stsb", tmp_path)
     settings = PROTOCOLS["quick"].override(comparison=protocol, epochs=1)
-    result = finetune(str(folder), row, settings, tmp_path / "out")
+    result = finetune_task(str(folder), row, settings, tmp_path / "out")
     assert {"pearson", "spearman"} == set(result["metrics"]) == set(result["controls"]["random_init"]["metrics"])
     assert json.loads((tmp_path / "out" / "random_init" / "config.json").read_text())["model_type"] == "bert_twin"
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi
 
-from concept_encoder.eval.hub.code_check import code_of, compare_code, other_code
+from concept_encoder.eval.hub.code_check import check_code, compare_code, other_code
 from concept_encoder.eval.loading.checkpoints import load
-from concept_encoder.scripts import check_code
+from concept_encoder.scripts import check_code as script
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ["configuration_concept.py", "modeling_concept.py"]
@@ -26,7 +26,7 @@ def test_a_checkpoint_of_this_package(folder):
     for file in files:
         assert file.equal and not file.difference
         assert file.digest == hashlib.sha256((ROOT / file.name).read_bytes()).hexdigest()
-    assert code_of(str(folder)).elsewhere == [] and code_of(folder).own
+    assert check_code(str(folder)).elsewhere == [] and check_code(folder).own
 
 
 def test_what_was_changed_added_and_removed(folder):
@@ -53,7 +53,7 @@ def test_code_named_elsewhere(folder):
     tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
     tokenizer["auto_map"] = {"AutoTokenizer": ["evil.Evil", None]}
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
-    assert code_of(str(folder)).elsewhere == [
+    assert check_code(str(folder)).elsewhere == [
         "config.json names other code: AutoModel: other/repository--modeling.Evil",
         "config.json names other code: custom_pipelines",
         "tokenizer_config.json names other code: AutoTokenizer: ['evil.Evil', None]",
@@ -102,7 +102,7 @@ MODULE = {"idx": 4, "name": "4", "path": "", "type": "other/repository--modeling
 )
 def test_every_file_that_can_name_code_is_read(folder, name, change, line):
     evil(folder, name, change)
-    found = code_of(folder)
+    found = check_code(folder)
     assert f"{name} names other code: {line}" in found.elsewhere
     assert not found.own
 
@@ -111,7 +111,7 @@ def test_every_file_that_can_name_code_is_read(folder, name, change, line):
 def test_a_file_that_cannot_be_read_is_not_vouched_for(folder, name):
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_bytes(b"[" * 100_000)
-    lines = code_of(folder).elsewhere
+    lines = check_code(folder).elsewhere
     assert len(lines) == 1 and lines[0].startswith(f"{name} cannot be read (")
 
 
@@ -121,9 +121,9 @@ def test_a_file_that_cannot_be_read_is_not_vouched_for(folder, name):
 def test_what_may_run_and_cannot_be_compared(folder, name, capsys):
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_bytes(b"x")
-    assert code_of(folder).elsewhere == [f"{name} may run code when it is loaded, and cannot be compared"]
+    assert check_code(folder).elsewhere == [f"{name} may run code when it is loaded, and cannot be compared"]
     with pytest.raises(SystemExit) as stopped:
-        check_code.main([str(folder)])
+        script.main([str(folder)])
     assert stopped.value.code == 1
     assert name in capsys.readouterr().out
 
@@ -132,7 +132,7 @@ def test_a_link_to_another_folder_and_another_spelling(folder, tmp_path):
     (tmp_path / "outside").mkdir()
     (folder / "custom_generate").symlink_to(tmp_path / "outside")
     (folder / "Modules.JSON").write_text("{}")
-    assert code_of(folder).elsewhere == [
+    assert check_code(folder).elsewhere == [
         "Modules.JSON is not written .py or .json, and is not looked into",
         "custom_generate is a link to another folder, which is not looked into",
     ]
@@ -146,19 +146,19 @@ def test_nothing_of_a_checkpoint_reaches_the_terminal_as_it_is(folder, capsys):
     evil(folder, "tokenizer_config.json", lambda c: c | {"auto_map": {"Auto\u202e": hidden}})
     evil(folder, "b\x1b.json", lambda c: {"auto_map": "x"})
     with pytest.raises(SystemExit):
-        check_code.main([str(folder), "--diff"])
+        script.main([str(folder), "--diff"])
     out = capsys.readouterr().out
     assert all(each.isprintable() for each in out.replace("\n", ""))
     assert r"+# \x1b[2J\x1b]0;title\x07 \u202emoc.live\u202c \u200b \x9b1m \rimport os" in out
     with pytest.raises(SystemExit):
-        check_code.main(["no\x1b[31mwhere"])
+        script.main(["no\x1b[31mwhere"])
     assert "\x1b" not in capsys.readouterr().err
 
 
 def test_a_whole_run_folder_with_reports_is_vouched_for(folder):
     (folder / "report.json").write_text(json.dumps({"kind": "report", "type": "x"}))
     (folder / "notes.md").write_text("text")
-    assert code_of(folder).own and code_of(load(folder)).own
+    assert check_code(folder).own and check_code(load(folder)).own
 
 
 def test_a_folder_without_code(folder):
@@ -183,12 +183,12 @@ def test_reading_weights_says_once_that_the_code_is_another(folder, caplog):
 
 
 def test_the_command_prints_hashes_and_differences(folder, capsys):
-    check_code.main([str(folder)])
+    script.main([str(folder)])
     assert capsys.readouterr().out.count("is this package's (sha256 ") == 2
     with (folder / "modeling_concept.py").open("a") as file:
         file.write("import os\n")
     with pytest.raises(SystemExit) as stopped:
-        check_code.main([str(folder), "--diff"])
+        script.main([str(folder), "--diff"])
     out = capsys.readouterr().out
     assert stopped.value.code == 1
     assert "modeling_concept.py differs from this package's in 1 lines" in out and "\n+import os\n" in out
@@ -198,9 +198,9 @@ def test_the_command_prints_hashes_and_differences(folder, capsys):
 def test_names_that_are_no_checkpoint(name, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
-        check_code.main([name])
+        script.main([name])
     assert stopped.value.code == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith("check_code.py: error: no folder ")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("concept-encoder check-code: error: no folder ")
 
 
 def test_a_repository_is_named_by_its_commit_and_its_weights_are_not_fetched(hub, folder, capsys):
@@ -208,14 +208,14 @@ def test_a_repository_is_named_by_its_commit_and_its_weights_are_not_fetched(hub
     repo = api.create_repo("me/check-code", exist_ok=True).repo_id
     commit = api.upload_folder(repo_id=repo, folder_path=folder)
     hub.admin("log", "DELETE")
-    check_code.main([repo])
+    script.main([repo])
     assert capsys.readouterr().out.splitlines()[0] == f'{repo} at revision="{commit.oid}"'
     assert not any("safetensors" in request["path"] and "resolve" in request["path"] for request in hub.requests())
     api.upload_file(path_or_fileobj=b"x", path_in_repo="custom_generate/lib.so", repo_id=repo)
     with pytest.raises(SystemExit) as stopped:
-        check_code.main([repo])
+        script.main([repo])
     assert stopped.value.code == 1
     assert "custom_generate/lib.so may run code when it is loaded" in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        check_code.main([repo, "--revision", "nowhere"])
-    assert "check_code.py: error: " in capsys.readouterr().err
+        script.main([repo, "--revision", "nowhere"])
+    assert "concept-encoder check-code: error: " in capsys.readouterr().err

@@ -155,7 +155,7 @@ def test_a_dry_run_counts_what_is_still_to_train_and_leaves_nothing(recipes, tmp
     assert plain.split()[:4] == ["plain", "0.1", "M", "2"]
     assert [row.split()[-2] for row in (plain, masked)] == ["2", "1"]
     assert total.startswith("hours of training to come: 0.00;")
-    assert said.rstrip().endswith(f"scripts/compare.py {' '.join(arguments)}")
+    assert said.rstrip().endswith(f"concept-encoder compare {' '.join(arguments)}")
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [done / "pretrain.json"]
     plans = {"a": {**dict.fromkeys(("steps", "tokens", "hours_left")), "parameters": {"total": 2e6}, "runs": 1}}
     plans["a"]["seconds_per_step"] = 0.5

@@ -248,5 +248,5 @@ def test_without_gradio_all_but_the_app_imports_and_the_script_says_what_to_inst
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 2
-    assert 'the explorer needs the extra: pip install -e ".[explore]"' in result.stderr
+    assert "the explorer needs gradio: pip install 'concept-encoder[explore]'" in result.stderr
     assert "Traceback" not in result.stderr

@@ -13,7 +13,7 @@ from small_tasks import WORDS, files, pair_table, small_task
 from transformers import BertConfig, BertModel
 
 from concept_encoder.eval.benchmarks import finetuning, tuning
-from concept_encoder.eval.benchmarks.finetuning import at_chance, finetune
+from concept_encoder.eval.benchmarks.finetuning import at_chance, finetune_task
 from concept_encoder.eval.benchmarks.protocols import PROTOCOLS, Protocol
 from concept_encoder.eval.benchmarks.registry import BENCHMARKS
 from concept_encoder.eval.metrics.intervals import bootstrap_intervals
@@ -58,14 +58,14 @@ def test_pairs_are_tokenised_as_pairs_and_truncated(pretrained, tmp_path, protoc
 
     monkeypatch.setattr(ConceptEncoderForSequenceClassificationPerceiver, "forward", spy)
     row = small_task("mrpc", tmp_path)
-    finetune(str(pretrained), row, protocol, tmp_path / "long")
+    finetune_task(str(pretrained), row, protocol, tmp_path / "long")
     tokenizer = microworld_tokenizer(64)
     first = tokenizer.decode(seen[0][0]).split()
     assert first[0] == "[CLS]"
     assert first[2] == first[4] == "[SEP]"
     assert {first[1], first[3]} <= set(WORDS)
     seen.clear()
-    result = finetune(str(pretrained), row, protocol.override(max_length=4), tmp_path / "short")
+    result = finetune_task(str(pretrained), row, protocol.override(max_length=4), tmp_path / "short")
     assert max(batch.shape[1] for batch in seen) == result["max_length"] == 4
 
 
@@ -73,7 +73,7 @@ def test_pairs_are_tokenised_as_pairs_and_truncated(pretrained, tmp_path, protoc
 def test_result(task, checkpoint, tmp_path, protocol):
     row = small_task(task, tmp_path)
     before = files(checkpoint)
-    result = finetune(str(checkpoint), row, protocol, checkpoint)
+    result = finetune_task(str(checkpoint), row, protocol, checkpoint)
     name = f"{task}.quick+batch_sizes=32+epochs=2"
     cells = [f"finetune/{name}/{cell}.json" for cell in ("run.seed=42", "bag_of_tokens", "random_init.seed=42")]
     new = {path for path in files(checkpoint) - before if not path.startswith("random_init")}
@@ -102,7 +102,7 @@ def test_result(task, checkpoint, tmp_path, protocol):
 
 def test_controls_stand_beside_the_score(checkpoint, tmp_path, protocol):
     row = small_task("mrpc", tmp_path)
-    result = finetune(str(checkpoint), row, protocol, checkpoint)
+    result = finetune_task(str(checkpoint), row, protocol, checkpoint)
     path = checkpoint / "finetune" / "predictions" / f"mrpc.{protocol.name}.json"
     kept = json.loads(path.read_text())
     labels = kept["references"]
@@ -158,7 +158,7 @@ def test_at_chance_in_words():
 def test_metrics_are_those_of_the_saved_model(checkpoint, tmp_path, protocol):
     """The kept model, loaded anew, predicts what was scored."""
     row = small_task("mrpc", tmp_path)
-    result = finetune(str(checkpoint), row, protocol, checkpoint, save_model=True)
+    result = finetune_task(str(checkpoint), row, protocol, checkpoint, save_model=True)
     folder = checkpoint / "finetune" / "mrpc.quick+batch_sizes=32+epochs=2" / "model"
     model = ConceptEncoderForSequenceClassificationPerceiver.from_pretrained(folder).eval()
     table = pair_table(40, seed=40, similarity=False)
@@ -173,8 +173,8 @@ def test_metrics_are_those_of_the_saved_model(checkpoint, tmp_path, protocol):
 
 def test_same_seed_same_result(pretrained, tmp_path, protocol):
     row = small_task("stsb", tmp_path)
-    runs = [finetune(str(pretrained), row, protocol, tmp_path / name) for name in ("a", "b")]
-    other = finetune(str(pretrained), row, protocol.override(seeds=(7,)), tmp_path / "c")
+    runs = [finetune_task(str(pretrained), row, protocol, tmp_path / name) for name in ("a", "b")]
+    other = finetune_task(str(pretrained), row, protocol.override(seeds=(7,)), tmp_path / "c")
     losses = [[entry["loss"] for entry in run["log_history"] if "loss" in entry] for run in (*runs, other)]
     assert losses[0] == losses[1] != losses[2]
     assert runs[0]["metrics"] == runs[1]["metrics"]
@@ -183,7 +183,7 @@ def test_same_seed_same_result(pretrained, tmp_path, protocol):
 def test_training_lowers_the_loss(pretrained, tmp_path):
     row = small_task("stsb", tmp_path)
     protocol = PROTOCOLS["quick"].override(epochs=30, batch_sizes=(16,), learning_rates=(3e-3,))
-    result = finetune(str(pretrained), row, protocol, tmp_path / "run")
+    result = finetune_task(str(pretrained), row, protocol, tmp_path / "run")
     losses = [entry["loss"] for entry in result["log_history"] if "loss" in entry]
     assert losses[-1] < losses[0] / 2
 
@@ -194,14 +194,14 @@ def test_divergence_is_an_error_and_leaves_nothing(checkpoint, tmp_path):
     with pytest.raises(
         ValueError, match="Training on mrpc diverged: predictions are not finite; lower learning_rates"
     ):
-        finetune(str(checkpoint), small_task("mrpc", tmp_path), protocol, checkpoint)
+        finetune_task(str(checkpoint), small_task("mrpc", tmp_path), protocol, checkpoint)
     assert files(checkpoint) == before
 
 
 def test_several_devices_are_refused(pretrained, tmp_path, protocol, monkeypatch):
     monkeypatch.setattr(tuning.TrainingArguments, "train_batch_size", property(lambda self: 64))
     with pytest.raises(ValueError, match=r"Fine-tuning uses one device.* batch_size \(32\); set CUDA_VISIBLE_DEVICES"):
-        finetune(str(pretrained), small_task("mrpc", tmp_path), protocol, tmp_path / "run")
+        finetune_task(str(pretrained), small_task("mrpc", tmp_path), protocol, tmp_path / "run")
 
 
 def test_command_line(checkpoint, small_tasks, capsys):
@@ -212,7 +212,7 @@ def test_command_line(checkpoint, small_tasks, capsys):
     for line in ("mrpc  f1 ", "mrpc  accuracy ", "stsb  pearson ", "stsb  spearman "):
         assert f"\n{line}" in printed
     assert "; accuracy 0." in printed  # the verdict in words
-    assert said.rstrip().endswith(f"scripts/report.py {checkpoint}")
+    assert said.rstrip().endswith(f"concept-encoder report {checkpoint}")
     written = checkpoint / "finetune" / "stsb.quick+learning_rates=0.002+epochs=1.json"
     result = json.loads(written.read_text())
     assert (result["learning_rate"], result["epochs"]) == (0.002, 1)

@@ -24,7 +24,8 @@ from small_tasks import pair_table
 from transformers import AutoTokenizer, GenerationConfig
 
 from concept_encoder.configuration_concept import AUTO_MAP, ConceptEncoderConfig
-from concept_encoder.eval.hub.publishing import assemble, compare, explain, push, verify
+from concept_encoder.eval.hub import pushing
+from concept_encoder.eval.hub.publishing import assemble, compare, explain, push_folder, verify
 from concept_encoder.eval.report.report import write_report
 from concept_encoder.modeling_concept import (
     ConceptEncoderForDiffusionMLM,
@@ -34,7 +35,7 @@ from concept_encoder.modeling_concept import (
     ConceptEncoderForSequenceClassificationViaDecoder,
     ConceptEncoderModel,
 )
-from concept_encoder.scripts import push_to_hub
+from concept_encoder.scripts import push
 from concept_encoder.scripts.analyze import main as analyze
 from concept_encoder.scripts.finetune import main as finetune
 from concept_encoder.scripts.pretrain import main as pretrain
@@ -85,7 +86,7 @@ def repo_id(request) -> str:
 @pytest.fixture
 def unverified(monkeypatch):
     """Leaves out the two processes that load the model, of which other tests are."""
-    monkeypatch.setattr(push_to_hub, "verify", lambda *args: [])
+    monkeypatch.setattr(pushing, "verify", lambda *args: [])
 
 
 def files(folder: Path) -> set[str]:
@@ -103,7 +104,7 @@ def held(repo_id: str, revision: str = "main") -> set[str]:
 def fails(arguments: list, capsys) -> tuple[int, str]:
     """(exit code, last line) of a call that ends in one clean line."""
     with pytest.raises(SystemExit) as stopped:
-        push_to_hub.main([str(argument) for argument in arguments])
+        push.main([str(argument) for argument in arguments])
     printed = capsys.readouterr()
     assert "Traceback" not in printed.err
     assert TOKEN not in printed.out + printed.err
@@ -152,7 +153,7 @@ def test_an_older_run_gets_the_whole_map_and_this_code(pretrained, tmp_path):
     own = {"AutoModelForMaskedLM": "modeling_concept.ConceptEncoderForDiffusionMLM"}
     assert json.loads((tmp_path / "set/config.json").read_text()) == {**config, "auto_map": AUTO_MAP | own}
     changed = "modeling_concept.py is this package's; the run's own is older or was changed. "
-    assert f"{changed}python scripts/check_code.py {source} shows how" in notes
+    assert f"{changed}concept-encoder check-code {source} shows how" in notes
     assert "left out, README.md: the card is rendered from what was measured" in notes
     assert any("nothing was measured, and the card says so" in note for note in notes)
     assert "**Not judged.**" in (tmp_path / "set/README.md").read_text()
@@ -233,7 +234,7 @@ def test_only_an_upload_set_is_pushed(folder, name):
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_bytes(b"x")
     with pytest.raises(ValueError, match=f"holds {name}, which are no files of an upload; it holds only README.md"):
-        push(folder, "me/never")
+        push_folder(folder, "me/never")
 
 
 def test_the_tokenizer_of_an_older_run_is_limited_to_what_the_model_reads(pretrained, tmp_path):
@@ -371,7 +372,7 @@ def broken(source: Path, how: str) -> None:
         ("other type", "holds a model of type 'bert'; only type 'concept_encoder'"),
         ("other class", "architectures must name one of ConceptEncoder.*, got 'BertModel'"),
         ("stale report", r"report.json is not of these results \(finetune/microworld_similarity.reference.json\)"),
-        ("no figure", "lacks figures/.*; write it again: scripts/report.py"),
+        ("no figure", "lacks figures/.*; write it again: concept-encoder report"),
     ],
 )
 def test_what_cannot_be_published(run, tmp_path, how, message, capsys):
@@ -382,7 +383,7 @@ def test_what_cannot_be_published(run, tmp_path, how, message, capsys):
         assemble(source, tmp_path / "set", "me/example")
     code, line = fails([source, "--repo_id", "me/example", "--dry_run"], capsys)
     assert code == 2
-    assert line.startswith("push_to_hub.py: error: ")
+    assert line.startswith("concept-encoder push: error: ")
 
 
 def leads_out(source: Path, how: str) -> None:
@@ -568,7 +569,7 @@ print(json.dumps([type(fill.model).__name__, [[each["token"], each["score"]] for
 def test_a_published_baseline_fills_masks_as_itself(corruption, hub, repo_id, tmp_path):
     run, options = tmp_path / "run", ["--corruption", corruption, "--max_length", "64"]
     library_pretrain(tiny_recipe(run, *options))
-    push_to_hub.main([str(run), "--repo_id", repo_id])
+    push.main([str(run), "--repo_id", repo_id])
     commit = HfApi().repo_info(repo_id).sha
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_MODULES_CACHE": str(tmp_path / "modules")}
     command = [sys.executable, "-P", "-c", FILL, repo_id, commit]
@@ -594,7 +595,7 @@ def test_a_published_baseline_fills_masks_as_itself(corruption, hub, repo_id, tm
 def test_push_pull_and_use(run, hub, repo_id, tmp_path, capfd):
     """The whole way, by somebody without the package: the examples of the pushed card run, with their commit."""
     hub.fault(path_regex="resolve/.*model.safetensors", method="GET", truncate_after_bytes=100)
-    push_to_hub.main([str(run), "--repo_id", repo_id])
+    push.main([str(run), "--repo_id", repo_id])
     printed = capfd.readouterr()
     sha = head(repo_id)
     assert printed.out.strip().endswith(f"done: {os.environ['HF_ENDPOINT']}/{repo_id}/tree/{sha}")
@@ -619,7 +620,7 @@ def test_push_pull_and_use(run, hub, repo_id, tmp_path, capfd):
 @pytest.mark.slow
 def test_a_download_that_never_completes_is_not_called_done(run, hub, repo_id, capsys, monkeypatch):
     checks = [lambda *args: [], verify]
-    monkeypatch.setattr(push_to_hub, "verify", lambda *args: checks.pop(0)(*args))
+    monkeypatch.setattr(pushing, "verify", lambda *args: checks.pop(0)(*args))
     hub.fault(path_regex="resolve/.*config.json", times=None, status=404)
     code, line = fails([run, "--repo_id", repo_id], capsys)
     assert code == 1
@@ -630,24 +631,24 @@ def test_a_download_that_never_completes_is_not_called_done(run, hub, repo_id, c
 
 
 def test_push_makes_the_branch_hold_the_folder(folder, hub, repo_id):
-    first = push(folder, repo_id)
+    first = push_folder(folder, repo_id)
     assert first.oid == head(repo_id)
     assert held(repo_id) == files(folder)
-    assert push(folder, repo_id).oid == first.oid  # nothing has changed: no commit
+    assert push_folder(folder, repo_id).oid == first.oid  # nothing has changed: no commit
     api = HfApi()
     for name in ("figures/old.png", "model-00001-of-00002.safetensors", "pytorch_model.bin", "notes.md"):
         api.upload_file(path_or_fileobj=b"old", path_in_repo=name, repo_id=repo_id)
     changed(folder)
-    second = push(folder, repo_id)
+    second = push_folder(folder, repo_id)
     assert second.oid == head(repo_id) != first.oid
     assert held(repo_id) == files(folder) | {"notes.md"}
 
 
 def test_a_private_repository(run, folder, hub, repo_id, unverified, capsys):
-    push(folder, repo_id, private=True)
+    push_folder(folder, repo_id, private=True)
     assert HfApi().repo_info(repo_id).private
     public = f"{repo_id}-public"
-    push(folder, public)
+    push_folder(folder, public)
     code, line = fails([run, "--repo_id", public, "--private"], capsys)
     assert code == 2
     assert f"{public} exists and is public; make it private in its settings" in line
@@ -659,11 +660,11 @@ def test_revisions_and_checkpoints(run, pretrained, hub, repo_id, unverified, tm
     for step in (10, 20):
         checkpoint = shutil.copytree(pretrained, copy / f"checkpoint-{step}")
         (checkpoint / "optimizer.pt").write_bytes(b"state")
-    push_to_hub.main([str(copy), "--repo_id", repo_id])
+    push.main([str(copy), "--repo_id", repo_id])
     main = head(repo_id)
-    push_to_hub.main([str(copy), "--repo_id", repo_id, "--revision", "v2"])
+    push.main([str(copy), "--repo_id", repo_id, "--revision", "v2"])
     assert (head(repo_id), held(repo_id, "v2")) == (main, held(repo_id))
-    push_to_hub.main([str(copy), "--repo_id", repo_id, "--checkpoints"])
+    push.main([str(copy), "--repo_id", repo_id, "--checkpoints"])
     assert head(repo_id) == main
     refs = HfApi().list_repo_refs(repo_id)
     assert {branch.name for branch in refs.branches} == {"main", "v2", "step-10", "step-20"}
@@ -676,7 +677,7 @@ def test_revisions_and_checkpoints(run, pretrained, hub, repo_id, unverified, tm
 
 def test_a_dry_run_needs_no_token_and_writes_nothing(run, hub, repo_id, unverified, monkeypatch, capsys):
     monkeypatch.delenv("HF_TOKEN")
-    push_to_hub.main([str(run), "--repo_id", repo_id, "--dry_run"])
+    push.main([str(run), "--repo_id", repo_id, "--dry_run"])
     printed = capsys.readouterr().out
     assert [(r["method"], r["path"]) for r in hub.requests()] == [("POST", "/api/validate-yaml")]
     assert "  model.safetensors\n" in printed
@@ -684,7 +685,7 @@ def test_a_dry_run_needs_no_token_and_writes_nothing(run, hub, repo_id, unverifi
     assert "card: the Hub accepts its metadata" in printed
     assert printed.endswith("dry run: nothing was pushed\n")
     hub.fault(status=503)
-    push_to_hub.main([str(run), "--repo_id", repo_id, "--dry_run"])
+    push.main([str(run), "--repo_id", repo_id, "--dry_run"])
     assert "card: metadata not checked, no answer from http" in capsys.readouterr().out
 
 
@@ -694,7 +695,7 @@ def test_a_dry_run_needs_no_token_and_writes_nothing(run, hub, repo_id, unverifi
 @pytest.fixture
 def second_push(run, hub, repo_id, unverified, tmp_path) -> tuple[Path, str]:
     """(run with other weights than those on the Hub, revision there)."""
-    push_to_hub.main([str(run), "--repo_id", repo_id])
+    push.main([str(run), "--repo_id", repo_id])
     copy = shutil.copytree(run, tmp_path / "changed")
     changed(copy)
     return copy, head(repo_id)
@@ -723,7 +724,7 @@ def test_a_fault_leaves_the_old_state_and_a_second_run_completes(name, second_pu
     assert code == 1
     assert message in line
     assert head(repo_id) == before
-    push_to_hub.main([str(run), "--repo_id", repo_id])
+    push.main([str(run), "--repo_id", repo_id])
     assert head(repo_id) != before
     assert f"done: {os.environ['HF_ENDPOINT']}/{repo_id}/tree/{head(repo_id)}" in capsys.readouterr().out
 
@@ -731,7 +732,7 @@ def test_a_fault_leaves_the_old_state_and_a_second_run_completes(name, second_pu
 def test_a_hiccup_of_the_file_store_is_ridden_out(second_push, hub, repo_id):
     run, before = second_push
     hub.fault(method="PUT", status=503)
-    push_to_hub.main([str(run), "--repo_id", repo_id])
+    push.main([str(run), "--repo_id", repo_id])
     assert head(repo_id) != before
     statuses = [request["status"] for request in hub.requests() if request["method"] == "PUT"]
     assert 503 in statuses and 200 in statuses
@@ -752,7 +753,7 @@ def test_somebody_else_pushes_in_between(second_push, hub, repo_id, capsys, monk
     assert code == 1
     assert f"{repo_id} was changed by somebody else during the push (412)" in line
     assert head(repo_id) == theirs[0]
-    push_to_hub.main([str(run), "--repo_id", repo_id])
+    push.main([str(run), "--repo_id", repo_id])
     assert "x.txt" in held(repo_id)
 
 
@@ -769,7 +770,7 @@ def test_without_a_good_token(run, hub, repo_id, unverified, monkeypatch, capsys
 def test_a_traceback_holds_no_token(folder, hub, repo_id, status):
     hub.fault(path_regex="/commit/", status=status)
     with pytest.raises(HfHubHTTPError) as failed:
-        push(folder, repo_id)
+        push_folder(folder, repo_id)
     shown = traceback.TracebackException.from_exception(failed.value)
     assert TOKEN not in "".join(shown.format())
     assert TOKEN not in repr(failed.value)
@@ -782,12 +783,12 @@ def test_a_name_that_is_not_ours(run, hub, unverified, capsys):
 
 @pytest.mark.slow
 def test_killed_in_mid_push(folder, hub, repo_id):
-    old = push(folder, repo_id).oid
+    old = push_folder(folder, repo_id).oid
     changed(folder)
     hub.fault(path_regex="/commit/", delay_s=4)
     seen_before = len(hub.requests())
-    code = "import sys; from pathlib import Path; from concept_encoder.eval.hub.publishing import push; "
-    code += "push(Path(sys.argv[1]), sys.argv[2])"
+    code = "import sys; from pathlib import Path; from concept_encoder.eval.hub.publishing import push_folder; "
+    code += "push_folder(Path(sys.argv[1]), sys.argv[2])"
     child = subprocess.Popen(
         [sys.executable, "-c", code, folder, repo_id], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -804,7 +805,7 @@ def test_killed_in_mid_push(folder, hub, repo_id):
         quiet = quiet + 1 if all(request["status"] for request in hub.requests()[seen_before:]) else 0
     assert held(repo_id) == files(folder)
     if head(repo_id) == old:
-        push(folder, repo_id)
+        push_folder(folder, repo_id)
     assert head(repo_id) != old
     copy = snapshot_download(repo_id, revision=head(repo_id))
     assert (Path(copy) / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
@@ -851,7 +852,7 @@ def test_a_push_that_fails_after_training_says_how_to_go_on(hub, repo_id, tmp_pa
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert stopped.value.code == 1
     assert f"the run is complete in {tmp_path / 'run'}, but not on the Hub: the Hub answered 503." in line
-    assert f"python scripts/push_to_hub.py {tmp_path / 'run'} --repo_id {repo_id}" in line
+    assert f"concept-encoder push {tmp_path / 'run'} --repo_id {repo_id}" in line
 
 
 def test_a_push_that_fails_during_training_is_made_good_at_the_end(hub, repo_id, tmp_path, caplog):

@@ -9,7 +9,7 @@ import torch
 from scipy.stats import pearsonr
 from small_tasks import pair_table, small_task
 
-from concept_encoder.eval.benchmarks import similarity
+from concept_encoder.eval.benchmarks import similarity as module
 from concept_encoder.eval.benchmarks.registry import BENCHMARKS, load_benchmark
 from concept_encoder.eval.benchmarks.similarity import (
     ZERO_SHOT,
@@ -17,7 +17,7 @@ from concept_encoder.eval.benchmarks.similarity import (
     max_sim,
     pair_features,
     score_frozen,
-    similarity_tasks,
+    similarity,
 )
 from concept_encoder.eval.concepts.whitening import whitening
 from concept_encoder.eval.loading.checkpoints import load, random_twin
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.* resamples leave:RuntimeWarnin
 
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch):
-    monkeypatch.setattr(similarity, "RESAMPLES", 200)
+    monkeypatch.setattr(module, "RESAMPLES", 200)
 
 
 @pytest.fixture
@@ -68,13 +68,13 @@ def test_pair_features_are_symmetric():
 def test_running_variance_equals_all_at_once():
     z = torch.randn(50, 4, 6, generator=torch.Generator().manual_seed(0)) * torch.tensor([0.0, 1.0, 2.0, 3.0])[:, None]
     z = z + 1000
-    running = similarity._RunningVariance()
+    running = module._RunningVariance()
     for part in z.split(7):
         running.add(part)
     expected = z.double().var(0).sum(-1)
     assert torch.allclose(running.shares(), expected / expected.sum(), atol=1e-9)
     assert running.shares()[0] == 0  # a concept that is the same for every text
-    constant = similarity._RunningVariance()
+    constant = module._RunningVariance()
     constant.add(torch.ones(5, 4, 6))
     assert constant.shares().tolist() == [0.25] * 4
 
@@ -109,7 +109,7 @@ def test_scores_are_those_of_the_definitions(pretrained, stsb):
 
 
 def test_result(pretrained, stsb, tmp_path):
-    (result,) = similarity_tasks(str(pretrained), ["stsb"], tmp_path)
+    (result,) = similarity(str(pretrained), ["stsb"], tmp_path)
     path = tmp_path / "similarity" / "stsb.json"
     assert json.loads(path.read_text(), parse_constant=pytest.fail) == result
     assert result["kind"] == "similarity"

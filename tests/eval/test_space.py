@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory):
+def published(running_hub, tmp_path_factory):
     """Commit of a checkpoint on the tests' Hub, with a later one on top."""
     api = HfApi()
     api.create_repo("me/explorable", exist_ok=True)
@@ -57,7 +57,7 @@ def test_a_space_is_pinned(hub, published, tmp_path, capsys):
 
 def test_only_what_is_on_the_hub_becomes_a_space(tmp_path):
     for checkpoint in (str(tmp_path), "nowhere"):
-        with pytest.raises(ValueError, match="is no Hub id; push it first with scripts/push_to_hub"):
+        with pytest.raises(ValueError, match="is no Hub id; push it first with concept-encoder push"):
             write_space(checkpoint, None, tmp_path / "space")
 
 

@@ -53,9 +53,9 @@ def imports(source: str, module: str, is_package: bool) -> Iterator[Import]:
 
 
 def floor(module: str) -> int:
-    """Index in FLOORS; the root `__init__` shows configuration and model, so it lies just above the model."""
+    """Index in FLOORS; `__init__` and `__main__` at the root show what is on all of them, and lie on the roof."""
     parts = module.split(".")
-    return FLOORS.index(parts[1]) if len(parts) > 1 else FLOORS.index("modeling_concept")
+    return FLOORS.index(parts[1]) if parts[1:] and parts[1] in FLOORS else len(FLOORS)
 
 
 def import_violations(source: str, module: str, is_package: bool = False) -> list[str]:
@@ -69,19 +69,21 @@ def import_violations(source: str, module: str, is_package: bool = False) -> lis
             continue
         if item.name.split(".")[0] != PACKAGE:
             continue
-        if module == PACKAGE:
+        if own == len(FLOORS):
             if item.level:
-                found.append(f"{where} relatively; the root __init__ imports absolutely")
-        elif own == FLOORS.index("scripts"):
+                found.append(f"{where} relatively; the root imports absolutely")
+            continue
+        if own == FLOORS.index("scripts"):
             if item.level:
                 found.append(f"{where} relatively; scripts are run as files")
             elif floor(item.name) == own and not module.startswith(f"{PACKAGE}.scripts.dev."):
                 found.append(f"{where}; a script imports no script")
         elif not item.level:
             found.append(f"{where} absolutely; inside the package imports are relative")
-        if module != PACKAGE and own != FLOORS.index("scripts") and item.name == PACKAGE:
-            found.append(f"{where}, the root, whose imports would come with it")
-        if floor(item.name) > own:
+        if item.name == PACKAGE:
+            if own != FLOORS.index("scripts"):
+                found.append(f"{where}, the root, which shows what lies above")
+        elif floor(item.name) > own:
             found.append(f"{where}; imports go down only: {' <- '.join(FLOORS)}")
     return found
 
@@ -119,11 +121,17 @@ def command_line_violations(source: str, module: str) -> list[str]:
 def test_module_keeps_to_its_floor(path):
     module, source = module_name(path), path.read_text(encoding="utf-8")
     found = import_violations(source, module, is_package=path.name == "__init__.py")
-    if path.parent == ROOT and path.name != "__init__.py":
+    if path.parent == ROOT and path.name not in ("__init__.py", "__main__.py"):
         found += remote_code_violations(source, module)
     if ROOT / "scripts" not in path.parents:
         found += command_line_violations(source, module)
     assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("folder", ["trainers", "eval"])
+def test_a_stub_keeps_to_its_floor(folder):
+    source = (ROOT / folder / "__init__.pyi").read_text(encoding="utf-8")
+    assert not import_violations(source, f"{PACKAGE}.{folder}", is_package=True)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda path: path.name)

@@ -26,7 +26,7 @@ from small_runs import tiny_recipe
 
 from concept_encoder.eval.concepts.monitor import monitor_concepts
 from concept_encoder.eval.report.report import write_report
-from concept_encoder.scripts import analyze, finetune, push_to_hub
+from concept_encoder.scripts import analyze, finetune, push
 from concept_encoder.scripts import pretrain as script
 from concept_encoder.trainers import pretraining
 from concept_encoder.trainers.data import corpora as data
@@ -413,7 +413,7 @@ def test_a_damaged_model_is_named(pretrained, tmp_path, capsys, command, name, h
     calls = {
         "analyze": (analyze.main, [str(folder), "--dataset_name", "microworld"]),
         "finetune": (finetune.main, [str(folder), "--tasks", "microworld_similarity", "--protocol", "quick"]),
-        "push": (push_to_hub.main, [str(folder), "--repo_id", "me/x", "--dry_run"]),
+        "push": (push.main, [str(folder), "--repo_id", "me/x", "--dry_run"]),
     }
     main, arguments = calls[command]
     with pytest.raises(SystemExit) as stop:

@@ -16,7 +16,7 @@ from small_runs import make_trainer
 
 from concept_encoder.eval.benchmarks.registry import BENCHMARKS
 from concept_encoder.eval.concepts.sampling import load_sampler
-from concept_encoder.eval.hub.code_check import code_of
+from concept_encoder.eval.hub.code_check import check_code
 from concept_encoder.eval.hub.export import load_exportable
 from concept_encoder.eval.hub.publishing import assemble
 from concept_encoder.eval.loading.checkpoints import load
@@ -121,7 +121,7 @@ DOORS = {
     "embedding": lambda folder: load(folder).encode(["cat"]),
     "sampling": lambda folder: load_sampler(str(folder)),
     "export": lambda folder: load_exportable(load(folder)),
-    "code": lambda folder: code_of(str(folder)),
+    "code": lambda folder: check_code(str(folder)),
 }
 
 

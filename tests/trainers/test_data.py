@@ -586,14 +586,21 @@ def test_real_tokenizer_reads_every_text_back(shared):
     assert len(stream) > len(whole) - 1000 and whole.startswith(stream)
 
 
-def bert_tokenizer(shared):
-    return AutoTokenizer.from_pretrained(shared / "data" / "tokenizers" / "google-bert" / "bert-base-uncased")
+def bert_like(shared, tmp_path) -> DataArguments:
+    return DataArguments(
+        dataset_name=str(write(tmp_path / "train.jsonl", SENTENCES)),
+        validation_size=0.1,
+        tokenizer_name=str(shared / "data" / "tokenizers" / "google-bert" / "bert-base-uncased"),
+    )
 
 
 def test_a_learned_vocabulary_is_the_corpus_own_in_the_seed_tokenizers_manner(tmp_path, shared):
-    args = DataArguments(dataset_name=str(write(tmp_path / "train.jsonl", SENTENCES)), validation_size=0.1)
-    seed = bert_tokenizer(shared)
-    learned = train_tokenizer(args, 90, seed)
+    args = bert_like(shared, tmp_path)
+    seed = load_tokenizer(args)
+    learned = train_tokenizer(args, 90, tmp_path / "vocabulary")
+    assert AutoTokenizer.from_pretrained(tmp_path / "vocabulary").get_vocab() == learned.get_vocab()
+    with pytest.raises(ValueError, match="vocabulary exists already; name a new folder"):
+        train_tokenizer(args, 90, tmp_path / "vocabulary")
     assert len(learned) <= 90
     assert learned.tokenize("Documents has its own words") == ["document", "##s", "has", "its", "own", "words"]
     assert learned("its own")["input_ids"][0] == learned.cls_token_id
@@ -602,6 +609,6 @@ def test_a_learned_vocabulary_is_the_corpus_own_in_the_seed_tokenizers_manner(tm
 
 
 def test_a_vocabulary_too_small_for_its_characters_is_refused(tmp_path, shared):
-    args = DataArguments(dataset_name=str(write(tmp_path / "train.jsonl", SENTENCES)), validation_size=0.1)
     with pytest.raises(ValueError, match=r"vocab_size=8 is too small: .* alone are \d+; ask for more"):
-        train_tokenizer(args, 8, bert_tokenizer(shared))
+        train_tokenizer(bert_like(shared, tmp_path), 8, tmp_path / "vocabulary")
+    assert not (tmp_path / "vocabulary").exists()

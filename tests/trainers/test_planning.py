@@ -55,7 +55,7 @@ def test_the_script_prints_the_plan_wherever_the_flag_stands(tmp_path, capsys):
     printed, said = capsys.readouterr()
     assert printed.startswith("Plan of tiny; nothing is trained yet") and "  steps      40, which read" in printed
     assert "8 concepts of width 32" in printed and " hours (" in printed
-    again = f"scripts/pretrain.py tiny --output_dir {out} --max_steps 40 --use_cpu true"
+    again = f"concept-encoder pretrain tiny --output_dir {out} --max_steps 40 --use_cpu true"
     assert said.rstrip().endswith(again)
     assert not out.exists()
     main(["tiny", "--max_steps", "-1", "--output_dir", str(out), "--use_cpu", "true", "--dry_run"])

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import subprocess
 import sys
@@ -178,14 +179,24 @@ def test_bad_input_leaves_nothing_behind(tmp_path, overrides, message):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["python", "accelerate"])
-def test_the_command_line_as_a_user_types_it(tmp_path, launcher):
-    prefix = ["-m", "accelerate.commands.launch", "--cpu"] if launcher == "accelerate" else []
+@pytest.mark.parametrize(
+    ("start", "processes"),
+    [
+        ("concept_encoder pretrain", 1),
+        ("accelerate.commands.launch --cpu -m concept_encoder.scripts.pretrain", 1),
+        ("accelerate.commands.launch --multi_gpu --num_processes 2 -m concept_encoder.scripts.pretrain", 2),
+    ],
+)
+def test_the_command_line_as_a_user_types_it(tmp_path, start, processes):
     arguments = ["tiny", *SMALL_RECIPE, "--output_dir", str(tmp_path / "out")]
-    command = [sys.executable, *prefix, "scripts/pretrain.py", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-m", *start.split(), *arguments]
+    # Without the variable, accelerate starts one process on a CPU, however many it is asked for.
+    environment = {**os.environ, **({"ACCELERATE_USE_CPU": "1"} if processes > 1 else {})}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "bits per token" in done.stdout and "Next: " in done.stderr and "scripts/analyze.py" in done.stderr
+    assert done.stdout.count("bits per token") == 1
+    assert done.stderr.count(f"Next: concept-encoder analyze {tmp_path / 'out'}") == 1
+    assert json.loads((tmp_path / "out" / "pretrain.json").read_text())["environment"]["processes"] == processes
 
 
 def test_the_command_line_refuses_a_finished_run(run, capsys):

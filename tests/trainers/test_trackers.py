@@ -50,7 +50,16 @@ def test_every_curve_arrives(tracker, curves: Callable[[Path], set[str]], tmp_pa
     if importlib.util.find_spec(tracker) is None:
         pytest.skip(f"{tracker} is not installed: pip install 'concept-encoder[{tracker}]'")
     local = {"TRACKIO_DIR": str(tmp_path / "trackio"), "WANDB_DIR": str(tmp_path), "WANDB_MODE": "offline"}
-    command = [sys.executable, "scripts/pretrain.py", "tiny", "--output_dir", str(tmp_path / "run"), *TINY.split()]
+    command = [
+        sys.executable,
+        "-m",
+        "concept_encoder",
+        "pretrain",
+        "tiny",
+        "--output_dir",
+        str(tmp_path / "run"),
+        *TINY.split(),
+    ]
     done = subprocess.run(
         [*command, "--report_to", tracker],
         cwd=ROOT,

@@ -8,6 +8,7 @@ import dataclasses
 import glob
 import hashlib
 import logging
+import os
 import re
 from dataclasses import dataclass, field
 from itertools import compress
@@ -191,26 +192,31 @@ def load_tokenizer(args: DataArguments) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def train_tokenizer(args: DataArguments, vocab_size: int, seed_tokenizer: PreTrainedTokenizerBase):
-    """Tokenizer of the kind of `seed_tokenizer`, its vocabulary learned from the training documents that `args` name.
+def train_tokenizer(args: DataArguments, vocab_size: int, output_dir: str | os.PathLike) -> PreTrainedTokenizerBase:
+    """Tokenizer of the kind that `args` name, its vocabulary learned from their training documents, saved in a folder.
 
     The product with the vocabulary is most of a pretraining step: a small one is what makes a CPU run possible.
 
     Args:
-        args: corpus and `max_train_documents`.
+        args: corpus, `max_train_documents`, and the tokenizer that gives normalisation, splitting, model type and
+            special tokens.
         vocab_size: entries of the new vocabulary, special tokens included.
-        seed_tokenizer: gives normalisation, splitting, model type and special tokens.
+        output_dir: folder to write; must not exist.
 
     Raises:
-        ValueError: what `load_corpus` raises; a vocabulary too small for the special tokens and the characters.
+        ValueError: the folder exists; what `load_corpus` and `load_tokenizer` raise; a vocabulary too small for the
+            special tokens and the characters.
     """
+    if Path(output_dir).exists():
+        raise ValueError(f"{output_dir} exists already; name a new folder")
     corpus = load_corpus(args, "train")
-    tokenizer = seed_tokenizer.train_new_from_iterator((row["text"] for row in corpus), vocab_size)
+    tokenizer = load_tokenizer(args).train_new_from_iterator((row["text"] for row in corpus), vocab_size)
     if len(tokenizer) > vocab_size:
         raise ValueError(
             f"vocab_size={vocab_size} is too small: special tokens and single characters alone are {len(tokenizer)}; "
             "ask for more"
         )
+    tokenizer.save_pretrained(output_dir)
     return tokenizer
 
 
