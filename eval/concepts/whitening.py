@@ -38,7 +38,8 @@ def whiten(
     Args:
         checkpoint: folder or Hub id of a pretrained concept encoder, with its tokenizer.
         output_dir: must not exist, or be empty.
-        data: corpus, None for that of the checkpoint's recipe; `max_train_documents` of its training part are read, each up to `max_length` tokens.
+        data: corpus, None for that of the checkpoint's recipe; `max_train_documents` of its training part are read,
+            each up to `max_length` tokens.
         revision: commit, branch or tag of a Hub id.
         fields: of the recipe's corpus, in place of its own.
 

@@ -179,7 +179,7 @@ def test_reading_weights_says_once_that_the_code_is_another(folder, caplog):
         _ = load(other).model
     said = [record.message for record in caplog.records]
     assert len(said) == 1
-    assert "its modeling_concept.py differ from this package's, which is what runs; python scripts/check" in said[0]
+    assert "its modeling_concept.py differ from this package's, which is what runs; concept-encoder check" in said[0]
 
 
 def test_the_command_prints_hashes_and_differences(folder, capsys):
