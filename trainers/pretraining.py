@@ -163,7 +163,9 @@ def _pretrain(
     result = _result(recipe, trainer, seconds, outcome.global_step - resumed_at)
     if trainer.is_world_process_zero():
         folder = Path(training.output_dir)
-        trainer.state.save_to_json(str(folder / "trainer_state.json"))
+        best = portable(trainer.state.best_model_checkpoint)
+        state = dataclasses.replace(trainer.state, best_model_checkpoint=best)
+        state.save_to_json(str(folder / "trainer_state.json"))
         write_atomically(folder / RECIPE_FILE, yaml.safe_dump(recipe.as_dict(), sort_keys=False))
         write_json(folder / RESULT_FILE, result)
     if training.push_to_hub:
