@@ -3,6 +3,7 @@ from concept_encoder.eval.benchmarks.comparison import compare as compare
 from concept_encoder.eval.benchmarks.decontamination import build_corpus as build_corpus
 from concept_encoder.eval.benchmarks.finetuning import finetune as finetune
 from concept_encoder.eval.benchmarks.protocols import Protocol as Protocol
+from concept_encoder.eval.benchmarks.registry import Task as Task
 from concept_encoder.eval.benchmarks.similarity import similarity as similarity
 from concept_encoder.eval.concepts.analysis import analyze as analyze
 from concept_encoder.eval.concepts.sampling import generate as generate
@@ -14,6 +15,7 @@ from concept_encoder.eval.hub.pushing import push as push
 from concept_encoder.eval.loading.checkpoints import Checkpoint as Checkpoint
 from concept_encoder.eval.loading.checkpoints import load as load
 from concept_encoder.eval.pretraining import pretrain as pretrain
+from concept_encoder.eval.report.report import report as report
 from concept_encoder.modeling_concept import ConceptEncoderForDiffusionMLM as ConceptEncoderForDiffusionMLM
 from concept_encoder.modeling_concept import ConceptEncoderForMaskedLMPerceiver as ConceptEncoderForMaskedLMPerceiver
 from concept_encoder.modeling_concept import (

@@ -1,5 +1,6 @@
-"""Compare recipes on equal data, steps and seeds.
+"""Compare recipes, or variants of one, on equal data, steps and seeds.
 
+    concept-encoder compare objectives --output_dir runs/objectives
     concept-encoder compare prose_small tsdae --output_dir runs/compared
 
 Trains, analyses, scores and fine-tunes each, and prints one table, kept as comparison.json and comparison.md in the
@@ -12,20 +13,23 @@ from pathlib import Path
 import concept_encoder as ce
 from concept_encoder.utils.command_line import RECIPE_FIELDS, Command, run, say, suggest
 
-RECIPES = sorted(path.stem for path in (Path(__file__).parent / "recipes").glob("*.yaml"))
+NAMES = sorted(
+    path.stem for kind in ("comparisons", "recipes") for path in Path(__file__).parent.glob(f"{kind}/*.yaml")
+)
 
 
 def command() -> Command:
     parser = Command(__file__, __doc__)
-    text = "two or more, names in scripts/recipes or paths"
-    parser.add_argument("recipes", nargs="+", metavar="RECIPE", names=RECIPES, help=text)
+    text = "a comparison, by name or as a .yaml file with `base` and `variants`; or two recipes or more"
+    parser.add_argument("recipes", nargs="+", metavar="COMPARISON", names=NAMES, help=text)
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help="of the comparison (default: all)")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder of the runs and the table")
     parser.add_argument("--seeds", type=int, nargs="+", help="of training, for each recipe (default: 42)")
     text = "to score frozen concepts on (default: stsb)"
     parser.add_argument("--frozen", nargs="*", metavar="TASK", help=text)
     text = "benchmarks to fine-tune on (default: stsb)"
     parser.add_argument("--tasks", nargs="*", metavar="TASK", help=text)
-    parser.add_argument("--protocol", help="of the fine-tuning (default: apart)")
+    parser.add_argument("--protocol", help="of the fine-tuning (default: bi_encoder)")
     parser.add_argument("--dry_run", action="store_true", help="print size, steps and hours of the training, and stop")
     parser.accept(RECIPE_FIELDS)
     return parser

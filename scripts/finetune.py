@@ -14,7 +14,7 @@ TASKS = (
     "mrpc stsb cola rte wnli sst2 qnli qqp mnli_matched mnli_mismatched paws sick_relatedness sick_entailment "
     "microworld_similarity microworld_paraphrase microworld_entailment"
 ).split()
-PROTOCOLS = ("reference", "tuned", "apart", "quick")
+PROTOCOLS = ("reference", "tuned", "bi_encoder", "quick")
 
 
 def command() -> Command:

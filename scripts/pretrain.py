@@ -75,7 +75,7 @@ def _print_plan(recipe: "Recipe", plan: dict) -> None:
     rows = {
         "model": f"{parameters['total'] / 1e6:.1f} M parameters, {parameters['encoder'] / 1e6:.1f} M in the encoder; "
         f"{model.num_concepts} concepts of width {model.hidden_size}",
-        "objective": f"{recipe.objective.corruption}, decoder_context {model.decoder_context}",
+        "objective": f"{recipe.objective.built_corruption.name}, decoder_context {model.decoder_context}",
         "data": f"{data.dataset_name}, {data.packing}, at most {data.max_length} tokens a text",
         "each step": f"{plan['texts_per_step']} texts, {plan['tokens_per_step']:.0f} tokens; "
         f"{processes} on {plan['device']}",

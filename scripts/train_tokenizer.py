@@ -16,7 +16,7 @@ from concept_encoder.utils.command_line import RECIPE_FIELDS, Command, run, say,
 
 def command() -> Command:
     parser = Command(__file__, __doc__)
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder to write; must not exist")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder to write; must not exist, or be empty")
     parser.add_argument("--vocab_size", type=int, required=True, help="entries, special tokens included")
     parser.accept(RECIPE_FIELDS, ["data"])
     return parser

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 import platform
 import re
 import signal
@@ -15,18 +16,17 @@ from typing import Any
 
 import torch
 import transformers
-import yaml
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from datasets import Dataset, DatasetDict
 from huggingface_hub.errors import HTTPError
-from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, TrainerState, set_seed
+from transformers import PreTrainedTokenizerBase, TrainerState, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..configuration_concept import ConceptEncoderConfig
 from ..modeling_concept import ConceptMaskedLMModel
-from ..utils.files import alone_in, check_writable, portable, write_atomically, write_json
-from ..utils.progress import TrainingProgress
-from .data.corpora import load_pretraining_data, load_tokenizer
+from ..utils.files import alone_in, check_writable, recorded_source, write_json
+from .data.corpora import Data, load_pretraining_data, load_tokenizer, rows_in_memory, source_fields
 from .recipes import RECIPE_FILE, Recipe
 from .training.arguments import ConceptTrainingArguments
 from .training.objective_trainer import ConceptMonitor
@@ -89,21 +89,26 @@ def _claim(training: ConceptTrainingArguments, held: ExitStack) -> str | None:
 
 
 def pretrain(
-    recipe: Recipe,
+    recipe: Recipe | str | os.PathLike,
     monitor: ConceptMonitor | None = None,
     assemble: UploadAssembler | None = None,
     head: type[ConceptMaskedLMModel] | None = None,
+    data: Data | None = None,
+    **fields: Any,
 ) -> dict[str, Any]:
     """Train `recipe` and leave model, tokenizer, `recipe.yaml` and `pretrain.json` in its output folder.
 
     Called again with the same recipe after it was stopped, it goes on from the last checkpoint, bit for bit.
 
     Args:
-        recipe: from `load_recipe`.
+        recipe: from `Recipe.load`; or, with `fields`, what that takes.
         monitor: watches the geometry of the concepts while training; passed in, since it belongs to evaluation.
         assemble: chooses what is pushed to the Hub; passed in, since the card is made of what was measured.
         head: class to train in place of the corruption's own, which its `trained_as` names; with a configuration
             class of its own, which takes the fields of the recipe's.
+        data: texts to train on in place of the recipe's: a Hub id, a path, or rows in memory. A `DatasetDict` has a
+            validation split; a `Dataset` needs `validation_size`. What is in memory has to be given again to resume.
+        fields: of the recipe, such as `max_steps=100`.
 
     Returns:
         The content of `pretrain.json`.
@@ -117,14 +122,26 @@ def pretrain(
         TrainingStopped: a SIGTERM came while training; the last checkpoint is of the step in which it came.
         KeyboardInterrupt: at once, with the last checkpoint in its words.
     """
+    recipe = _resolved(recipe, data, fields)
     check_writable(Path(recipe.training.output_dir))
     with ExitStack() as held:
         checkpoint = _claim(recipe.training, held)
-        return _pretrain(recipe, checkpoint, monitor, assemble, head)
+        return _pretrain(recipe, rows_in_memory(data), checkpoint, monitor, assemble, head)
+
+
+def _resolved(recipe: Recipe | str | os.PathLike, data: Data | None, fields: dict[str, Any]) -> Recipe:
+    """The recipe with its fields, and its data named."""
+    source = source_fields(data)
+    if not isinstance(recipe, Recipe):
+        return Recipe.load(recipe, **{**source, **fields})
+    if fields:
+        raise ValueError(f"{', '.join(fields)}: give fields to Recipe.load, or the recipe by its name")
+    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, **source))
 
 
 def _pretrain(
     recipe: Recipe,
+    rows: Dataset | DatasetDict | None,
     checkpoint: str | None,
     monitor: ConceptMonitor | None,
     assemble: UploadAssembler | None,
@@ -133,7 +150,7 @@ def _pretrain(
     training = recipe.training
     tokenizer = load_tokenizer(recipe.data)
     config = recipe.model_config(tokenizer)
-    train, validation = load_pretraining_data(recipe.data, tokenizer)
+    train, validation = load_pretraining_data(recipe.data, tokenizer, rows)
     trainer = ConceptTrainer(
         model=_initial_model(recipe, config, tokenizer, head, fresh=checkpoint is None),
         args=training,
@@ -145,9 +162,6 @@ def _pretrain(
         eval_dataset=validation,
         processing_class=tokenizer,
     )
-    for display in (ProgressCallback, PrinterCallback):
-        if trainer.pop_callback(display) is not None:
-            trainer.add_callback(TrainingProgress())
     resumed_at = 0
     if checkpoint is not None:  # now, since save_total_limit may remove it
         resumed_at = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")).global_step
@@ -163,10 +177,10 @@ def _pretrain(
     result = _result(recipe, trainer, seconds, outcome.global_step - resumed_at)
     if trainer.is_world_process_zero():
         folder = Path(training.output_dir)
-        best = portable(trainer.state.best_model_checkpoint)
+        best = recorded_source(trainer.state.best_model_checkpoint)
         state = dataclasses.replace(trainer.state, best_model_checkpoint=best)
         state.save_to_json(str(folder / "trainer_state.json"))
-        write_atomically(folder / RECIPE_FILE, yaml.safe_dump(recipe.as_dict(), sort_keys=False))
+        recipe.save(folder / RECIPE_FILE)
         write_json(folder / RESULT_FILE, result)
     if training.push_to_hub:
         trainer.push_to_hub()
@@ -185,7 +199,7 @@ def _initial_model(
     training = recipe.training
     set_seed(training.seed)
     if head is None:
-        head = recipe.objective.build_corruption().head
+        head = recipe.objective.built_corruption.head
     else:
         config = head.config_class(**architecture(config))
     if training.start_from is not None and fresh:
@@ -275,12 +289,13 @@ def _result(recipe: Recipe, trainer: ConceptTrainer, seconds: float, steps: int)
     names += "gradient_checkpointing torch_compile optim"
     training = {name: getattr(args, name) for name in names.split()}
     training = {name: getattr(value, "value", value) for name, value in training.items()}
+    recorded = recipe.as_dict()
     return {
         "kind": "pretrain",
         "recipe": recipe.name,
         "model": architecture(model.config),
-        "data": portable(dataclasses.asdict(recipe.data)),
-        "objective": portable(dataclasses.asdict(recipe.objective)),
+        "data": recorded["data"],
+        "objective": recorded["objective"],
         "training": training,
         "parameters": {
             "total": model.num_parameters(),

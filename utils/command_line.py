@@ -152,7 +152,7 @@ def command_name(module: str) -> str:
 
 def command_to_type(name: str, *words: str | os.PathLike) -> str:
     """A command as it is typed, on any machine."""
-    return shlex.join([NAME, name, *map(os.fspath, words)])
+    return shlex.join([NAME, name, *(os.fspath(word) for word in words)])
 
 
 def suggest(name: str, *words: str | os.PathLike) -> None:

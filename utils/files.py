@@ -1,8 +1,8 @@
 """Files of a run: what a tokenizer may consist of, and results that are written whole or not at all."""
 
+import glob
 import json
 import os
-import re
 import secrets
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 LOCK_FILE = ".lock"
 TOKENIZER_FILES = (
@@ -45,22 +46,6 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
-def portable(value: Any) -> Any:
-    """`value` as it may stand in a file that others read: a path of this machine by its last part, all else as it is.
-
-    Lists and dicts are gone through. Hub ids, relative paths and web addresses are no path of a machine.
-    """
-    if isinstance(value, dict):
-        return {key: portable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [portable(item) for item in value]
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    if isinstance(value, str) and re.match(r"(file:/*)?([/~\\]|[A-Za-z]:[/\\])", value):
-        return re.split(r"[/\\]+", value.rstrip("/\\"))[-1]
-    return value
-
-
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Strict JSON (no NaN), written atomically."""
     write_atomically(path, json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
@@ -88,15 +73,33 @@ def replaced_together(folder: Path, last: str) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """A folder to fill, which gets its name `target` when all is in it; when the block raises there is none."""
+    """A folder to fill, which gets its name `target` when all is in it and on the disk.
+
+    When the block raises, or is killed, there is none: the same call can be made again. A kill leaves a folder whose
+    name begins with a dot next to it, which can be removed.
+    """
     parent = target.resolve().parent
     parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".", dir=parent) as scratch:
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=parent) as scratch:
         staged = Path(scratch) / target.name
         staged.mkdir()
         yield staged
         sync_folder(staged)
         os.replace(staged, target)
+
+
+def recorded_source(name: str | None) -> str | None:
+    """A data set, tokenizer or checkpoint as the files of a run name it, which other people read: never by a path of
+    this machine.
+
+    What is below the working folder is `./path`, what lies elsewhere its last name; a Hub id stays as it is.
+    """
+    if name is None:
+        return None
+    path = os.path.abspath(os.path.expanduser(name))
+    if not (os.path.isabs(os.path.expanduser(name)) or os.path.exists(path) or glob.glob(path, recursive=True)):
+        return name
+    return f"./{os.path.relpath(path)}" if Path(path).is_relative_to(Path.cwd()) else os.path.basename(path)
 
 
 @contextmanager
@@ -125,6 +128,24 @@ def alone_in(folder: Path) -> Iterator[None]:
         for path in made:
             with suppress(OSError):
                 path.rmdir()
+
+
+@contextmanager
+def disk_trouble_named(path: Path) -> Iterator[None]:
+    """OSError for all that keeps a file from being written; safetensors, torch and tokenizers say it in other ways."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, OSError | SafetensorError | RuntimeError) and type(error) is not Exception:
+            raise
+        said = " ".join(str(error).split())
+        raise OSError(f"{path} could not be written; what was there before is whole. {said}") from error
+
+
+def check_new(folder: Path) -> None:
+    """ValueError unless `folder` is yet to be made, or empty."""
+    if folder.exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None):
+        raise ValueError(f"{folder} is not empty; name a new folder")
 
 
 def check_writable(folder: Path) -> None:

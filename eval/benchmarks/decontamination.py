@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, concatenate_datasets, load_dataset
+from datasets import Dataset, concatenate_datasets
 from sklearn.feature_extraction.text import HashingVectorizer
 
 from ...trainers.data.corpora import DataArguments, load_corpus
 from ...trainers.recipes import RECIPES, find_recipe
-from ...utils.files import write_json
+from ...utils.files import check_new, disk_trouble_named, recorded_source, whole_folder, write_json
 from ...utils.progress import progress
 from ...utils.untrusted import read_yaml
-from .registry import Benchmark, find_benchmark, resolve_dataset_id
+from .registry import Task, find_benchmark, read_tables
 
 PLANS = RECIPES.parent / "corpora"
 TRAIN_FILE, CHECK_FILE = "train.parquet", "contamination.json"
@@ -44,7 +44,7 @@ class CorpusPlan:
     """Which sources make a corpus, and which benchmarks it must not hold a sentence of."""
 
     sources: tuple[DataArguments, ...]
-    keep_clean_of: tuple[Benchmark, ...]
+    keep_clean_of: tuple[Task, ...]
 
 
 def load_plan(name_or_path: str | os.PathLike) -> CorpusPlan:
@@ -57,7 +57,7 @@ def load_plan(name_or_path: str | os.PathLike) -> CorpusPlan:
         ValueError: not such a file, an unknown field or task, a value of the wrong kind, or sources of which some are
             pairs and some are not.
     """
-    path = find_recipe(os.fspath(name_or_path), PLANS)
+    path = find_recipe(name_or_path, PLANS)
     plan = read_yaml(path)
     if not isinstance(plan, dict) or set(plan) != {"sources", "keep_clean_of"} or not all(plan.values()):
         raise ValueError(f"{path} must hold `sources` and `keep_clean_of`, each with at least one entry")
@@ -100,8 +100,7 @@ def build_corpus(plan: CorpusPlan | str | os.PathLike, output_dir: str | os.Path
     """
     plan = plan if isinstance(plan, CorpusPlan) else load_plan(plan)
     output_dir = Path(output_dir)
-    if output_dir.exists() and any(output_dir.iterdir()):
-        raise ValueError(f"{output_dir} is not empty; name a new folder")
+    check_new(output_dir)
     held_out = {row.name: held_out_sentences(row) for row in plan.keep_clean_of}
     index = SentenceIndex(sentence for sentences in held_out.values() for sentence in sentences)
     kept, rows = [], []
@@ -113,22 +112,25 @@ def build_corpus(plan: CorpusPlan | str | os.PathLike, output_dir: str | os.Path
             raise ValueError(f"every row of {source.dataset_name!r} matches a benchmark; leave the source out")
         kept.append(clean)
         named = {name: value for name, value in dataclasses.asdict(source).items() if name in SOURCE_FIELDS}
+        named["dataset_name"] = recorded_source(source.dataset_name)
         counts = {"rows": len(corpus), "exact": int(exact.sum()), "near": int((near & ~exact).sum())}
         rows.append({"source": named, **counts, "kept": len(clean)})
-    output_dir.mkdir(parents=True, exist_ok=True)
-    concatenate_datasets(kept).to_parquet(output_dir / TRAIN_FILE)
     sentences = {name: len(found) for name, found in held_out.items()}
     result = {"kind": "contamination", "rule": RULE, "benchmark_sentences": sentences, "sources": rows}
-    write_json(output_dir / CHECK_FILE, result)
+    with disk_trouble_named(output_dir), whole_folder(output_dir) as staged:
+        concatenate_datasets(kept).to_parquet(staged / TRAIN_FILE)
+        write_json(staged / CHECK_FILE, result)
     return result
 
 
-def held_out_sentences(benchmark: Benchmark) -> list[str]:
-    """Every text of a benchmark outside its training split, labelled or not."""
-    splits = load_dataset(resolve_dataset_id(benchmark.dataset_id), benchmark.config)
-    others = [name for name in splits if name != benchmark.train_split]
-    columns = benchmark.sentence_columns
-    return sorted({text for name in others for column in columns for text in splits[name][column]})
+def held_out_sentences(benchmark: Task) -> list[str]:
+    """Every text of a benchmark outside its training split, labelled or not; ValueError as `open_tables`."""
+    found: set[str] = set()
+    for name, table in read_tables(benchmark, benchmark.config).items():
+        for column in benchmark.sentence_columns if name != benchmark.train_split else ():
+            table.check_texts(column, f"Task {benchmark.name}: sentence column")
+            found.update(text for text in table.rows[column] if text is not None)
+    return sorted(found)
 
 
 def format_contamination(result: Mapping[str, Any]) -> str:

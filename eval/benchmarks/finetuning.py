@@ -12,14 +12,14 @@ import torch
 import transformers
 
 from ...utils.command_line import say
-from ...utils.files import portable, write_json
+from ...utils.files import recorded_source, write_json
 from ...utils.progress import progress
 from ..loading.checkpoints import FAMILIES, Checkpoint, random_twin, results_folder
 from ..metrics.benchmark_score import benchmark_score
 from ..metrics.intervals import bootstrap_intervals, mean_scores, paired_bootstrap
 from .baselines import bag_of_tokens, published_scores
 from .protocols import OVERRIDABLE, Protocol
-from .registry import CHANCE_RULES, Benchmark, chance_level, find_benchmark
+from .registry import CHANCE_RULES, Task, chance_level, find_benchmark
 from .tuning import Cells, PreparedTask, count_cells, prepare_task, run_protocol
 
 RESULT_FOLDER = "finetune"
@@ -48,8 +48,8 @@ def cells_folder(output_dir: str | os.PathLike, task: str, protocol: Protocol) -
 
 def finetune(
     checkpoint: str | os.PathLike,
-    tasks: Sequence[str],
-    protocol: Protocol,
+    tasks: Sequence[str | Task],
+    protocol: Protocol | str,
     output_dir: str | os.PathLike | None = None,
     *,
     revision: str | None = None,
@@ -62,7 +62,8 @@ def finetune(
         The results in the order of the tasks.
     """
     output_dir = results_folder(checkpoint, output_dir)
-    benchmarks = [find_benchmark(task) for task in dict.fromkeys(tasks)]
+    protocol = Protocol.load(protocol) if isinstance(protocol, str) else protocol
+    benchmarks = list({row.name: row for row in map(find_benchmark, tasks)}.values())
     for benchmark in benchmarks:
         _refuse_existing(output_dir, benchmark.name, protocol, overwrite)
     opened = Checkpoint.open(checkpoint, revision, FAMILIES)
@@ -78,7 +79,7 @@ def finetune(
 
 def finetune_task(
     checkpoint: str | os.PathLike,
-    benchmark: Benchmark,
+    benchmark: Task,
     protocol: Protocol,
     output_dir: str | os.PathLike,
     *,
@@ -135,7 +136,7 @@ def finetune_task(
 
 
 def at_chance(
-    benchmark: Benchmark,
+    benchmark: Task,
     predictions: Sequence[Sequence[float]],
     labels: np.ndarray,
     intervals: dict[str, list[float] | None],
@@ -227,7 +228,11 @@ def _description(task: PreparedTask, own: dict[str, Any]) -> dict[str, Any]:
         "steps": first["steps"],
         "padding_share": first["padding_share"],
         "seconds": round(sum(run["seconds"] for run in own["runs"]), 3),
-        "dataset": {"id": portable(benchmark.dataset_id), "config": benchmark.config, "licence": benchmark.licence},
+        "dataset": {
+            "id": recorded_source(benchmark.dataset_id),
+            "config": benchmark.config,
+            "licence": benchmark.licence,
+        },
         **{name: first[name] for name in ("head", "newly_initialized", "dropped")},
         "environment": {
             "python": platform.python_version(),
@@ -239,7 +244,7 @@ def _description(task: PreparedTask, own: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _judgement(benchmark: Benchmark, predictions: dict[str, list[list[float]]], labels: np.ndarray) -> dict[str, Any]:
+def _judgement(benchmark: Task, predictions: dict[str, list[list[float]]], labels: np.ndarray) -> dict[str, Any]:
     """Scores of the run beside chance, controls and published lines."""
     name, own = benchmark.scored_as, predictions["run"]
     chance, chance_rule = chance_level(benchmark, labels)

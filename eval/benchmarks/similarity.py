@@ -22,7 +22,7 @@ from ..concepts.whitening import whitening
 from ..loading.checkpoints import FAMILIES, Checkpoint, random_twin, results_folder
 from ..metrics.benchmark_score import benchmark_score
 from ..metrics.intervals import bootstrap_intervals, paired_bootstrap
-from .registry import Benchmark, find_benchmark, load_benchmark
+from .registry import Task, find_benchmark, load_benchmark
 
 RESULT_FOLDER = "similarity"
 SIMILARITY_TASKS = ("stsb", "sick_relatedness", "microworld_similarity")
@@ -53,14 +53,14 @@ def result_path(output_dir: str | os.PathLike, task: str) -> Path:
     return Path(output_dir) / RESULT_FOLDER / f"{task}.json"
 
 
-def find_similarity_task(name: str) -> Benchmark:
-    """Row of one of `SIMILARITY_TASKS`, or of a task file that is like one; errors as `find_benchmark`."""
+def find_similarity_task(name: str | Task) -> Task:
+    """Row of one of `SIMILARITY_TASKS`, or a task, or a task file, that is like one; errors as `find_benchmark`."""
     return find_benchmark(name, SIMILARITY_TASKS, "similarity task")
 
 
 def similarity(
     checkpoint: str | os.PathLike,
-    tasks: Sequence[str],
+    tasks: Sequence[str | Task],
     output_dir: str | os.PathLike | None = None,
     *,
     revision: str | None = None,
@@ -75,7 +75,7 @@ def similarity(
 
     Args:
         checkpoint: folder or Hub id of a pretrained concept encoder, with its tokenizer.
-        tasks: names in `SIMILARITY_TASKS`, or task files.
+        tasks: names in `SIMILARITY_TASKS`, task files, or tasks.
         output_dir: run folder, None for the checkpoint's own; the untrained twin is kept in `random_init/` there.
         revision: commit, branch or tag of a Hub id.
         max_length: tokens per sentence, special tokens included; bounded by the encoder's learned positions.
@@ -97,7 +97,7 @@ def similarity(
     if max_train_examples is not None and max_train_examples < 20:
         raise ValueError(f"max_train_examples must be at least 20, got {max_train_examples}")
     output_dir = results_folder(checkpoint, output_dir)
-    benchmarks = [find_similarity_task(task) for task in dict.fromkeys(tasks)]
+    benchmarks = list({row.name: row for row in map(find_similarity_task, tasks)}.values())
     for benchmark in benchmarks:
         _refuse_existing(result_path(output_dir, benchmark.name), overwrite)
     opened = Checkpoint.open(checkpoint, revision, FAMILIES)
@@ -124,7 +124,7 @@ def score_frozen(
     encoder: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     data: DatasetDict,
-    benchmark: Benchmark,
+    benchmark: Task,
     max_length: int,
     description: str,
 ) -> dict[str, Any]:
@@ -230,9 +230,7 @@ def _encoded_pairs(
         yield rows, (concepts[: len(rows)], concepts[len(rows) :])
 
 
-def _probe(
-    features: np.ndarray, labels: np.ndarray, unseen: np.ndarray, benchmark: Benchmark
-) -> tuple[np.ndarray, float]:
+def _probe(features: np.ndarray, labels: np.ndarray, unseen: np.ndarray, benchmark: Task) -> tuple[np.ndarray, float]:
     """(n,) predictions for unseen features, and the alpha chosen on a split of the training pairs."""
     options = {"test_size": SELECTION_SIZE, "random_state": SELECTION_SEED}
     fit_on, select_on = train_test_split(np.arange(len(labels)), **options)
@@ -252,7 +250,7 @@ def _ridge(alpha: float):
 
 
 def _result(
-    benchmark: Benchmark, data: DatasetDict, scored: dict[str, dict[str, Any]], settings: dict[str, Any]
+    benchmark: Task, data: DatasetDict, scored: dict[str, dict[str, Any]], settings: dict[str, Any]
 ) -> dict[str, Any]:
     labels = np.asarray(data[SPLIT]["label"])
     own, twin = scored["run"], scored["random_init"]

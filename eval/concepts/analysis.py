@@ -5,12 +5,13 @@ import os
 from typing import Any
 
 import torch
+from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
 from ...configuration_concept import ConceptEncoderConfig
-from ...trainers.data.corpora import DataArguments, load_corpus
+from ...trainers.data.corpora import Data, DataArguments, load_corpus, rows_in_memory, source_fields
 from ...trainers.recipes import read_data
-from ...utils.files import portable, replaced_together, write_json
+from ...utils.files import recorded_source, replaced_together, write_json
 from ..loading.checkpoints import Checkpoint, random_encoder, results_folder
 from .attention import concept_reading
 from .geometry import MIN_DOCUMENTS, collect_concepts, geometry
@@ -32,7 +33,7 @@ CORPUS_FIELDS = (  # what decides which documents are read, and how much of each
 
 def analyze(
     checkpoint: str | os.PathLike,
-    data: DataArguments | None = None,
+    data: DataArguments | Data | None = None,
     num_batches: int = 20,
     batch_size: int = 16,
     ledger_documents: int = 128,
@@ -48,14 +49,16 @@ def analyze(
 
     Args:
         checkpoint: folder or Hub id of any head, with tokenizer files; or one that is opened.
-        data: corpus to read, sampled by `corpus_seed`. Packing, tokenizer and limits on documents play no part: the
-            tokenizer is the checkpoint's.
+        data: corpus to read, sampled by `corpus_seed`: a Hub id, a path, or rows in memory, of a `DatasetDict` the
+            validation split. None: the corpus of the checkpoint's recipe. Packing, tokenizer and limits on documents
+            play no part: the tokenizer is the checkpoint's.
         num_batches, batch_size: documents = num_batches * batch_size; the reference's per-batch figures average over
             the batches.
         ledger_documents: how many of them, the first ones, the ledger is kept on; at most all.
         output_dir: folder of geometry.json, ledger.json and reading.json, which take their places together,
             geometry.json last. `None`: the checkpoint, which must be a folder then.
         revision: commit, branch or tag of a Hub id.
+        fields: of `DataArguments`, in place of those of the checkpoint's recipe.
 
     Returns:
         What was written, by the names in `FILES`.
@@ -67,19 +70,20 @@ def analyze(
     _check_counts(num_batches, batch_size, ledger_documents)
     folder = results_folder(checkpoint, output_dir)
     opened = Checkpoint.open(checkpoint, revision)
-    data = read_data(opened.folder, **fields) if data is None else data
+    rows = None if isinstance(data, DataArguments) else rows_in_memory(data)
+    if not isinstance(data, DataArguments):
+        data = read_data(opened.folder, **{**source_fields(data), **fields})
     _check_length(opened.config, data.max_length)
     encoder, head, tokenizer = opened.encoder, opened.diffusion, opened.tokenizer
-    texts = _documents(data, num_batches, batch_size)
+    texts = _documents(data, rows, num_batches, batch_size)
     batches = _encode(tokenizer, texts, batch_size, data.max_length)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     concepts = collect_concepts(encoder, batches, device)
     random_concepts = collect_concepts(random_encoder(encoder.config), batches, device)
     normal = 1 / encoder.norm.weight.detach().double().cpu().numpy()
-    common = {
-        "checkpoint": opened.name,
-        "corpus": {name: portable(value) for name, value in dataclasses.asdict(data).items() if name in CORPUS_FIELDS},
-    }
+    corpus = {name: value for name, value in dataclasses.asdict(data).items() if name in CORPUS_FIELDS}
+    corpus["dataset_name"] = recorded_source(data.dataset_name)
+    common = {"checkpoint": opened.hub_id or recorded_source(str(opened.folder)), "corpus": corpus}
     found = {"geometry": geometry(concepts, random_concepts, batch_size, normal)}
     if head is not None:
         few = _encode(tokenizer, texts[:ledger_documents], batch_size, data.max_length)
@@ -117,9 +121,13 @@ def _check_length(config: ConceptEncoderConfig, max_length: int) -> None:
         )
 
 
-def _documents(data: DataArguments, num_batches: int, batch_size: int) -> list[str]:
+def _documents(
+    data: DataArguments, rows: Dataset | DatasetDict | None, num_batches: int, batch_size: int
+) -> list[str]:
     count = num_batches * batch_size
-    corpus = load_corpus(dataclasses.replace(data, max_validation_documents=count), "validation")
+    if isinstance(rows, Dataset):  # read as they are, none of them held out
+        rows = DatasetDict({data.validation_split: rows})
+    corpus = load_corpus(dataclasses.replace(data, max_validation_documents=count), "validation", rows)
     texts = [row["text"] for row in corpus]
     if len(texts) < count:
         full = len(texts) // batch_size

@@ -51,8 +51,11 @@ def generate(
             function of the mode.
         FileNotFoundError: no such folder.
     """
-    belongs = {"continue": ("num_tokens", num_tokens), "interpolate": ("num_texts", num_texts)}
-    belongs |= {"swap": ("swap_concepts", swap_concepts)}
+    belongs: dict[str, tuple[str, Any]] = {
+        "continue": ("num_tokens", num_tokens),
+        "interpolate": ("num_texts", num_texts),
+        "swap": ("swap_concepts", swap_concepts),
+    }
     if mode not in get_args(Mode):
         raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
     for owner, (name, value) in belongs.items():

@@ -12,12 +12,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...trainers.data.corpora import DataArguments, load_corpus
 from ...trainers.recipes import read_data
-from ...utils.files import replaced_together
+from ...utils.files import check_new, disk_trouble_named, whole_folder
 from ...utils.tokenizer import longest_text
 from ..loading.checkpoints import Checkpoint, read_texts
 
-ROUNDING = 1e-12  # variance that float32 gives to equal vectors, relative to their mean square
 SMALLEST_VARIANCE = 1e-6  # relative: below it a direction is empty, as the one that the output LayerNorm takes away
+NO_VARIANCE = 1e-12  # of the mean square: rounding
 
 
 def whiten(
@@ -48,11 +48,10 @@ def whiten(
 
     Raises:
         ValueError: output_dir holds files; a checkpoint that is whitened already, fine-tuned, no concept encoder's or
-            without some of its weights; fewer than two texts, or none that differ; whatever `load_corpus` raises.
+            without some of its weights; fewer than two texts, or only equal ones; whatever `load_corpus` raises.
     """
     output_dir = Path(output_dir)
-    if output_dir.is_dir() and any(output_dir.iterdir()):
-        raise ValueError(f"{output_dir} is not empty; name a new folder")
+    check_new(output_dir)
     opened = Checkpoint.open(checkpoint, revision)
     data = read_data(opened.folder, **fields) if data is None else data
     if opened.config.pooler_whitening:
@@ -67,14 +66,14 @@ def whiten(
     if len(means) < 2:
         raise ValueError(f"whitening needs at least 2 texts, got {len(means)}")
     mean, matrix = whitening(means)
-    if not matrix.shape[1]:
-        raise ValueError(f"the {len(means)} texts have one and the same mean concept; name a corpus of several texts")
+    if matrix.shape[1] == 0:
+        raise ValueError(f"the {len(means)} texts are all alike to the encoder: there is nothing to whiten by")
     with torch.no_grad():
         weight = torch.zeros(len(mean), len(mean), dtype=torch.float64)
         weight[: matrix.shape[1]] = torch.from_numpy(matrix.T)
         encoder.whitening.weight.copy_(weight)
         encoder.whitening.bias.copy_(-weight @ torch.from_numpy(mean))
-    with replaced_together(output_dir, last="model.safetensors") as staged:
+    with disk_trouble_named(output_dir), whole_folder(output_dir) as staged:
         model.save_pretrained(staged)
         tokenizer.save_pretrained(staged)
     return {"texts": len(means), "rank": matrix.shape[1]}
@@ -98,5 +97,6 @@ def whitening(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     mean = vectors.mean(0)
     variances, directions = np.linalg.eigh(np.atleast_2d(np.cov(vectors, rowvar=False)))
-    kept = variances > max(SMALLEST_VARIANCE * variances[-1], ROUNDING * (vectors**2).mean())
+    least = max(SMALLEST_VARIANCE * variances[-1], NO_VARIANCE * np.square(vectors).mean())
+    kept = variances > least
     return mean, directions[:, kept] / np.sqrt(variances[kept])

@@ -25,9 +25,7 @@ def head(explorer: Explorer) -> str:
         f"decoder context: {config.decoder_context}" if explorer.model is not None else "no diffusion decoder",
     ]
     if run:
-        facts.append(
-            f"trained on {run['data']['dataset_name']}, {run['steps']} steps, {run['objective']['corruption']}"
-        )
+        facts.append(f"trained on {run['data']['dataset_name']}, {run['steps']} steps, {explorer.corruption}")
     return PIECES.head(explorer.name, facts)
 
 

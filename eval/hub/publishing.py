@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -29,9 +28,9 @@ from ...configuration_concept import AUTO_MAP, ConceptEncoderConfig
 from ...trainers.recipes import RECIPE_FILE
 from ...trainers.training.saving import SUMS_FILE, find_checkpoints
 from ...trainers.weights.tensors import weight_files
-from ...utils.files import TOKENIZER_FILES, portable, write_atomically
+from ...utils.files import TOKENIZER_FILES, write_atomically
 from ...utils.tokenizer import limit_saved_length
-from ...utils.untrusted import inside, read_object, read_yaml
+from ...utils.untrusted import inside, read_object
 from ..loading.checkpoints import HEAD_PREFIXES, Checkpoint
 from ..report.report import SECTIONS, build_report, read_results
 from ..report.sections import PARTS
@@ -103,8 +102,6 @@ def assemble(source: Path, target: Path, repo_id: str, **card: Any) -> list[str]
     limit_saved_length(target, opened.config)
     texts = {"config.json": json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"}
     texts |= opened.config.sentence_transformers_files()
-    if RECIPE_FILE in names:
-        texts[RECIPE_FILE] = yaml.safe_dump(portable(read_yaml(source / RECIPE_FILE)), sort_keys=False)
     facts = CardFacts(repo_id=repo_id, config=config, task_id=task_id, **card)
     texts[CARD_FILE] = str(render_card(report, facts)).rstrip() + "\n"
     for name, text in texts.items():

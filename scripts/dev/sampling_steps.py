@@ -17,9 +17,9 @@ from transformers import PreTrainedTokenizerBase
 
 from concept_encoder.eval.concepts.sampling import load_sampler
 from concept_encoder.modeling_concept import ConceptEncoderForDiffusionMLM, first_to_commit
-from concept_encoder.trainers.data.corpora import DataArguments, load_corpus
+from concept_encoder.trainers.data.corpora import load_corpus
 from concept_encoder.trainers.objectives.collators import DataCollatorForReconstruction
-from concept_encoder.trainers.recipes import RECIPE_FILE, recipe_data
+from concept_encoder.trainers.recipes import RECIPE_FILE, read_data
 from concept_encoder.utils.command_line import Command, run, say
 from concept_encoder.utils.files import write_json
 
@@ -40,10 +40,9 @@ def sampling_steps(checkpoint: str, num_texts: int, seed: int = 0) -> dict[str, 
     if num_texts < 2:
         raise ValueError(f"num_texts must be at least 2, for an interval, got {num_texts}")
     model, tokenizer = load_sampler(checkpoint)
-    section = recipe_data(Path(checkpoint))
-    if not section:
+    if not (Path(checkpoint) / RECIPE_FILE).is_file():
         raise ValueError(f"{checkpoint} has no {RECIPE_FILE}, which names the corpus to take texts from")
-    data = DataArguments(**{**section, "max_validation_documents": num_texts})
+    data = read_data(checkpoint, max_validation_documents=num_texts)
     texts = [row["text"] for row in load_corpus(data, "validation")]
     encoded = tokenizer(texts, truncation=True, max_length=data.max_length, split_special_tokens=True)["input_ids"]
     collator = DataCollatorForReconstruction(tokenizer, seed=seed)

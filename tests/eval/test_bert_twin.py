@@ -121,7 +121,7 @@ def test_what_needs_concepts_refuses_it_by_name(trained, tmp_path):
     assert not white.exists()
 
 
-@pytest.mark.parametrize("protocol", ["joint", "apart"])
+@pytest.mark.parametrize("protocol", ["cross_encoder", "bi_encoder"])
 def test_it_is_fine_tuned_beside_its_own_random_twin(protocol, trained, tmp_path, monkeypatch):
     folder, _ = trained
     monkeypatch.setattr(finetuning, "RESAMPLES", 200)

@@ -26,7 +26,7 @@ from transformers import AutoTokenizer, GenerationConfig
 from concept_encoder.configuration_concept import AUTO_MAP, ConceptEncoderConfig
 from concept_encoder.eval.hub import pushing
 from concept_encoder.eval.hub.publishing import assemble, compare, explain, push_folder, verify
-from concept_encoder.eval.report.report import write_report
+from concept_encoder.eval.report.report import report
 from concept_encoder.modeling_concept import (
     ConceptEncoderForDiffusionMLM,
     ConceptEncoderForMaskedLMPerceiver,
@@ -39,7 +39,6 @@ from concept_encoder.scripts import push
 from concept_encoder.scripts.analyze import main as analyze
 from concept_encoder.scripts.finetune import main as finetune
 from concept_encoder.scripts.pretrain import main as pretrain
-from concept_encoder.scripts.report import main as report
 from concept_encoder.scripts.similarity import main as similarity
 from concept_encoder.scripts.whiten import main as whiten
 from concept_encoder.trainers.data.microworld import microworld_corpus, microworld_tokenizer
@@ -61,7 +60,7 @@ def run(pretrained, tmp_path_factory) -> Path:
     """A small run with a report, training state and a pickle that nobody asked for; tests only read it."""
     folder = shutil.copytree(pretrained, tmp_path_factory.mktemp("runs") / "small")
     scores = synthetic_finetune("microworld_entailment", {"accuracy": 0.71}, {"accuracy": 0.345}, 1000)
-    write_report(write_run(folder, pretrain=synthetic_pretrain(), finetune=[scores]))
+    report(write_run(folder, pretrain=synthetic_pretrain(), finetune=[scores]))
     (folder / "recipe.yaml").write_text("model: {num_concepts: 4}\n")
     for name in ("training_args.bin", "optimizer.pt", "rng_state.pth", "trainer_state.json", "notes.pkl"):
         (folder / name).write_bytes(TOKEN.encode())
@@ -278,7 +277,7 @@ def test_no_path_of_the_author_is_in_anything_that_is_published(tmp_path, tokeni
     analyze([str(run), "--num_batches", "2", "--batch_size", "5", "--ledger_documents", "4"])
     finetune([str(run), "--tasks", str(task), "--protocol", "quick", "--save_model", "--output_dir", str(run)])
     similarity([str(run), "--tasks", str(task), "--output_dir", str(run)])
-    report([str(run)])
+    report(run)
     whiten([str(run), "--output_dir", str(home / "white")])
     sources = {"run": run, "model": run / "finetune" / "own_pairs.quick" / "model", "white": home / "white"}
     for name, source in sources.items():

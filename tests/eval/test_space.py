@@ -7,6 +7,7 @@ import time
 import tomllib
 import urllib.request
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from huggingface_hub import HfApi
 from concept_encoder.eval.explorer.space import REQUIREMENTS, write_space
 from concept_encoder.scripts.explore import main
 
-pytest.importorskip("gradio", reason="the extra `explore` is not installed")
+pytestmark = pytest.mark.skipif(find_spec("gradio") is None, reason="the extra `explore` is not installed")
 ROOT = Path(__file__).resolve().parents[2]
 
 

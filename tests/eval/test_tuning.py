@@ -309,8 +309,10 @@ def test_texts_of_a_pair_can_be_encoded_apart(task, pretrained, tmp_path, monkey
 
     monkeypatch.setattr(ConceptEncoderForSentencePairClassification, "forward", spy)
     row = small_task(task, tmp_path, train=512)
-    result = finetune_task(str(pretrained), row, PROTOCOLS["quick"].override(comparison="apart"), tmp_path / "out")
-    assert result["protocol"] == "quick+comparison=apart"
+    result = finetune_task(
+        str(pretrained), row, PROTOCOLS["quick"].override(comparison="bi_encoder"), tmp_path / "out"
+    )
+    assert result["protocol"] == "quick+comparison=bi_encoder"
     assert result["head"] == "ConceptEncoderForSentencePairClassification"
     comparison, first = seen[0]
     assert comparison == ("cosine" if task == "stsb" else "features")
@@ -332,17 +334,17 @@ def test_texts_of_a_pair_can_be_encoded_apart(task, pretrained, tmp_path, monkey
 
 def test_pairs_encoded_apart_are_sorted_by_both_lengths(pretrained, tmp_path):
     row = small_task("stsb", tmp_path)
-    apart = prepared(pretrained, row, PROTOCOLS["apart"])
-    joint = prepared(pretrained, row, PROTOCOLS["tuned"])
-    assert apart.digest != joint.digest
-    data = apart.encoded["train"]
+    bi = prepared(pretrained, row, PROTOCOLS["bi_encoder"])
+    cross = prepared(pretrained, row, PROTOCOLS["tuned"])
+    assert bi.digest != cross.digest
+    data = bi.encoded["train"]
     lengths = [len(a) + len(b) for a, b in zip(data["input_ids_a"], data["input_ids_b"], strict=True)]
     assert tuning._lengths(data) == lengths
-    assert tuning._lengths(joint.encoded["train"]) == [length - 1 for length in lengths]  # [CLS] is there once
+    assert tuning._lengths(cross.encoded["train"]) == [length - 1 for length in lengths]  # [CLS] is there once
 
 
 def test_single_sentences_are_encoded_as_ever(pretrained, tmp_path):
     row = dataclasses.replace(small_task("mrpc", tmp_path), sentence_columns=("sentence1",))
-    task = prepared(pretrained, row, PROTOCOLS["apart"])
+    task = prepared(pretrained, row, PROTOCOLS["bi_encoder"])
     assert task.head == "ConceptEncoderForSequenceClassificationPerceiver"
     assert task.encoded["train"].column_names == ["label", "input_ids", "attention_mask"]

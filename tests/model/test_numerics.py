@@ -70,6 +70,7 @@ def agrees_with_finite_differences(model, loss_of) -> None:
     assert tried > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_gradients_of_the_heads_that_rebuild(name, training):

@@ -29,7 +29,7 @@ def explorable(folder: Path, head: type = ConceptEncoderForDiffusionMLM, **confi
     run = {
         "steps": 3,
         "data": {"dataset_name": "microworld"},
-        "objective": {"corruption": "diffusion", "nested_concepts": False},
+        "objective": {"corruption": {"diffusion": {}}, "nested_concepts": False},
     }
     (folder / "pretrain.json").write_text(json.dumps(run), encoding="utf-8")
     return folder

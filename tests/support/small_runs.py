@@ -11,19 +11,18 @@ from datasets import Dataset
 from helpers import random_examples, tiny_config
 
 from concept_encoder.trainers.objectives.objective import ObjectiveArguments
-from concept_encoder.trainers.recipes import Recipe, find_recipe, load_recipe, recipe_parser
+from concept_encoder.trainers.recipes import Recipe, fields_from_words
 from concept_encoder.trainers.training.arguments import ConceptTrainingArguments
 from concept_encoder.trainers.training.trainer import ConceptTrainer
 
-RECIPES = Path(__file__).parents[2] / "scripts" / "recipes"
 SMALL_RECIPE = (
     "--max_steps 6 --max_train_documents 64 --max_validation_documents 8 --disable_tqdm true --use_cpu true"
 ).split()
 
 
 def tiny_recipe(output_dir, *overrides, name="tiny") -> Recipe:
-    arguments = [*SMALL_RECIPE, "--output_dir", str(output_dir), *overrides]
-    return load_recipe(find_recipe(name, RECIPES), arguments, recipe_parser())
+    words = [*SMALL_RECIPE, "--output_dir", str(output_dir), *overrides]
+    return Recipe.load(name, **fields_from_words(words))
 
 
 def make_trainer(
@@ -31,7 +30,7 @@ def make_trainer(
 ) -> ConceptTrainer:
     torch.manual_seed(0)
     objective = objective or ObjectiveArguments()
-    corruption = objective.build_corruption()
+    corruption = objective.built_corruption
     config = tiny_config(
         vocab_size=len(tokenizer),
         mask_token_id=tokenizer.mask_token_id,
@@ -79,10 +78,9 @@ def noise_by_text(trainer) -> ConceptTrainer:
 
 
 def weighted_terms() -> dict:
-    """Settings of a trainer that learns the weights of two terms, averages and logs each step."""
+    """Settings of a trainer with two terms beside the task, that averages and logs each step."""
     # Terms of each text alone: they do not depend on how a batch is cut.
-    regularizers = ["orthogonality=3.0", "gaussian_potential=1.0"]
-    objective = ObjectiveArguments(regularizers=regularizers, term_weighting="kendall_gal", conflict_safe=True)
+    objective = ObjectiveArguments(regularizers={"orthogonality": 3.0, "gaussian_potential": 1.0})
     return {"objective": objective, "ema_decay": 0.5, "max_steps": 3, "logging_steps": 1}
 
 

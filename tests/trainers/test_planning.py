@@ -1,5 +1,4 @@
 import copy
-from pathlib import Path
 
 import pytest
 
@@ -7,14 +6,12 @@ from concept_encoder.scripts.pretrain import main
 from concept_encoder.trainers import planning
 from concept_encoder.trainers.planning import plan_pretraining
 from concept_encoder.trainers.pretraining import pretrain
-from concept_encoder.trainers.recipes import find_recipe, load_recipe, recipe_parser
-
-RECIPES = Path(__file__).parents[2] / "scripts" / "recipes"
+from concept_encoder.trainers.recipes import Recipe, fields_from_words
 
 
 def tiny_recipe(output_dir, *overrides):
     arguments = ["--output_dir", str(output_dir), "--use_cpu", "true", "--max_validation_documents", "8", *overrides]
-    return load_recipe(find_recipe("tiny", RECIPES), arguments, recipe_parser())
+    return Recipe.load("tiny", **fields_from_words(arguments))
 
 
 def test_a_plan_takes_steps_and_leaves_nothing(tmp_path, capsys):

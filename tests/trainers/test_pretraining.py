@@ -12,17 +12,30 @@ from small_runs import SMALL_RECIPE, tiny_recipe
 from transformers import AutoTokenizer
 
 from concept_encoder import ConceptEncoderForDiffusionMLM
+from concept_encoder.eval.benchmarks.comparison import Variant, find_variants
 from concept_encoder.scripts.pretrain import main
 from concept_encoder.trainers.pretraining import checkpoint_to_resume, pretrain
-from concept_encoder.trainers.recipes import load_recipe, recipe_parser
 
 ROOT = Path(__file__).parents[2]
-# The small recipes on real prose, on microworld: its tokenizer, two steps of a few texts.
-TWO_STEPS = (
-    "--dataset_name microworld --vocab_size 512 --hidden_size 32 --intermediate_size 32 --num_concepts 4 "
-    "--max_steps 2 --warmup_steps 0 --logging_steps 1 --per_device_train_batch_size 4 --eval_on_start false "
-    "--num_eval_timesteps 2 --save_strategy no"
-).split()
+# The small recipes on microworld: its tokenizer, two steps of a few texts.
+TWO_STEPS = {
+    **dict.fromkeys(("dataset_config_name", "tokenizer_name", "max_train_documents", "max_validation_documents")),
+    "dataset_name": "microworld",
+    "max_train_documents": 64,
+    "max_validation_documents": 8,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_concepts": 4,
+    "num_eval_timesteps": 2,
+    "max_steps": 2,
+    "warmup_steps": 0,
+    "logging_steps": 1,
+    "per_device_train_batch_size": 4,
+    "eval_on_start": False,
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "use_cpu": True,
+}
 
 
 @pytest.fixture(scope="module")
@@ -49,39 +62,32 @@ def test_a_run_leaves_a_checkpoint_its_recipe_and_its_figures(run):
 
 def test_the_saved_recipe_runs_to_the_same_weights(run, tmp_path):
     folder, _ = run
-    again = load_recipe(
-        folder / "recipe.yaml",
-        ["--output_dir", str(tmp_path / "again"), "--use_cpu", "true", "--disable_tqdm", "true"],
-        recipe_parser(),
-    )
-    pretrain(again)
+    pretrain(folder / "recipe.yaml", output_dir=str(tmp_path / "again"), use_cpu=True, disable_tqdm=True)
     weights = [ConceptEncoderForDiffusionMLM.from_pretrained(f).state_dict() for f in (folder, tmp_path / "again")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+SMALL = [Variant(name, name, {}) for name in ("tsdae", "mlm_perceiver")] + find_variants("objectives")
+FAST = ("tsdae", "prefix", "contrastive")
+
+
 @pytest.mark.parametrize(
-    "name",
-    [
-        *("tsdae", "prefix", "diffusion_contrastive"),
-        *(
-            pytest.param(n, marks=pytest.mark.slow)
-            for n in ("mlm_perceiver", "two_view", "diffusion_l6", "slot", "bixt")
-        ),
-    ],
+    "variant",
+    [pytest.param(v, marks=[] if v.name in FAST else pytest.mark.slow, id=f"{v.recipe}-{v.name}") for v in SMALL],
 )
-def test_every_small_recipe_trains(tmp_path, name):
-    recipe = tiny_recipe(tmp_path / name, *TWO_STEPS, name=name)
-    recipe.data.tokenizer_name = None  # microworld's own
+def test_every_small_recipe_and_variant_trains(tmp_path, variant):
+    recipe = variant.load(0, tmp_path / "run", TWO_STEPS)
     result = pretrain(recipe)
-    evaluation, corruption = result["evaluation"], recipe.objective.corruption
-    assert result["steps"] == 2 and result["recipe"] == name
+    evaluation, corruption = result["evaluation"], recipe.objective.built_corruption.name
+    assert result["steps"] == 2 and result["recipe"] == variant.name
     assert (evaluation["rebuilding"] is None) == (corruption == "diffusion")
     bound = corruption in ("diffusion", "prefix", "two_view")
     assert (evaluation["nelbo_bits_per_token"] is not None) == bound and len(evaluation["by_timestep"]) == 2 * bound
-    head = recipe.objective.build_corruption().head
-    _, loading = head.from_pretrained(tmp_path / name, output_loading_info=True)
+    head = recipe.objective.built_corruption.head
+    _, loading = head.from_pretrained(tmp_path / "run", output_loading_info=True)
     assert not loading["missing_keys"] and not loading["unexpected_keys"]
-    assert yaml.safe_load((tmp_path / name / "recipe.yaml").read_text())["objective"]["corruption"] == corruption
+    kept = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["objective"]["corruption"]
+    assert kept == recipe.objective.corruption and list(kept) == [corruption]
 
 
 def test_a_recipe_in_bfloat16_with_gradient_checkpointing(run, tmp_path):
@@ -166,7 +172,7 @@ def test_a_folder_in_which_another_process_is_at_work_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["--t_min", "0.8", "--t_max", "0.5"], "0 <= t_min < t_max <= 1"),
+        (["--corruption", "{diffusion: {t_min: 0.8, t_max: 0.5}}"], "0 <= t_min < t_max <= 1"),
         (["--max_length", "256"], r"max_length \(256\) is larger than max_position_embeddings"),
         (["--vocab_size", "7"], r"vocab_size \(7\) is smaller"),
         (["--corruption", "tsdae"], r"corruption 'tsdae' needs decoder_query='position', got 'token\+position'"),

@@ -152,6 +152,26 @@ def test_sigterm_at_the_command_line(straight, tmp_path):
     assert "Traceback" not in said and damage(last) is None and not (folder / "pretrain.json").exists()
 
 
+@pytest.mark.slow
+def test_a_second_command_is_refused_and_ctrl_c_ends_the_first_with_one_line(tmp_path):
+    folder = tmp_path / "run"
+    command = command_line(folder, *settings(1_000_000))
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **ENVIRONMENT})
+    while not find_checkpoints(folder):
+        assert child.poll() is None
+        time.sleep(0.05)
+    second = run(command)
+    assert second.returncode == 2
+    (line,) = (line for line in second.stderr.split("\n") if "error: " in line)
+    assert f"another process is at work in {folder}; wait until it has ended" in line
+    child.send_signal(signal.SIGINT)
+    _, said = child.communicate(timeout=300)
+    step, last = find_checkpoints(folder)[-1]
+    assert child.returncode == 130 and "Traceback" not in said
+    assert said.endswith(f"pretrain.py: interrupted; checkpoint-{step} is kept, the same command goes on from it\n")
+    assert damage(last) is None and not (folder / ".lock").exists()
+
+
 RANK_KILLED = """
 import os, signal, sys
 sys.path[:0] = {tests!r}

@@ -146,7 +146,7 @@ def test_a_rollback_is_a_resume_at_half_the_rate(tokenizer, tmp_path):
         "save_strategy": "steps",
         "save_steps": 2,
         "lr_scheduler_type": "constant",
-        "objective": ObjectiveArguments(regularizers=["variance=0.1"], term_weighting="learnable"),
+        "objective": ObjectiveArguments(regularizers={"variance": 0.1}),
         "bf16": True,  # accelerate's wrapping of a prepared model has to survive it
     }
     trainer = diverge_at(make_trainer(tokenizer, tmp_path / "a", **settings), 4, 4)
@@ -155,7 +155,7 @@ def test_a_rollback_is_a_resume_at_half_the_rate(tokenizer, tmp_path):
     plain = make_trainer(tokenizer, tmp_path / "b", **settings)
     plain.train()
     resumed = make_trainer(tokenizer, tmp_path / "b", **settings)
-    resumed._base_rates = [3e-3 / 4] * 3
+    resumed._base_rates = [3e-3 / 4] * 2
     resumed.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-2"))
     assert torch.equal(parameters(trainer), parameters(resumed))
     assert not torch.equal(parameters(trainer), parameters(plain))
@@ -197,7 +197,6 @@ assert trainer.accelerator.num_processes == 2
 noise_by_text(equal_lengths(trainer, tokenizer)).train()
 logged = [row for row in trainer.state.log_history if "grad_norm" in row]
 result = {{"losses": losses(trainer), "logged": logged[-1], "parameters": parameters(trainer).tolist()}}
-result["logits"] = trainer.objective.weighting.logits.tolist()
 
 settings = {{"on_divergence": "rollback", "save_strategy": "steps", "save_steps": 2, "max_steps": 4}}
 again = make_trainer(tokenizer, {out!r} + "/again", **settings)
@@ -210,22 +209,21 @@ with open({out!r} + f"/rank{{rank}}.json", "w") as file:
 
 
 @pytest.mark.slow
-def test_two_processes_learn_weights_average_and_roll_back_as_one(tokenizer, tmp_path):
+def test_two_processes_train_average_and_roll_back_as_one(tokenizer, tmp_path):
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES.format(tests=sys.path, out=str(tmp_path)))
     launch_two(script)
     ranks = [json.loads((tmp_path / f"rank{r}.json").read_text()) for r in range(2)]
-    for name in ("parameters", "logits", "again"):
+    for name in ("parameters", "again"):
         assert ranks[0][name] == ranks[1][name]
     assert ranks[0]["rollbacks"] == ranks[1]["rollbacks"] == 1  # the loss was not finite on one of them only
 
     alone = make_trainer(tokenizer, tmp_path / "alone", gradient_accumulation_steps=1, **weighted_terms())
     noise_by_text(equal_lengths(alone, tokenizer)).train()
     torch.testing.assert_close(torch.tensor(ranks[0]["parameters"]), parameters(alone), rtol=1e-3, atol=1e-5)
-    assert ranks[0]["logits"] == pytest.approx(alone.objective.weighting.logits.tolist(), rel=1e-3)
     logged = [row for row in alone.state.log_history if "grad_norm" in row][-1]
     for name, value in logged.items():
-        if name.startswith(("grad_norm", "weight_", "loss")):
+        if name.startswith(("grad_norm", "loss")):
             assert ranks[0]["logged"][name] == pytest.approx(value, rel=1e-3, abs=1e-6), name
 
 
@@ -235,5 +233,5 @@ def test_accumulation_changes_nothing(tokenizer, tmp_path):
         settings = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps}
         trainer = make_trainer(tokenizer, tmp_path / str(size), **settings, **weighted_terms())
         noise_by_text(equal_lengths(trainer, tokenizer)).train()
-        results.append((parameters(trainer), trainer.objective.weighting.logits.detach()))
+        results.append(parameters(trainer))
     torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-5)

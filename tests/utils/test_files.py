@@ -1,10 +1,9 @@
 import json
 import os
-from pathlib import Path
 
 import pytest
 
-from concept_encoder.utils.files import portable, whole_folder, write_json
+from concept_encoder.utils.files import whole_folder, write_json
 
 
 def test_json_is_strict_and_replaced_as_a_whole(tmp_path):
@@ -24,30 +23,6 @@ def test_a_file_is_for_those_that_the_users_own_rule_allows(tmp_path, mask):
     finally:
         os.umask(before)
     assert (tmp_path / "deep" / "x.json").stat().st_mode & 0o777 == 0o666 & ~mask
-
-
-@pytest.mark.parametrize(
-    ("value", "kept"),
-    [
-        ("/home/alice/texts/*.txt", "*.txt"),
-        ("/home/alice/texts/", "texts"),
-        ("~/texts.jsonl", "texts.jsonl"),
-        ("~alice/texts.jsonl", "texts.jsonl"),
-        ("file:///home/alice/x.jsonl", "x.jsonl"),
-        (r"C:\\Users\\alice\\x.jsonl", "x.jsonl"),
-        (Path("/home/alice/x"), "x"),
-        ("owner/name", "owner/name"),
-        ("texts/*.txt", "texts/*.txt"),
-        ("../texts", "../texts"),
-        ("https://example.org/x", "https://example.org/x"),
-        ("microworld", "microworld"),
-        (None, None),
-        (3, 3),
-    ],
-)
-def test_a_path_is_recorded_without_the_folders_of_its_author(value, kept):
-    assert portable(value) == kept
-    assert portable({"a": [value, {"b": (value,)}]}) == {"a": [kept, {"b": [kept]}]}
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):

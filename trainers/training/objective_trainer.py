@@ -39,6 +39,8 @@ ConceptMonitor = Callable[[Tensor], tuple[dict[str, float], str | None]]
 class ObjectiveTrainer(Trainer):
     """Trains the head that an objective's corruption names, with that objective; see `ConceptTrainer`."""
 
+    args: ConceptTrainingArguments
+
     def __init__(
         self,
         model: nn.Module,
@@ -50,6 +52,8 @@ class ObjectiveTrainer(Trainer):
         monitor: ConceptMonitor | None = None,
         **kwargs,
     ):
+        if not isinstance(args, ConceptTrainingArguments):
+            raise ValueError(f"ConceptTrainer needs args of ConceptTrainingArguments, got {type(args).__name__}")
         if processing_class is None:
             raise ValueError("ConceptTrainer needs processing_class: the tokenizer knows [MASK] and [PAD]")
         refuse_replaced(kwargs)
@@ -61,12 +65,11 @@ class ObjectiveTrainer(Trainer):
         self.settings = objective_args
         self.collator = DataCollatorForReconstruction(
             processing_class,
-            objective_args.build_corruption(),
-            position_share=objective_args.position_share,
+            objective_args.built_corruption,
             seed=args.seed,
         )
         self.evaluator = ReconstructionEvaluator(processing_class, objective_args)
-        self.objective = objective_args.build_objective(model.config.hidden_size, processing_class)
+        self.objective = objective_args.build_objective()
         self.monitor = monitor
         self.data_wait = DataWait()
         self.guard = DivergenceGuard(args.divergence_ratio, clipped=args.max_grad_norm > 0)
@@ -89,7 +92,6 @@ class ObjectiveTrainer(Trainer):
         )
         self._check_devices()
         self.loss_is_scaled_for_ga = True
-        self.objective.learned.to(self.args.device)
         if self.args.use_liger_kernel:
             self.model.loss_kernel = liger_linear_cross_entropy
         for callback in (self.data_wait, self.average, self.stop):
@@ -105,11 +107,6 @@ class ObjectiveTrainer(Trainer):
             raise ValueError(
                 f"use_liger_kernel=True needs a CUDA device, and training runs on {self.args.device.type}; leave it "
                 "out"
-            )
-        if self.is_fsdp_enabled and list(self.objective.learned.parameters()):
-            raise ValueError(
-                f"term_weighting={self.settings.term_weighting!r} with distil_from={self.settings.distil_from!r} "
-                "trains parameters outside the model, which FSDP leaves out; launch with DDP, or set 'fixed' and ''"
             )
         if self.average is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError("ema_decay needs whole weights on each device; FSDP and DeepSpeed shard them")
@@ -141,11 +138,7 @@ class ObjectiveTrainer(Trainer):
     # ------------------------------------------------------------------------------------------------------ training
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        new = self.optimizer is None
         optimizer = super().create_optimizer(model)
-        learned = list(self.objective.learned.parameters())
-        if new and learned:
-            optimizer.add_param_group({"params": learned, "weight_decay": 0.0})
         if self.average is not None:
             self.average.start(self.model)
         return optimizer
@@ -157,7 +150,6 @@ class ObjectiveTrainer(Trainer):
         if self.state.global_step >= self.state.max_steps:  # killed after its last checkpoint: no step is left
             self.control.should_training_stop = True
             return [], None
-        self.objective.learned.zero_grad()  # the Trainer does it for the model alone
         with self.data_wait.getting_data():
             batches, _ = super().get_batch_samples(self._corrupted(epoch_iterator), num_batches, device)
         counts = torch.zeros(2, dtype=torch.long, device=device)
@@ -204,14 +196,8 @@ class ObjectiveTrainer(Trainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._loss_of_step = self._loss_of_step + loss
         if self.accelerator.sync_gradients:  # the last micro-batch of the step
-            self._share_objective_gradients()
             self._judge_step()
         return loss
-
-    def _share_objective_gradients(self) -> None:
-        for parameter in self.objective.learned.parameters():
-            if parameter.grad is not None:  # the distributed wrapper knows the model's parameters only
-                parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
 
     def _judge_step(self) -> None:
         scaler = self.accelerator.scaler
@@ -237,7 +223,6 @@ class ObjectiveTrainer(Trainer):
             self._parts.clear()
             logs.update({f"grad_norm_{name}": norm.item() for name, norm in self._gradient_norms.items()})
             logs["data_wait_share"] = self.data_wait.share_since_last_call()
-            logs.update({name: value.item() for name, value in self.objective.weighting.figures().items()})
             if self.monitor is not None:
                 self._watch_concepts(logs, self.monitor)
         if "train_loss" in logs:  # the Trainer divides by the steps of this call, though the sum is of all steps
@@ -294,7 +279,9 @@ class ObjectiveTrainer(Trainer):
             return super().get_eval_dataloader(eval_dataset)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        with self._averaged():
+        """As the Trainer's, of the average where there is one; random numbers of training are left as they were."""
+        devices = [torch.cuda.current_device()] if self.args.device.type == "cuda" else []
+        with self._averaged(), torch.random.fork_rng(devices):
             return super().evaluate(*args, **kwargs)
 
     @torch.no_grad()
@@ -339,12 +326,13 @@ def _check_task(
     train_dataset: Dataset | IterableDataset | None,
 ) -> None:
     """ValueError if the model, or the batches, are not what the objective needs."""
-    head = settings.build_corruption().head.__name__
+    corruption = settings.built_corruption
+    head = corruption.head.__name__
     # By name: a class loaded with a checkpoint's own code is another object. A model that is none of the heads says
     # which one it can be trained as.
     own = getattr(model, "trained_as", type(model).__name__)
     if own != head:
-        raise ValueError(f"corruption {settings.corruption!r} trains a {head}, got a {own}")
+        raise ValueError(f"corruption {corruption.name!r} trains a {head}, got a {own}")
     columns = getattr(train_dataset, "column_names", None) or ()  # a stream may not know its own
     settings.check(model.config, paired="partner_ids" in columns)
     if settings.contrastive and args.per_device_train_batch_size * args.world_size < 2:

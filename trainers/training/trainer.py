@@ -5,29 +5,29 @@ import shutil
 from concurrent.futures import Future
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from huggingface_hub import CommitInfo
-from safetensors.torch import load_model, save_model
 from torch import nn
-from transformers import TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, has_length
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from ...utils.files import replaced_together
+from ...utils.files import disk_trouble_named, replaced_together
+from ...utils.progress import TrainingProgress
 from ..data.corpora import DataArguments
 from ..objectives.objective import ObjectiveArguments
 from .arguments import ConceptTrainingArguments
 from .objective_trainer import ObjectiveTrainer
 from .resuming import check_resumable, made_with, recorded, write_record
-from .saving import STAGING_FOLDER, disk_trouble_named, last_complete, publish, remove_old
+from .saving import STAGING_FOLDER, last_complete, publish, remove_old
 from .sharding import embeddings_apart
 from .stability import MAX_ROLLBACKS, DivergenceError, set_base_rates
 from .uploads import HubUploads, UploadAssembler
 
 logger = logging.getLogger(__name__)
-OBJECTIVE_FILE = "objective.safetensors"  # parameters of the objective, in a checkpoint
 SUMS_SINCE_LOG = "log_sums_{rank}.pth"  # what the next log entry will be the mean of, in a checkpoint, per process
 
 
@@ -39,8 +39,7 @@ class ConceptTrainer(ObjectiveTrainer):
     nothing else; see `resuming`.
 
     With `ema_decay` the model is the average of the weights wherever it is evaluated, saved, pushed or left behind;
-    see `WeightAverage`. Parameters of the objective are trained along, without weight decay, and are no part of the
-    model. A diverging step never reaches the weights; see `DivergenceGuard`.
+    see `WeightAverage`. A diverging step never reaches the weights; see `DivergenceGuard`.
 
     Args:
         objective_args: the objective's settings.
@@ -66,10 +65,14 @@ class ConceptTrainer(ObjectiveTrainer):
         self.data_args = data_args
         self.uploads = HubUploads(self, assemble)
         self._checkpoint: Path | None = None  # that this training goes on from
+        self._record: dict[str, Any] = {}
         self._rollbacks = 0
         self._base_rates: list[float] | None = None
         self._saving = False
         super().__init__(model, args, objective_args=objective_args, **kwargs)
+        for display in (ProgressCallback, PrinterCallback):  # on stderr: stdout is for results
+            if self.pop_callback(display) is not None:
+                self.add_callback(TrainingProgress())
         self.add_callback(_Resuming(self))
         self.add_callback(self.uploads)
 
@@ -112,16 +115,17 @@ class ConceptTrainer(ObjectiveTrainer):
         self._parts.clear()
         self._loss_of_step = 0.0
         self._checkpoint = None if checkpoint is None else Path(checkpoint)
+        self._record = self._made_with()
         again = {}
         if self._checkpoint is not None:
-            check_resumable(self._checkpoint, self._made_with())
+            check_resumable(self._checkpoint, self._record)
             self.guard.load(str(self._checkpoint))
             again = {"eval_on_start": False}  # it is in the log
         with self._with_args(**again):
             output = super().train(checkpoint, *args, **kwargs)
         return output._replace(training_loss=output.metrics["train_loss"])
 
-    def _made_with(self) -> dict:
+    def _made_with(self) -> dict[str, Any]:
         return made_with(
             self.accelerator.unwrap_model(self.model).config,
             self.settings,
@@ -149,7 +153,10 @@ class ConceptTrainer(ObjectiveTrainer):
 
     def _init_training_state(self, max_steps: int, num_update_steps_per_epoch: int, *args) -> tuple[int, int]:
         epochs, micro_steps = super()._init_training_state(max_steps, num_update_steps_per_epoch, *args)
-        if self._checkpoint is not None and not has_length(self.train_dataset) and not self.args.ignore_data_skip:
+        if self._checkpoint is None:
+            return epochs, micro_steps
+        self.state.compute_steps(self.args, max_steps)  # when it logs, evaluates and saves: as it is asked to now
+        if not has_length(self.train_dataset) and not self.args.ignore_data_skip:
             # The Trainer takes a stream for one epoch that never ends; the state knows in which it really was, and
             # counts an epoch for as many steps as the run was to have then.
             whole, part = divmod(self.state.epoch, 1)
@@ -217,7 +224,7 @@ class ConceptTrainer(ObjectiveTrainer):
     def _save_own_state(self, folder: Path) -> None:
         """What the Trainer does not know of: that of each process, and of the run."""
         if self.args.should_save:
-            write_record(folder, self._made_with())
+            write_record(folder, self._record)
         if self.args.save_only_model:
             return
         sums = {
@@ -234,8 +241,6 @@ class ConceptTrainer(ObjectiveTrainer):
         self.guard.save(str(folder))
         if self.average is not None:
             self.average.save(self.model, str(folder))
-        if list(self.objective.learned.parameters()):
-            save_model(self.objective.learned, str(folder / OBJECTIVE_FILE))
 
     def restore_own_state(self) -> None:
         """Load what `_save_own_state` wrote, once the Trainer has loaded the rest and set its sums to zero."""
@@ -243,8 +248,6 @@ class ConceptTrainer(ObjectiveTrainer):
             return
         if self.average is not None:
             self.average.load(self.model, str(self._checkpoint))
-        if list(self.objective.learned.parameters()):
-            load_model(self.objective.learned, self._checkpoint / OBJECTIVE_FILE)
         file = self._checkpoint / SUMS_SINCE_LOG.format(rank=self.args.process_index)
         device, sums = self.args.device, torch.load(file, map_location="cpu", weights_only=True)
         self._tr_loss, self._globalstep_last_logged = sums["loss"].to(device), sums["last_logged"]

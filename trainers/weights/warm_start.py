@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
-from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel, PreTrainedTokenizerBase
 
 from ... import modeling_concept
 from ...configuration_concept import ConceptEncoderConfig
@@ -181,12 +181,3 @@ def _checked(call, source: str, field: str):
         return call()
     except (ValueError, RuntimeError) as error:  # the second: shapes
         raise ValueError(f"{field} {source!r}: {' '.join(str(error).split())}") from error
-
-
-def read_encoder(source: str, field: str) -> PreTrainedModel:
-    """The encoder that `field` of a recipe names; ValueError if it cannot be read."""
-
-    def load(source: str) -> PreTrainedModel:
-        return AutoModel.from_pretrained(source, trust_remote_code=False, use_safetensors=True)
-
-    return _read(load, source, source, field)
