@@ -97,7 +97,7 @@ def test_analyze_writes_what_the_functions_give(checkpoint: Path, corpus: Path) 
         assert json.loads((checkpoint / file).read_text()) == result[name]
         assert result[name]["kind"] == name
         assert result[name]["checkpoint"] == checkpoint.name
-        assert result[name]["corpus"]["dataset_name"] == str(corpus)
+        assert result[name]["corpus"]["dataset_name"] == corpus.name
     assert [path.name for path in checkpoint.glob(".*.json*")] == []
 
     lines = (corpus / "validation.jsonl").read_text().splitlines()
@@ -279,10 +279,10 @@ def test_script_takes_the_corpus_from_the_recipe(checkpoint: Path, corpus: Path,
     (checkpoint / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     run_script(checkpoint)
     result = json.loads((checkpoint / "geometry.json").read_text())
-    assert result["corpus"]["dataset_name"] == str(corpus)
+    assert result["corpus"]["dataset_name"] == corpus.name
     assert result["corpus"]["max_length"] == 24
     printed, said = capsys.readouterr()
-    assert f"9 documents of {corpus}" in printed
+    assert f"9 documents of {corpus.name}" in printed
     assert "global_effective_rank_normalized" in printed
     assert "fixed by the output LayerNorm" in printed
     assert "within_centred rankme" in printed
@@ -324,4 +324,4 @@ def test_script_rejects_unknown_recipe_fields(checkpoint: Path, capsys) -> None:
     (checkpoint / "recipe.yaml").write_text(yaml.safe_dump({"data": {"datset_name": "x"}}))
     with pytest.raises(SystemExit):
         run_script(checkpoint)
-    assert "unknown data fields: datset_name. The known fields are: dataset_name" in capsys.readouterr().err
+    assert "unknown field 'datset_name' in section 'data'; did you mean dataset_name" in capsys.readouterr().err

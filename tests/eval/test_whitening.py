@@ -95,15 +95,6 @@ def test_it_is_a_checkpoint_like_any_other(checkpoint, data, tokenizer, tmp_path
     assert (tmp_path / "white" / "modules.json").is_file()
 
 
-def test_texts_that_are_all_the_same_cannot_be_whitened(checkpoint, tmp_path):
-    path = tmp_path / "texts.jsonl"
-    path.write_text(json.dumps({"text": "the cat sleeps ."}) + "\n" + '{"text": "the cat sleeps ."}\n' * 40)
-    data = DataArguments(str(path), validation_size=0.1, packing="truncated", max_length=40)
-    with pytest.raises(ValueError, match="texts have one and the same mean concept; name a corpus of several texts"):
-        whiten(checkpoint, tmp_path / "white", data)
-    assert not (tmp_path / "white").exists()
-
-
 def test_until_it_is_fitted_it_is_the_identity():
     plain, white = (ConceptEncoderModel(tiny_config(pooler_whitening=flag)).eval() for flag in (False, True))
     white.load_state_dict(plain.state_dict(), strict=False)
