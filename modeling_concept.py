@@ -744,6 +744,12 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
         pooled = self.whitening(concepts.mean(dim=1))  # (B, D)
         return ConceptEncoderOutput(last_hidden_state=concepts, pooler_output=pooled)
 
+    def whitened(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None) -> ConceptEncoderOutput:
+        """`forward` with the map of the pooled output on every concept, so that `pooler_output` is their mean."""
+        output = self(input_ids, attention_mask)
+        output.last_hidden_state = self.whitening(output.last_hidden_state)
+        return output
+
     def _check_chunks(self, chunk_length: int, attention_mask: Tensor | None, kwargs) -> None:
         if chunk_length < 1:
             raise ValueError(f"chunk_length must be at least 1 token, got {chunk_length}")
@@ -1463,6 +1469,25 @@ class ConceptEncoderForSentencePairClassification(ConceptClassificationModel):
         )
 
 
+# ------------------------------------------------------------------------------------------ for sentence-transformers
+
+
+class ConceptMask(nn.Module):
+    """Module of sentence-transformers behind the encoder: its `token_embeddings` are concepts, and all are real."""
+
+    def forward(self, features: dict[str, Tensor], **kwargs) -> dict[str, Tensor]:
+        """`features` with an `attention_mask` (B, C) of ones; the given one stays that of the tokens."""
+        concepts = features["token_embeddings"]  # (B, C, D)
+        return {**features, "attention_mask": concepts.new_ones(concepts.shape[:2], dtype=torch.long)}
+
+    def save(self, output_path: str, **kwargs) -> None:
+        """Nothing to save; modules.json names the class."""
+
+    @classmethod
+    def load(cls, *args, **kwargs) -> "ConceptMask":
+        return cls()
+
+
 ConceptEncoderModel.register_for_auto_class("AutoModel")
 for _head in (ConceptEncoderForDiffusionMLM, ConceptEncoderForMaskedLMPerceiver):
     _head.register_for_auto_class("AutoModelForMaskedLM")
@@ -1481,4 +1506,5 @@ __all__ = [
     "ConceptEncoderForSequenceClassificationViaDecoder",
     "ConceptEncoderModel",
     "ConceptEncoderPreTrainedModel",
+    "ConceptMask",
 ]

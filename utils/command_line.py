@@ -62,7 +62,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**{**options, "formatter_class": HelpFormatter, "allow_abbrev": False, "add_help": False})
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+        self.exit(2, f"{self.prog}: error: {printable(' '.join(message.split()))}\n")
 
 
 class Command(Parser):
@@ -164,6 +164,11 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     """What to put after an unknown name: those that are like it, or nothing."""
     close = difflib.get_close_matches(str(name), known, n=3)
     return f"; did you mean {', '.join(close)}?" if close else ""
+
+
+def printable(text: str) -> str:
+    """`text` for a terminal: what moves the cursor, hides or turns letters around is written as its escape."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def say(*lines: str) -> None:
