@@ -105,7 +105,13 @@ class Command(Parser):
     def fields(self) -> dict[str, Any]:
         """Name -> value of the fields that were typed; ValueError as their home has it."""
         assert self.home is not None
-        return import_module(self.home).fields_from_words(self.words, *self.sections)
+        try:
+            return import_module(self.home).fields_from_words(self.words, *self.sections)
+        except ValueError as error:  # of a word that is no field, but may be like an option
+            names = (word.partition("=")[0] for word in self.words if word.startswith("--"))
+            name = next((name for name in names if f"unknown field {name[2:]!r}" == str(error)), None)
+            hint = "" if name is None else did_you_mean(name, self._option_string_actions)
+            raise ValueError(f"{error}{hint}") from None
 
     def parse_args(self, args=None, namespace=None):
         arguments, unknown = self.parse_known_args(args, namespace)
