@@ -62,7 +62,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**{**options, "formatter_class": HelpFormatter, "allow_abbrev": False, "add_help": False})
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+        self.exit(2, f"{self.prog}: error: {printable(' '.join(message.split()))}\n")
 
 
 class Command(Parser):
@@ -105,7 +105,13 @@ class Command(Parser):
     def fields(self) -> dict[str, Any]:
         """Name -> value of the fields that were typed; ValueError as their home has it."""
         assert self.home is not None
-        return import_module(self.home).fields_from_words(self.words, *self.sections)
+        try:
+            return import_module(self.home).fields_from_words(self.words, *self.sections)
+        except ValueError as error:  # of a word that is no field, but may be like an option
+            names = (word.partition("=")[0] for word in self.words if word.startswith("--"))
+            name = next((name for name in names if f"unknown field {name[2:]!r}" == str(error)), None)
+            hint = "" if name is None else did_you_mean(name, self._option_string_actions)
+            raise ValueError(f"{error}{hint}") from None
 
     def parse_args(self, args=None, namespace=None):
         arguments, unknown = self.parse_known_args(args, namespace)
@@ -164,6 +170,11 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     """What to put after an unknown name: those that are like it, or nothing."""
     close = difflib.get_close_matches(str(name), known, n=3)
     return f"; did you mean {', '.join(close)}?" if close else ""
+
+
+def printable(text: str) -> str:
+    """`text` for a terminal: what moves the cursor, hides or turns letters around is written as its escape."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def say(*lines: str) -> None:
