@@ -195,6 +195,7 @@ def checkpoint_folder(checkpoint: str, revision: str | None = None) -> Path:
         FileNotFoundError: neither a folder nor the form of a Hub id.
         ValueError: a revision of a folder.
     """
+    checkpoint = os.path.expanduser(checkpoint)
     if Path(checkpoint).is_dir():
         if revision is not None:
             raise ValueError(f"{checkpoint} is a folder, which has no revision {revision!r}; leave the revision out")
@@ -241,7 +242,10 @@ def weight_files(folder: Path) -> list[str]:
         return ["model.safetensors"]
     if not index.is_file():
         raise ValueError(f"{folder} is not a checkpoint: it has no model.safetensors")
-    shards = read_object(index).get("weight_map")
+    content = read_object(index)
+    shards = content.get("weight_map")
+    if not isinstance(content.get("metadata"), dict):
+        raise ValueError(f"{index} has no metadata; save the model anew")
     if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
         raise ValueError(f"{index} has no weight_map from weights to files; save the model anew")
     names = sorted(set(shards.values()))
