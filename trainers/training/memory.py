@@ -19,17 +19,15 @@ def least_bytes(config: ConceptEncoderConfig, texts: int, tokens: int) -> dict[s
     width, embedding = config.hidden_size, config.token_embedding_size or config.hidden_size
     layers = config.num_hidden_layers + config.decoder_num_hidden_layers
     positions = config.max_position_embeddings if config.position_embedding_type == "learned" else 0
-    weights = {
-        "vocab_size": config.vocab_size * embedding,
-        "max_position_embeddings": positions * embedding,
-        "num_concepts": config.num_concepts * width,
-        "num_hidden_layers, hidden_size or intermediate_size": layers * width * (4 * width + config.intermediate_size),
+    square = width * (4 * width + config.intermediate_size)
+    counts = {
+        "vocab_size": 2 * config.vocab_size * embedding,
+        "max_position_embeddings": 2 * positions * embedding,
+        "num_concepts": (2 + texts) * config.num_concepts * width,
+        "num_hidden_layers, hidden_size or intermediate_size": 2 * layers * square,
+        "per_device_train_batch_size": texts * tokens * embedding,
     }
-    batch = texts * (tokens * embedding + config.num_concepts * width)
-    return {
-        **{name: 2 * FLOAT * count for name, count in weights.items()},
-        "per_device_train_batch_size": FLOAT * batch,
-    }
+    return {name: FLOAT * count for name, count in counts.items()}
 
 
 def check_memory(config: ConceptEncoderConfig, texts: int, tokens: int, device: torch.device) -> None:
