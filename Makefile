@@ -87,7 +87,7 @@ versions:
 		$(PYTHON) -m venv "$$folder/$$version"; python="$$folder/$$version/bin/python"; \
 		"$$python" -m pip install -qq "$(TORCH)" "transformers==$$version" hypothesis numpy pytest; \
 		echo "transformers $$version"; \
-		PYTHONPATH="$$folder" OMP_NUM_THREADS=1 "$$python" -m pytest -q -p no:cacheprovider \
+		PYTHONPATH="$$folder" OMP_NUM_THREADS=1 "$$python" -m pytest -q -m "" -p no:cacheprovider \
 			tests/model/test_modeling_concept.py tests/model/test_heads.py tests/model/test_generation.py \
 			tests/model/test_remote_code.py; \
 	done

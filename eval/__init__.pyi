@@ -2,6 +2,7 @@ from .benchmarks.comparison import compare as compare
 from .benchmarks.decontamination import build_corpus as build_corpus
 from .benchmarks.finetuning import finetune as finetune
 from .benchmarks.protocols import Protocol as Protocol
+from .benchmarks.registry import Task as Task
 from .benchmarks.similarity import similarity as similarity
 from .concepts.analysis import analyze as analyze
 from .concepts.sampling import generate as generate

@@ -53,7 +53,8 @@ def _parser(modules: dict[str, str]) -> Parser:
     parser = Parser(prog=NAME, description=__doc__)
     parser.add_argument("-h", "--help", action="help", help="show this and stop")
     parser.add_argument("--version", action="version", version=__version__, help="print the version and stop")
-    commands = parser.add_subparsers(metavar="COMMAND", parser_class=lambda prog, module: module.command())
+    options: dict[str, Any] = {"parser_class": lambda prog, module: module.command()}
+    commands = parser.add_subparsers(metavar="COMMAND", **options)
     for name, module in modules.items():
         found = _module(module)
         commands.add_parser(name, module=found, help=found.__doc__.partition(".\n")[0])

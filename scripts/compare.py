@@ -29,7 +29,7 @@ def command() -> Command:
     parser.add_argument("--frozen", nargs="*", metavar="TASK", help=text)
     text = "benchmarks to fine-tune on (default: stsb)"
     parser.add_argument("--tasks", nargs="*", metavar="TASK", help=text)
-    parser.add_argument("--protocol", help="of the fine-tuning (default: apart)")
+    parser.add_argument("--protocol", help="of the fine-tuning (default: bi_encoder)")
     parser.add_argument("--dry_run", action="store_true", help="print size, steps and hours of the training, and stop")
     parser.accept(RECIPE_FIELDS)
     return parser

@@ -14,6 +14,7 @@ from ..configuration_concept import ConceptEncoderConfig
 from ..utils.command_line import did_you_mean
 from ..utils.fields import annotations, help_text, typed, words_to_fields
 from ..utils.files import recorded_source, write_atomically
+from ..utils.tokenizer import vocabulary_size
 from ..utils.untrusted import inside, read_yaml
 from .data.corpora import DataArguments
 from .objectives.corruptions import CORRUPTIONS
@@ -122,12 +123,12 @@ class Recipe:
     def model_config(self, tokenizer: PreTrainedTokenizerBase) -> ConceptEncoderConfig:
         """The model's configuration, with vocabulary and special tokens of `tokenizer`; ValueError where it does not
         fit the tokenizer, the data or the objective."""
-        fields = dataclasses.asdict(self.model)
+        fields, size = dataclasses.asdict(self.model), vocabulary_size(tokenizer)
         if fields["vocab_size"] is None:
-            fields["vocab_size"] = len(tokenizer)
-        elif fields["vocab_size"] < len(tokenizer):
+            fields["vocab_size"] = size
+        elif fields["vocab_size"] < size:
             raise ValueError(
-                f"vocab_size ({fields['vocab_size']}) is smaller than the tokenizer's {len(tokenizer)} tokens; "
+                f"vocab_size ({fields['vocab_size']}) is smaller than the tokenizer's {size} tokens; "
                 "leave it out to take the tokenizer's"
             )
         longest = fields["max_position_embeddings"]

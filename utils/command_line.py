@@ -62,7 +62,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**{**options, "formatter_class": HelpFormatter, "allow_abbrev": False, "add_help": False})
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {plain(' '.join(message.split()))}\n")
+        self.exit(2, f"{self.prog}: error: {printable(' '.join(message.split()))}\n")
 
     def parse_known_args(self, args=None, namespace=None):
         """As ever, with a home folder (~) written out, which a shell leaves behind a `=`."""
@@ -110,7 +110,13 @@ class Command(Parser):
     def fields(self) -> dict[str, Any]:
         """Name -> value of the fields that were typed; ValueError as their home has it."""
         assert self.home is not None
-        return import_module(self.home).fields_from_words(self.words, *self.sections)
+        try:
+            return import_module(self.home).fields_from_words(self.words, *self.sections)
+        except ValueError as error:  # of a word that is no field, but may be like an option
+            names = (word.partition("=")[0] for word in self.words if word.startswith("--"))
+            name = next((name for name in names if f"unknown field {name[2:]!r}" == str(error)), None)
+            hint = "" if name is None else did_you_mean(name, self._option_string_actions)
+            raise ValueError(f"{error}{hint}") from None
 
     def parse_args(self, args=None, namespace=None):
         arguments, unknown = self.parse_known_args(args, namespace)
@@ -157,17 +163,12 @@ def command_name(module: str) -> str:
 
 def command_to_type(name: str, *words: str | os.PathLike) -> str:
     """A command as it is typed, on any machine."""
-    return shlex.join([NAME, name, *map(os.fspath, words)])
+    return shlex.join([NAME, name, *(os.fspath(word) for word in words)])
 
 
 def suggest(name: str, *words: str | os.PathLike) -> None:
     """Say the command to type next."""
     say(f"Next: {command_to_type(name, *words)}")
-
-
-def plain(text: str) -> str:
-    """Text for a terminal: what is no visible character, and could move the cursor or turn the line, is escaped."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def _at_home(word: str) -> str:
@@ -181,6 +182,11 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     """What to put after an unknown name: those that are like it, or nothing."""
     close = difflib.get_close_matches(str(name), known, n=3)
     return f"; did you mean {', '.join(close)}?" if close else ""
+
+
+def printable(text: str) -> str:
+    """`text` for a terminal: what moves the cursor, hides or turns letters around is written as its escape."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def say(*lines: str) -> None:

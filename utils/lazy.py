@@ -18,11 +18,7 @@ def lazily(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], 
     """
     stub = ast.parse(Path(file).with_suffix(".pyi").read_text(encoding="utf-8"))
     imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
-    homes = {
-        alias.asname or alias.name: (f"{'.' * node.level}{node.module}", alias.name)
-        for node in imports
-        for alias in node.names
-    }
+    homes = {alias.name: f"{'.' * node.level}{node.module}" for node in imports for alias in node.names}
     names = sorted(homes)
 
     def __getattr__(name: str) -> Any:
@@ -31,7 +27,6 @@ def lazily(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], 
 
             hint = "" if name.startswith("__") else did_you_mean(name, names)
             raise AttributeError(f"module {package!r} has no attribute {name!r}{hint}")
-        module, attribute = homes[name]
-        return getattr(import_module(module, package), attribute)
+        return getattr(import_module(homes[name], package), name)
 
     return __getattr__, lambda: names, names

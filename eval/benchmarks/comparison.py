@@ -101,6 +101,12 @@ def find_variants(comparison: Comparison, only: Sequence[str] = ()) -> list[Vari
     return _among([Variant(str(each), recipe, {**common, **(own or {})}) for each, own in variants.items()], only)
 
 
+def _check_fields(fields: Mapping[str, Any]) -> None:
+    for name, instead in (("seed", "seeds"), ("output_dir", "the output_dir of the comparison")):
+        if name in fields:
+            raise ValueError(f"{name} differs from run to run of a comparison; give {instead}")
+
+
 def _among(variants: list[Variant], only: Sequence[str]) -> list[Variant]:
     names = [variant.name for variant in variants]
     for name in only:
@@ -136,7 +142,7 @@ def compare(
     seeds: Sequence[int] = (42,),
     frozen: Sequence[str | Task] = ("stsb",),
     tasks: Sequence[str | Task] = ("stsb",),
-    protocol: Protocol | str = "apart",
+    protocol: Protocol | str = "bi_encoder",
     **fields: Any,
 ) -> dict[str, Any]:
     """Train, analyse, score and fine-tune each variant with each seed, and lay the figures side by side.
@@ -164,6 +170,7 @@ def compare(
     output_dir = Path(output_dir)
     protocol = Protocol.load(protocol) if isinstance(protocol, str) else protocol
     chosen = find_variants(recipes, variants)
+    _check_fields(fields)
     check_comparable([variant.load(seeds[0], output_dir / variant.name, fields) for variant in chosen])
     benchmarks = [find_benchmark(task) for task in tasks]
     similar = {find_similarity_task(task).name: task for task in frozen}
@@ -210,6 +217,7 @@ def plan_comparison(
         ValueError: recipes that are not comparable; whatever `plan_pretraining` raises.
     """
     output_dir, chosen = Path(output_dir), find_variants(recipes, variants)
+    _check_fields(fields)
     check_comparable([variant.load(seeds[0], output_dir / variant.name, fields) for variant in chosen])
     plans = {}
     for variant in chosen:

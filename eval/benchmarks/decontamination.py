@@ -13,8 +13,7 @@ from sklearn.feature_extraction.text import HashingVectorizer
 
 from ...trainers.data.corpora import DataArguments, load_corpus
 from ...trainers.recipes import RECIPES, find_recipe
-from ...trainers.training.saving import disk_trouble_named
-from ...utils.files import check_new, recorded_source, whole_folder, write_json
+from ...utils.files import check_new, disk_trouble_named, recorded_source, whole_folder, write_json
 from ...utils.progress import progress
 from ...utils.untrusted import read_yaml
 from .registry import Task, find_benchmark, read_tables

@@ -10,7 +10,7 @@ from transformers import SchedulerType
 
 from ...utils.fields import annotations, typed, words_to_fields
 
-Comparison = Literal["joint", "apart"]
+Comparison = Literal["cross_encoder", "bi_encoder"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +44,9 @@ class Protocol:
     max_grad_norm: float
     bf16: bool
     """automatic mixed precision"""
-    comparison: Comparison = "joint"
-    """how the sentences of a pair meet. joint: as one text, `A [SEP] B`; apart: each is encoded alone, a regression is
-    fitted by the cosine of the two and classes by a linear layer on `[a; b; |a - b|; a * b]`"""
+    comparison: Comparison = "cross_encoder"
+    """how the sentences of a pair meet. cross_encoder: as one text, `A [SEP] B`; bi_encoder: each is encoded alone, a
+    regression is fitted by the cosine of the two and classes by a linear layer on `[a; b; |a - b|; a * b]`"""
 
     def __post_init__(self):
         for name in ("learning_rates", "batch_sizes", "seeds"):
@@ -182,7 +182,7 @@ PROTOCOLS: dict[str, Protocol] = {
         **_COMMON,
     ),
     "tuned": Protocol(name="tuned", **_TUNED),
-    "apart": Protocol(name="apart", comparison="apart", **_TUNED),
+    "bi_encoder": Protocol(name="bi_encoder", comparison="bi_encoder", **_TUNED),
     "quick": Protocol(
         name="quick",
         learning_rates=(1e-3,),

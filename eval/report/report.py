@@ -168,7 +168,7 @@ def _judge(report: dict[str, Any]) -> None:
     report["next_steps"] = next_steps(report, results)
 
 
-def write_report(run_dir: str | Path, other_dir: str | Path | None = None) -> dict[str, Any]:
+def report(run_dir: str | Path, other_dir: str | Path | None = None) -> dict[str, Any]:
     """Build the report of a run folder and write figures/, report.md, report.html and report.json into it, together.
 
     Args:

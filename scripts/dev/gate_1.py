@@ -32,11 +32,11 @@ GROUPS = {  # by file name
 RANK = "geometry/metrics/global_effective_rank_normalized"
 SCORES = {  # column -> where a report has it
     "STS-B, no training": "similarity/stsb/rows/cosine, mean, spearman",
-    "STS-B": "downstream/stsb.apart/scores/pearson",
-    "SICK-R": "downstream/sick_relatedness.apart/scores/pearson",
-    "SICK-E": "downstream/sick_entailment.apart/scores/accuracy",
-    "MRPC, F1": "downstream/mrpc.apart/scores/f1",
-    "MRPC, accuracy": "downstream/mrpc.apart/scores/accuracy",
+    "STS-B": "downstream/stsb.bi_encoder/scores/pearson",
+    "SICK-R": "downstream/sick_relatedness.bi_encoder/scores/pearson",
+    "SICK-E": "downstream/sick_entailment.bi_encoder/scores/accuracy",
+    "MRPC, F1": "downstream/mrpc.bi_encoder/scores/f1",
+    "MRPC, accuracy": "downstream/mrpc.bi_encoder/scores/accuracy",
 }
 CONTROLS = {"random_init": "concept encoder, random weights", "bag_of_tokens": "bag of tokens"}
 

@@ -244,7 +244,7 @@ Rendered by `python scripts/dev/scaling.py`; a test keeps it fresh. **Nothing he
 Counted, by torch's FLOP counter and autograd's saved tensors: what a text costs. Assumed: an {gpu} of {peak} TFLOP/s
 in bfloat16, of which training reaches {share}; {nvlink} GB/s between the GPUs of a node of {node}, {network} GB/s per
 GPU between nodes. Measured, on two CPU processes: DDP and FSDP2 give the losses of one process at equal global batch
-(`tests/test_trainer.py`, `tests/test_fsdp.py`).
+(`tests/trainers/test_trainer.py`, `tests/trainers/test_fsdp.py`).
 
 {share} is optimistic until measured: the reported rate of the reference run, {reference_hours} hours on four RTX 3090,
 is {reference_share} of their {reference_peak} TFLOP/s, if all its texts had been of full length. At that share all

@@ -8,18 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import DatasetDict
 from huggingface_hub import HfApi
 from small_tasks import WORDS, files, pair_table, small_task
 from transformers import BertConfig, BertModel
 
 from concept_encoder.eval.benchmarks import finetuning, tuning
-from concept_encoder.eval.benchmarks.finetuning import at_chance, finetune_task
+from concept_encoder.eval.benchmarks.finetuning import at_chance, finetune, finetune_task
 from concept_encoder.eval.benchmarks.protocols import PROTOCOLS, Protocol
-from concept_encoder.eval.benchmarks.registry import BENCHMARKS
+from concept_encoder.eval.benchmarks.registry import BENCHMARKS, Task
 from concept_encoder.eval.metrics.intervals import bootstrap_intervals
 from concept_encoder.eval.report.sections import task_section
 from concept_encoder.modeling_concept import ConceptEncoderForSequenceClassificationPerceiver
 from concept_encoder.scripts.finetune import main
+from concept_encoder.trainers.data.corpora import in_memory_name
 from concept_encoder.trainers.data.microworld import microworld_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* resamples leave:RuntimeWarning")
@@ -221,10 +223,10 @@ def test_command_line(checkpoint, small_tasks, capsys):
     fails([*arguments, "--epochs", "1", "--learning_rates", "0.002"], r"mrpc\.quick.*exists; give --overwrite", capsys)
     main([*arguments, "--epochs", "1", "--learning_rates", "0.002", "--overwrite"])
     assert json.loads(written.read_text())["metrics"] == result["metrics"]
-    main([str(checkpoint), "--tasks", "stsb", "--protocol", "quick", "--epochs", "1", "--comparison", "apart"])
-    apart = json.loads((checkpoint / "finetune" / "stsb.quick+epochs=1+comparison=apart.json").read_text())
-    assert apart["head"] == "ConceptEncoderForSentencePairClassification"
-    assert (apart["comparison"], result["comparison"]) == ("apart", "joint")
+    main([str(checkpoint), "--tasks", "stsb", "--protocol", "quick", "--epochs", "1", "--comparison", "bi_encoder"])
+    bi = json.loads((checkpoint / "finetune" / "stsb.quick+epochs=1+comparison=bi_encoder.json").read_text())
+    assert bi["head"] == "ConceptEncoderForSentencePairClassification"
+    assert (bi["comparison"], result["comparison"]) == ("bi_encoder", "cross_encoder")
 
 
 def fails(arguments: list[str], message: str, capsys) -> None:
@@ -309,3 +311,14 @@ def test_from_the_hub(hub, pretrained, tmp_path, small_tasks, capsys):
     main([*arguments, "--output_dir", str(tmp_path / "out")])
     written = {"finetune/mrpc.quick+epochs=1.json", "finetune/predictions/mrpc.quick+epochs=1.json"}
     assert written <= files(tmp_path / "out")
+
+
+def test_a_task_in_memory_is_fine_tuned_and_recorded_by_its_digest(checkpoint, protocol):
+    data = DatasetDict(
+        {split: pair_table(rows, seed=rows, similarity=False) for split, rows in (("train", 96), ("validation", 40))}
+    )
+    task = Task(name="alike", data=data, like="rte")
+    (result,) = finetune(str(checkpoint), [task, task], protocol)
+    assert result["task"] == "alike" and result["train_examples"] == 96
+    assert result["dataset"] == {"id": task.dataset_id, "config": None, "licence": "not stated"}
+    assert task.dataset_id == in_memory_name(data)

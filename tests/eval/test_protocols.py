@@ -62,7 +62,7 @@ def test_overrides_become_part_of_the_name():
             {"learning_rates": (1e-3, 1e-4)},
             r"2 settings \(learning_rates 0\.001,0\.0001; .* selection_size is 0; give",
         ),
-        ({"comparison": "cosin"}, "comparison must be one of joint, apart, got 'cosin'"),
+        ({"comparison": "cosin"}, "comparison must be one of cross_encoder, bi_encoder, got 'cosin'"),
         ({"learning_rates": 1e-3}, "learning_rates must be a list of numbers, got 0.001"),
         ({"max_grad_norm": float("nan")}, "max_grad_norm must be finite, got nan"),
         ({"warmup_steps": float("inf")}, "warmup_steps must be finite, got inf"),
@@ -76,7 +76,7 @@ def test_bad_protocol(changes, message):
 
 
 def test_unknown_protocol():
-    with pytest.raises(ValueError, match=r"Unknown protocol 'tuend'\. Available: reference, tuned, apart, quick"):
+    with pytest.raises(ValueError, match=r"Unknown protocol 'tuend'\. Available: reference, tuned, bi_encoder, quick"):
         Protocol.load("tuend")
 
 
@@ -85,25 +85,28 @@ def test_unknown_protocol():
     [
         {},
         {"learning_rates": (3e-4, 1e-3), "epochs": 5, "seeds": (42,)},
-        {"max_train_examples": 500, "bf16": True, "comparison": "joint", "lr_scheduler_type": "cosine"},
+        {"max_train_examples": 500, "bf16": True, "comparison": "cross_encoder", "lr_scheduler_type": "cosine"},
     ],
 )
 def test_a_protocol_is_found_by_the_name_that_its_results_bear(changes):
-    protocol = PROTOCOLS["apart"].override(**changes)
-    assert Protocol.load(protocol.name) == protocol == Protocol.load("apart", **changes)
+    protocol = PROTOCOLS["bi_encoder"].override(**changes)
+    assert Protocol.load(protocol.name) == protocol == Protocol.load("bi_encoder", **changes)
 
 
 def test_a_name_says_a_field_once_however_often_it_was_changed():
-    twice = PROTOCOLS["apart"].override(epochs=5, bf16=True).override(seeds=(1, 2), epochs=3)
-    assert twice.name == "apart+epochs=3+seeds=1,2+bf16=True"
-    assert Protocol.load(twice.name) == twice == PROTOCOLS["apart"].override(epochs=3, seeds=(1, 2), bf16=True)
+    twice = PROTOCOLS["bi_encoder"].override(epochs=5, bf16=True).override(seeds=(1, 2), epochs=3)
+    assert twice.name == "bi_encoder+epochs=3+seeds=1,2+bf16=True"
+    assert Protocol.load(twice.name) == twice == PROTOCOLS["bi_encoder"].override(epochs=3, seeds=(1, 2), bf16=True)
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("apart+epoch=5", r"protocol 'apart\+epoch=5': Unknown protocol field 'epoch'\. Available: learning_rates"),
-        ("apart+epochs=five", r"protocol 'apart\+epochs=five': epochs must be a whole number, got 'five'"),
+        (
+            "bi_encoder+epoch=5",
+            r"protocol 'bi_encoder\+epoch=5': Unknown protocol field 'epoch'\. Available: learn",
+        ),
+        ("bi_encoder+epochs=five", r"protocol 'bi_encoder\+epochs=five': epochs must be a whole number, got 'five'"),
     ],
 )
 def test_a_name_that_no_result_bears(name, message):
@@ -133,7 +136,7 @@ def test_fields_are_typed_and_part_of_the_name():
             "max_train_examples": st.none() | st.integers(2, 10**6),
             "weight_decay": st.floats(0, 1),
             "bf16": st.booleans(),
-            "comparison": st.sampled_from(["joint", "apart"]),
+            "comparison": st.sampled_from(["cross_encoder", "bi_encoder"]),
         },
     )
 )

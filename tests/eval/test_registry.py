@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from huggingface_hub import HfApi
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
@@ -20,6 +20,7 @@ from concept_encoder.eval.benchmarks.registry import (
     load_benchmark,
     resolve_dataset_id,
 )
+from concept_encoder.eval.benchmarks.similarity import find_similarity_task
 from concept_encoder.eval.metrics.benchmark_score import TASK_METRICS
 
 # Sizes of the Hub's splits, and the chance levels that every published score should be read against.
@@ -314,3 +315,62 @@ def test_a_local_folder_without_tables_is_refused(tmp_path):
     row = Task(name="mrpc", dataset_id=str(tmp_path), config=None, licence="none")
     with pytest.raises(ValueError, match=r"holds (a loading script|no data files).*parquet files there"):
         load_benchmark(row)
+
+
+# ------------------------------------------------------------------------------------------------------- own data
+
+
+def splits_in_memory(**columns) -> DatasetDict:
+    table = Dataset.from_dict(columns or {"text": ["a", "b", "c"], "topic": [0, 1, 2]})
+    return DatasetDict({"train": table, "dev": table})
+
+
+OWN = {"sentence_columns": ("text",), "label_column": "topic", "num_labels": 3, "validation_split": "dev"}
+
+
+def test_a_task_may_carry_its_data():
+    task = Task(name="topics", data=splits_in_memory(), like="mnli_matched", **OWN)
+    data = load_benchmark(task)
+    assert data["validation"].column_names == ["sentence1", "label"] and data["train"]["label"][:] == [0, 1, 2]
+    assert task.dataset_id.startswith("in-memory ") and task.primary_metric == "accuracy"
+    assert dataclasses.replace(task, name="again").dataset_id == task.dataset_id
+    assert find_benchmark(task) is task
+
+
+def test_a_similarity_task_may_carry_its_data():
+    data = splits_in_memory(sentence1=["a", "b"], sentence2=["a", "c"], label=[5.0, 1.0])
+    data["validation"] = data.pop("dev")
+    task = Task(name="alike", data=data, like="stsb", problem_type="regression", num_labels=1)
+    assert find_similarity_task(task) is task
+    assert load_benchmark(task)["train"].features["label"].dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"name": "My Task"}, "a task's name must be small letters, digits and _, got 'My Task'"),
+        ({"data": None}, "Task topics needs either data or a dataset_id, got neither"),
+        ({"dataset_id": "owner/name"}, "Task topics needs either data or a dataset_id, got owner/name"),
+        ({"like": None}, "Task 'topics' has no metrics. Tasks with metrics: .*; name one of them as `like`"),
+        (
+            {"like": "stsb"},
+            "is scored by pearson, spearman, which needs problem_type regression and num",
+        ),
+        (
+            {"problem_type": "regression"},
+            "is scored by accuracy, which needs problem_type single_label",
+        ),
+        ({"data": [1]}, "data must be a datasets.Dataset or DatasetDict, a Hub id or a path, got list"),
+    ],
+)
+def test_a_task_of_ones_own_that_cannot_be(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Task(**{"name": "topics", "data": splits_in_memory(), "like": "mnli_matched", **OWN, **fields})
+
+
+def test_a_task_without_the_split_it_names():
+    task = Task(name="topics", data=splits_in_memory(), like="mnli_matched", **{**OWN, "validation_split": "held_out"})
+    with pytest.raises(ValueError, match=r"Task topics: its data have no split 'held_out'. Splits: train, dev"):
+        load_benchmark(task)
+    with pytest.raises(ValueError, match="Task topics is scored like mnli_matched, no similarity task: stsb, "):
+        find_similarity_task(task)

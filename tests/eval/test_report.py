@@ -23,7 +23,8 @@ from concept_encoder.eval.report import plots
 from concept_encoder.eval.report.figures import FIGURES
 from concept_encoder.eval.report.pages import escape_markdown, number, render_html, render_markdown
 from concept_encoder.eval.report.reference_run import write_reference_run
-from concept_encoder.eval.report.report import build_report, read_reference, summary_table, write_report
+from concept_encoder.eval.report.report import build_report, read_reference, summary_table
+from concept_encoder.eval.report.report import report as write_report
 from concept_encoder.eval.report.sections import IGNORED, PARTS
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "report.py"

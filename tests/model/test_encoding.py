@@ -374,6 +374,7 @@ save_file(outputs, "outputs.safetensors")
 """
 
 
+@pytest.mark.slow
 def test_remote_code_reads_in_every_way(tmp_path):
     model = randomised(ConceptEncoderForDiffusionMLM(tiny_config()), std=0.05)
     model.save_pretrained(tmp_path / "checkpoint")

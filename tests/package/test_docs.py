@@ -24,8 +24,8 @@ import torch
 import yaml
 from accelerate.commands.launch import launch_command_parser
 
-import concept_encoder
 from concept_encoder.eval.benchmarks import protocols
+from concept_encoder.eval.benchmarks.comparison import find_variants
 from concept_encoder.eval.benchmarks.registry import find_benchmark
 from concept_encoder.scripts import COMMANDS
 from concept_encoder.trainers import recipes
@@ -43,13 +43,14 @@ FENCE = re.compile(
     rf"^(?P<run>{RUN}\n\n?)?(?P<indent> *)```(?P<language>\S*)\n(?P<text>.*?)^(?P=indent)```$", re.M | re.S
 )
 
-# Where the work of a command begins: the function of the package that it calls with arguments read and checked.
-# Of a command that is not here it is the verb of its name.
+# Where the work of a command begins, with arguments read and checked: functions of the package that are stopped. Of a
+# command that is not here it is the verb of its name.
 WORK = {
-    "compare": "eval.benchmarks.comparison.plan_comparison",
-    "explore": "eval.explorer.space.write_space",
-    "pretrain": "trainers.planning.plan_pretraining",
-    "pretrain_twin": "",
+    "compare": "compare eval.benchmarks.comparison.plan_comparison",
+    "explore": "explore eval.explorer.space.write_space",
+    "generate": "eval.concepts.sampling.load_sampler",
+    "pretrain": "pretrain trainers.planning.plan_pretraining",
+    "pretrain_twin": "pretrain",
 }
 # The same for the scripts of this repository, in their own modules.
 DEV_WORK = {
@@ -183,18 +184,17 @@ def check_concept_encoder(words: list[str], monkeypatch) -> None:
     module = importlib.import_module(f"concept_encoder.scripts.{name}")
     if arguments in (["--help"], ["--fields"]):
         return
-    monkeypatch.setattr(concept_encoder, "pretrain" if name == "pretrain_twin" else name, stop, raising=False)
-    if WORK.get(name):
-        monkeypatch.setattr(f"concept_encoder.{WORK[name]}", stop)
+    for function in WORK.get(name, name).split():
+        monkeypatch.setattr(f"concept_encoder.{function}", stop)
     # Recipes for GPUs ask for bfloat16, which transformers refuses to promise without one.
     on_cpu = name == "pretrain" and not torch.cuda.is_available()
     with pytest.raises(Reached):
         module.main([*arguments, *(["--bf16", "false"] if on_cpu else [])])
     if name == "compare":
         typed = module.command()
-        given = typed.typed(arguments)
-        for recipe in given["recipes"]:
-            Recipe.load(recipe, **typed.fields())
+        named = typed.typed(arguments)["recipes"]
+        for variant in find_variants(named if len(named) > 1 else named[0]):
+            variant.load(0, Path("runs/compared"), typed.fields())
     for flag in ("--tasks", "--frozen"):
         if flag in arguments:
             rest = arguments[arguments.index(flag) + 1 :]
@@ -239,7 +239,7 @@ def check_command(words: list[str], monkeypatch) -> None:
             check_make(rest)
         case ["pip", *rest]:
             check_pip(rest)
-        case ["hf", "auth", "login"] | ["pre-commit", "install"] | ["pre-commit", "run", "--all-files"]:
+        case ["hf", "auth", "login"] | [".venv/bin/pre-commit", "install"]:
             pass
         case ["hf", "upload", _, _, "--repo-type", "space"]:
             pass
@@ -281,8 +281,8 @@ def test_blocks_marked_to_run_do(page, scratch):
         ("concept-encoder finetune runs/mine --tasks mrpc", "--protocol"),
         ("concept-encoder finetune runs/mine --tasks mrpcc --protocol tuned", "Unknown task 'mrpcc'"),
         ("concept-encoder pretrain tinny", "Unknown recipe 'tinny'"),
-        ("concept-encoder pretrain tiny --num_concept 3", "did you mean --num_concepts"),
-        ("concept-encoder compare tiny --output_dir runs/all --max_stepps 3", "did you mean --max_steps"),
+        ("concept-encoder pretrain tiny --num_concept 3", "did you mean num_concepts"),
+        ("concept-encoder compare tiny --output_dir runs/all --max_stepps 3", "did you mean max_steps"),
         (
             "accelerate launch --config_file scripts/accelerate/none.yaml -m concept_encoder.scripts.pretrain tiny",
             "none.yaml",
@@ -303,7 +303,7 @@ def test_a_wrong_command_is_caught(command, message, scratch, monkeypatch, capsy
 def test_every_command_is_on_the_page_of_commands():
     page = (ROOT / "docs" / "reference" / "commands.md").read_text(encoding="utf-8")
     commands, scripts = page.split("\n| script in ")
-    assert set(re.findall(r"^\| `([a-z-]+)` \|", commands, re.M)) == set(map(command_name, COMMANDS))
+    assert set(re.findall(r"^\| `([a-z][a-z-]*)` \|", commands, re.M)) == set(map(command_name, COMMANDS))
     runnable = {path.name for path in (ROOT / "scripts" / "dev").glob("*.py") if "run(main)" in path.read_text()}
     assert set(re.findall(r"^\| `(\w+\.py)` \|", scripts, re.M)) == runnable
 
@@ -327,13 +327,12 @@ def test_options_named_in_a_sentence_exist(capsys):
         assert named <= known, f"{name_of(page)}: {', '.join(sorted(named - known))}"
 
 
-def test_pre_commit_runs_what_ci_runs():
-    """One definition of the checks: the targets of the Makefile."""
+def test_pre_commit_and_ci_run_what_the_makefile_does():
+    """One definition of the checks."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
-    entries = [shlex.split(hook["entry"]) for hook in hooks]
-    for words in entries:
-        check_make(words[1:])
-    assert ["make", "test"] in entries
+    for entry in (hook["entry"] for hook in hooks):
+        assert f"{entry.removesuffix(' --force-exclude').replace('.venv/bin', '$(BIN)')} ." in makefile
     assert "make test " in (ROOT / ".ci" / "run").read_text()
 
 
@@ -383,6 +382,6 @@ def test_the_site_builds_without_a_warning(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     reference = (tmp_path / "site/reference/model.html").read_text(encoding="utf-8")
-    assert 'id="concept_encoder.modeling_concept.ConceptEncoderModel.tabulate"' in reference
+    assert 'id="concept_encoder.modeling_concept.ConceptEncoderModel.forward"' in reference
     card = (tmp_path / "site/cards/microworld.html").read_text(encoding="utf-8")
     assert "<h1" in card and "model-index" not in card

@@ -25,7 +25,7 @@ from run_files import synthetic_pretrain, write_run
 from small_runs import tiny_recipe
 
 from concept_encoder.eval.concepts.monitor import monitor_concepts
-from concept_encoder.eval.report.report import write_report
+from concept_encoder.eval.report.report import report
 from concept_encoder.scripts import analyze, finetune, push
 from concept_encoder.scripts import pretrain as script
 from concept_encoder.trainers import pretraining
@@ -138,6 +138,14 @@ def test_the_last_files_of_a_run_are_all_there_or_none(straight, tmp_path, capsy
     assert not list((tmp_path / "run").iterdir())
 
 
+def test_a_vocabulary_that_does_not_fit_leaves_nothing(tmp_path):
+    args = data.DataArguments(max_train_documents=40)
+    with files_of_at_most(1000), pytest.raises(OSError, match=r"vocabulary could not be written; .*File too large"):
+        data.train_tokenizer(args, 120, tmp_path / "vocabulary")
+    assert not list(tmp_path.iterdir())
+    data.train_tokenizer(args, 120, tmp_path / "vocabulary")
+
+
 def test_results_that_do_not_fit_leave_the_old_ones(tmp_path):
     write_json(tmp_path / "x.json", {"a": 1})
     with files_of_at_most(4096), pytest.raises(OSError, match="File too large"):
@@ -148,11 +156,11 @@ def test_results_that_do_not_fit_leave_the_old_ones(tmp_path):
 
 def test_a_report_that_does_not_fit_leaves_the_old_one(tmp_path):
     run = write_run(tmp_path / "run", pretrain=synthetic_pretrain())
-    write_report(run)
+    report(run)
     write_run(run, pretrain=synthetic_pretrain(steps=500))
     old = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with files_of_at_most(20_000), pytest.raises(OSError, match="File too large"):
-        write_report(run)
+        report(run)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == old
 
 
@@ -309,6 +317,15 @@ def test_a_killed_data_worker_ends_the_run_with_its_checkpoints_kept(tmp_path):
     assert "a data worker was lost, killed for its memory perhaps: " in line
     step, last = find_checkpoints(run)[-1]
     assert f"checkpoint-{step} is kept, the same command goes on from it" in line and damage(last) is None
+
+
+def test_ctrl_c_names_the_last_checkpoint(tmp_path):
+    for last, kept in ((None, ""), ("checkpoint-3", "; checkpoint-3 is kept, the same command goes on from it")):
+        if last is not None:
+            (tmp_path / last).mkdir()
+        with pytest.raises(KeyboardInterrupt) as stop, pretraining._way_on_named(tiny_recipe(tmp_path)):
+            raise KeyboardInterrupt
+        assert str(stop.value) == f"interrupted{kept}"
 
 
 def test_a_killed_data_worker_is_named_whatever_it_interrupts(tmp_path):

@@ -25,12 +25,13 @@ from concept_encoder.eval.benchmarks.protocols import Protocol
 from concept_encoder.eval.benchmarks.registry import find_benchmark, load_benchmark
 from concept_encoder.eval.benchmarks.tuning import prepare_task
 from concept_encoder.eval.hub.card import CardFacts, render_card
-from concept_encoder.eval.loading.checkpoints import checkpoint_folder, weight_files
+from concept_encoder.eval.loading.checkpoints import checkpoint_folder
 from concept_encoder.eval.report.gates import load_gates
 from concept_encoder.eval.report.report import build_report
 from concept_encoder.trainers.data.corpora import DataArguments, load_corpus, load_tokenizer, train_tokenizer
 from concept_encoder.trainers.data.microworld import microworld_tokenizer
 from concept_encoder.trainers.recipes import Recipe, find_recipe, read_data
+from concept_encoder.trainers.weights.tensors import weight_files
 from concept_encoder.utils.command_line import Parser
 from concept_encoder.utils.untrusted import read_yaml
 

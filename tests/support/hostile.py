@@ -619,7 +619,7 @@ INDEX = "x/model.safetensors.index.json"
 CASES += rows(
     "checkpoints",
     "weight files",
-    index_without_metadata=("has no metadata; save the model anew", {INDEX: '{"weight_map": {}}'}),
+    index_without_metadata=("has no metadata; save the model again", {INDEX: '{"weight_map": {}}'}),
     index_with_a_list=("has no metadata", {INDEX: '{"metadata": [], "weight_map": {}}'}),
     index_without_map=("has no weight_map", {INDEX: '{"metadata": {}}'}),
     index_of_a_pickle=("is no .safetensors file", {INDEX: '{"metadata": {}, "weight_map": {"a": "x.bin"}}'}),

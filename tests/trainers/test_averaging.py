@@ -43,6 +43,7 @@ def expected(weights) -> torch.Tensor:
     return average
 
 
+@pytest.mark.slow
 def test_the_average_is_the_runs_model_and_training_goes_on_without_it(run, tokenizer, tmp_path):
     _, trainer, weights = run
     settings = {**SETTINGS, "ema_decay": 0.0, "eval_strategy": "steps", "eval_steps": 2}
@@ -81,6 +82,7 @@ def test_resume_is_exact(run, tokenizer, tmp_path):
     assert torch.equal(parameters(resumed), parameters(trainer))
 
 
+@pytest.mark.slow
 def test_the_best_model_is_the_average_that_was_best(tokenizer, tmp_path):
     best = make_trainer(
         tokenizer,
@@ -99,6 +101,7 @@ def test_the_best_model_is_the_average_that_was_best(tokenizer, tmp_path):
     assert best.evaluate()["eval_loss"] == pytest.approx(first["eval_loss"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_resuming_with_and_without_an_average_do_not_mix(run, tokenizer, tmp_path):
     folder, _, _ = run
     without = make_trainer(tokenizer, tmp_path, **{**SETTINGS, "ema_decay": 0.0})
@@ -114,5 +117,5 @@ def test_resuming_with_and_without_an_average_do_not_mix(run, tokenizer, tmp_pat
 
 
 def test_bad_settings_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"ema_decay must lie in \[0, 1\), got 1.0"):
+    with pytest.raises(ValueError, match=r"ema_decay must be in \[0, 1\), got 1.0"):
         ConceptTrainingArguments(output_dir=str(tmp_path), ema_decay=1.0)

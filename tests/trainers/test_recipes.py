@@ -97,12 +97,12 @@ def test_the_reference_recipe_holds_every_published_hyper_parameter(shared):
 
 def test_a_field_goes_to_its_section_by_its_name():
     recipe = Recipe.load(
-        "tiny", num_concepts=4, max_length=64, corruption="prefix", learning_rate=1e-5, label_names=["a"]
+        "tiny", num_concepts=4, max_length=64, corruption="prefix", learning_rate=1e-5, label_names=["labels"]
     )
     assert recipe.model.num_concepts == 4
     assert recipe.data.max_length == 64
     assert recipe.objective.built_corruption.name == "prefix"
-    assert recipe.training.learning_rate == 1e-5 and recipe.training.label_names == ["a"]
+    assert recipe.training.learning_rate == 1e-5 and recipe.training.label_names == ["labels"]
     assert recipe.training.output_dir == "runs/tiny"
     assert Recipe.load("tiny", num_concepts=None).model.num_concepts == 128  # the default, not the recipe's
 

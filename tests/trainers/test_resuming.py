@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -94,6 +95,16 @@ def test_another_architecture_and_tokenizer_are_refused(tokenizer, first, tmp_pa
     trainer.model.config.num_concepts = 3
     with pytest.raises(ValueError, match="num_concepts was 6 when checkpoint-3 was written, got 3: "):
         trainer.train(resume_from_checkpoint=str(first[0] / "checkpoint-3"))
+
+
+def test_another_number_of_processes_is_refused(tokenizer, first, tmp_path):
+    checkpoint = shutil.copytree(first[0] / "checkpoint-3", tmp_path / "checkpoint-3")
+    record = json.loads((checkpoint / RECORD_FILE).read_text())
+    record["training"]["number of processes"] = 2
+    (checkpoint / RECORD_FILE).write_text(json.dumps(record))
+    trainer = make_trainer(tokenizer, tmp_path, **SETTINGS)
+    with pytest.raises(ValueError, match=r"^number of processes was 2 when checkpoint-3 was written, got 1: "):
+        trainer.train(resume_from_checkpoint=str(checkpoint))
 
 
 def test_a_tokenizer_is_known_by_what_it_makes_of_a_text():

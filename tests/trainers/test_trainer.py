@@ -10,6 +10,7 @@ from datasets import Dataset
 from helpers import random_examples, tiny_config
 from small_runs import launch_two, losses, make_trainer, noise_by_text, parameters
 from torch import nn
+from transformers import TrainingArguments
 
 from concept_encoder import ConceptEncoderForDiffusionMLM
 from concept_encoder.trainers.objectives.objective import ObjectiveArguments, info_nce
@@ -240,6 +241,16 @@ def test_a_tokenizer_is_required(tokenizer, tmp_path):
             nn.Linear(1, 1),
             args=ConceptTrainingArguments(output_dir=str(tmp_path)),
             objective_args=ObjectiveArguments(),
+        )
+
+
+def test_its_own_arguments_are_required(tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="needs args of ConceptTrainingArguments, got TrainingArguments"):
+        ConceptTrainer(
+            nn.Linear(1, 1),
+            args=TrainingArguments(output_dir=str(tmp_path)),
+            objective_args=ObjectiveArguments(),
+            processing_class=tokenizer,
         )
 
 

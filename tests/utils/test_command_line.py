@@ -110,7 +110,7 @@ def test_a_default_in_the_help_is_that_of_the_verb(name):
             continue
         default = known[action.dest].default
         values = [*default] if isinstance(default, tuple) else [default]
-        assert [str(value).removesuffix(".0") for value in values] == [said[1]], action.dest
+        assert [f"{value:g}" if isinstance(value, float) else str(value) for value in values] == [said[1]], action.dest
 
 
 def test_names_that_the_help_lists_are_those_of_the_library():
@@ -155,7 +155,7 @@ def test_the_example_is_taken_by_the_parser(name, monkeypatch, capsys, tmp_path)
 @pytest.mark.parametrize("name", WITH_FIELDS)
 def test_fields_are_listed_and_not_in_the_help(name, monkeypatch, capsys):
     of_data = ("analyze", "whiten", "train_tokenizer")
-    field = "--patience" if name == "finetune" else "--corpus_seed" if name in of_data else "--t_min"
+    field = "--patience" if name == "finetune" else "--corpus_seed" if name in of_data else "--nested_concepts"
     assert field not in help_of(name, monkeypatch, capsys)
     listed = help_of(name, monkeypatch, capsys, "--fields")
     assert field in listed and not re.search(r"--\w+-\w", listed)
@@ -168,7 +168,8 @@ def test_one_name_for_one_thing(monkeypatch, capsys):
     banned = {"--output", "--out", "--out_dir", "--folder", "--force", "--dryrun", "--bs", "--model", "--rev"}
     assert not {name: found & banned for name, found in options.items() if found & banned}
     positionals = {name: set(re.findall(r"^  ([A-Z_]+)\b", text, re.M)) for name, text in texts.items()}
-    assert set().union(*positionals.values()) == {"CHECKPOINT", "RUN_DIR", "OTHER_RUN_DIR", "RECIPE", "PLAN"}
+    named = {"CHECKPOINT", "RUN_DIR", "OTHER_RUN_DIR", "RECIPE", "PLAN", "COMPARISON"}
+    assert set().union(*positionals.values()) == named
 
 
 # ------------------------------------------------------------------------------------------------------------- parsing
@@ -211,6 +212,10 @@ def test_an_unknown_field_is_named_with_the_nearest():
     parser = command(RECIPE_FIELDS)
     parser.typed(["here", "--learnin_rate", "1"])
     with pytest.raises(ValueError, match="unknown field 'learnin_rate'; did you mean learning_rate"):
+        parser.fields()
+    parser = command(RECIPE_FIELDS, ["data"])
+    parser.typed(["here", "--dry_rum"])
+    with pytest.raises(ValueError, match=r"^unknown field 'dry_rum'; did you mean --dry_run\?$"):
         parser.fields()
 
 
@@ -298,6 +303,7 @@ def main():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("call", "left"), [("run(main)", 0), ("main()", 1 << 20)])
 def test_a_script_takes_no_time_for_tiny_numbers_in_any_thread(call, left):
     done = subprocess.run([sys.executable, "-c", TINY + call], capture_output=True, text=True, timeout=120, check=True)

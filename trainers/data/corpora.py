@@ -21,7 +21,7 @@ from datasets import Dataset, DatasetDict, Features, IterableDataset, List, Valu
 from transformers import PreTrainedTokenizerBase
 
 from ...utils.fields import check_fields
-from ...utils.files import check_new, whole_folder
+from ...utils.files import check_new, disk_trouble_named, whole_folder
 from ...utils.untrusted import read_tokenizer
 from .tables import Origin, Rows, Table, is_empty, meets_rule, open_tables, read_rule
 
@@ -258,7 +258,7 @@ def train_tokenizer(args: DataArguments, vocab_size: int, output_dir: str | os.P
             f"vocab_size={vocab_size} is too small: special tokens and single characters alone are {len(tokenizer)}; "
             "ask for more"
         )
-    with whole_folder(folder) as staged:
+    with disk_trouble_named(folder), whole_folder(folder) as staged:
         tokenizer.save_pretrained(staged)
     return tokenizer
 

@@ -5,6 +5,7 @@ import shutil
 from concurrent.futures import Future
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from huggingface_hub import CommitInfo
@@ -14,14 +15,14 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, has_length
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from ...utils.files import replaced_together
+from ...utils.files import disk_trouble_named, replaced_together
 from ...utils.progress import TrainingProgress
 from ..data.corpora import DataArguments
 from ..objectives.objective import ObjectiveArguments
 from .arguments import ConceptTrainingArguments
 from .objective_trainer import ObjectiveTrainer
 from .resuming import check_resumable, made_with, recorded, write_record
-from .saving import STAGING_FOLDER, disk_trouble_named, last_complete, publish, remove_old
+from .saving import STAGING_FOLDER, last_complete, publish, remove_old
 from .sharding import embeddings_apart
 from .stability import MAX_ROLLBACKS, DivergenceError, set_base_rates
 from .uploads import HubUploads, UploadAssembler
@@ -64,6 +65,7 @@ class ConceptTrainer(ObjectiveTrainer):
         self.data_args = data_args
         self.uploads = HubUploads(self, assemble)
         self._checkpoint: Path | None = None  # that this training goes on from
+        self._record: dict[str, Any] = {}
         self._rollbacks = 0
         self._base_rates: list[float] | None = None
         self._saving = False
@@ -113,16 +115,17 @@ class ConceptTrainer(ObjectiveTrainer):
         self._parts.clear()
         self._loss_of_step = 0.0
         self._checkpoint = None if checkpoint is None else Path(checkpoint)
+        self._record = self._made_with()
         again = {}
         if self._checkpoint is not None:
-            check_resumable(self._checkpoint, self._made_with())
+            check_resumable(self._checkpoint, self._record)
             self.guard.load(str(self._checkpoint))
             again = {"eval_on_start": False}  # it is in the log
         with self._with_args(**again):
             output = super().train(checkpoint, *args, **kwargs)
         return output._replace(training_loss=output.metrics["train_loss"])
 
-    def _made_with(self) -> dict:
+    def _made_with(self) -> dict[str, Any]:
         return made_with(
             self.accelerator.unwrap_model(self.model).config,
             self.settings,
@@ -221,7 +224,7 @@ class ConceptTrainer(ObjectiveTrainer):
     def _save_own_state(self, folder: Path) -> None:
         """What the Trainer does not know of: that of each process, and of the run."""
         if self.args.should_save:
-            write_record(folder, self._made_with())
+            write_record(folder, self._record)
         if self.args.save_only_model:
             return
         sums = {

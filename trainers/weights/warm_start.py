@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
-from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel, PreTrainedTokenizerBase
 
 from ... import modeling_concept
 from ...configuration_concept import ConceptEncoderConfig
 from ...modeling_concept import ConceptEncoderModel, ConceptEncoderPreTrainedModel
+from ...utils.tokenizer import vocabulary_size
 from ...utils.untrusted import is_hub_id, read_tokenizer
 from .tensors import check_finite, check_weights, listed, read_headers
 
@@ -84,8 +85,9 @@ def warm_start_embeddings(
             "projected to hidden_size"
         )
     rows = min(len(own), len(table))
-    if rows < len(tokenizer):
-        raise ValueError(f"warm_start_embeddings {source!r} has {rows} token embeddings for {len(tokenizer)} tokens")
+    size = vocabulary_size(tokenizer)
+    if rows < size:
+        raise ValueError(f"warm_start_embeddings {source!r} has {rows} token embeddings for {size} tokens")
     own[:rows] = table[:rows].to(own.dtype)
 
 
@@ -179,12 +181,3 @@ def _checked(call, source: str, field: str):
         return call()
     except (ValueError, RuntimeError) as error:  # the second: shapes
         raise ValueError(f"{field} {source!r}: {' '.join(str(error).split())}") from error
-
-
-def read_encoder(source: str, field: str) -> PreTrainedModel:
-    """The encoder that `field` of a recipe names; ValueError if it cannot be read."""
-
-    def load(source: str) -> PreTrainedModel:
-        return AutoModel.from_pretrained(source, trust_remote_code=False, use_safetensors=True)
-
-    return _read(load, source, source, field)
