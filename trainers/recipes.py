@@ -88,7 +88,8 @@ class Recipe:
             OSError: the file cannot be read.
         """
         path = find_recipe(name_or_path)
-        sections, own = _read_sections(path), {}
+        sections = _read_sections(path)
+        own: dict[str, dict[str, Any]] = {}
         for name, value in fields.items():
             section = next((each for each, known in _ANNOTATIONS.items() if name in known), None)
             if section is None:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -347,19 +347,33 @@ def _frozen_rows(tasks: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 def _training_rows(training: Mapping[str, Any] | None) -> list[list[str]]:
     if training is None:
         return []
-    facts = {**training["settings"], **{f"objective, {k}": v for k, v in training["objective"].items()}}
-    facts |= training["outcome"]
+    settings = {**training["settings"], "corpus": _corpus(training["settings"]["corpus"])}
+    facts = {**settings, **dict(_flat("objective", training["objective"])), **training["outcome"]}
     return [[_text(name), _text(number(value))] for name, value in facts.items() if value is not None]
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """A setting, or those of a mapping one by one."""
+    if not isinstance(value, Mapping):
+        yield name, value
+        return
+    for key, own in value.items():
+        yield from _flat(f"{name}, {key}", own)
+
+
+def _corpus(name: str | None) -> str | None:
+    """A data set as a card names it: what was on the author's disk is no name for anybody else."""
+    return f"{Path(name).name}, the author's own" if name is not None and name.startswith("./") else name
 
 
 def _training_words(training: Mapping[str, Any] | None) -> str:
     if training is None:
         return ""
     settings = training["settings"]
+    corpus = _text(_corpus(settings["corpus"]))
     return (
-        f"Recipe {code_span(settings['recipe'])} of the package concept-encoder, on the corpus "
-        f"{_text(settings['corpus'])}: {_text(number(settings['steps']))} steps, "
-        f"{_text(number(training['outcome']['tokens seen']))} tokens."
+        f"Recipe {code_span(settings['recipe'])} of the package concept-encoder, on the corpus {corpus}: "
+        f"{_text(number(settings['steps']))} steps, {_text(number(training['outcome']['tokens seen']))} tokens."
     )
 
 

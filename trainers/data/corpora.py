@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import compress
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -161,7 +161,7 @@ class DataArguments:
                 )
 
 
-Data = Dataset | DatasetDict | str | os.PathLike
+Data: TypeAlias = Dataset | DatasetDict | str | os.PathLike
 
 
 def source_fields(data: Data | None) -> dict[str, Any]:
