@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..benchmarks.registry import BENCHMARKS
 from ..concepts.monitor import COLLAPSED_SHARE
-from ..report.pages import escape_markdown, number, score
+from ..report.pages import code_span, escape_markdown, number, score
 
 TEMPLATE = Path(__file__).parents[2] / "model_cards" / "template.md"
 CLASSIFIER, DIFFUSION = "ForSequenceClassification", "ForDiffusionMLM"  # in the names of model classes
@@ -272,7 +272,7 @@ def _limits(report: Mapping[str, Any], facts: CardFacts) -> list[str]:
     longest = facts.config.get("max_position_embeddings")
     if settings.get("max_length") is not None:
         lines.append(
-            f"Trained on texts of up to {settings['max_length']} tokens; nothing is known beyond that length."
+            f"Trained on texts of up to {_text(settings['max_length'])} tokens; nothing is known beyond that length."
         )
     elif longest is not None:
         lines.append(f"Reads texts of up to {longest} tokens.")
@@ -317,7 +317,7 @@ def _interval(interval: Sequence[float] | None) -> str:
 
 def _gate_rows(report: Mapping[str, Any]) -> list[list[str]]:
     rows = [row for gate in report["gates"] for row in gate["rows"]]
-    return [[_text(row["name"]), f"**{row['verdict']}**", _text(row["explanation"])] for row in rows]
+    return [[_text(row["name"]), f"**{_text(row['verdict'])}**", _text(row["explanation"])] for row in rows]
 
 
 def _score_rows(tasks: Sequence[Mapping[str, Any]]) -> list[list[str]]:
@@ -372,8 +372,8 @@ def _training_words(training: Mapping[str, Any] | None) -> str:
     settings = training["settings"]
     corpus = _text(_corpus(settings["corpus"]))
     return (
-        f"Recipe `{settings['recipe']}` of the package concept-encoder, on the corpus {corpus}: "
-        f"{number(settings['steps'])} steps, {number(training['outcome']['tokens seen'])} tokens."
+        f"Recipe {code_span(settings['recipe'])} of the package concept-encoder, on the corpus {corpus}: "
+        f"{_text(number(settings['steps']))} steps, {_text(number(training['outcome']['tokens seen']))} tokens."
     )
 
 
@@ -389,5 +389,5 @@ def _hardware(training: Mapping[str, Any] | None) -> str:
         parts.append(f"{environment['processes']} processes")
     assert training is not None
     if training["outcome"].get("training time"):
-        parts.append(f"{training['outcome']['training time']} of pretraining")
+        parts.append(f"{_text(training['outcome']['training time'])} of pretraining")
     return ", ".join(parts)
