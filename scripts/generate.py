@@ -25,7 +25,6 @@ def command() -> Command:
     parser.add_argument("--num_steps", type=int, help="decoder calls (default: 16)")
     parser.add_argument("--order", help="confidence, ancestral or blocks (default: confidence)")
     parser.add_argument("--block_length", type=int, help="positions of a block, for order blocks")
-    parser.add_argument("--reencode", action="store_true", help="read the concepts again as tokens commit")
     parser.add_argument("--temperature", type=float, help="0 takes the most probable token (default: 1)")
     parser.add_argument("--top_k", type=int, help="keep the k most probable tokens, 0 all (default: 0)")
     parser.add_argument("--top_p", type=float, help="keep tokens of this probability (default: 1)")

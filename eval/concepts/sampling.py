@@ -141,14 +141,12 @@ def continue_texts(
 
     The encoder reads the prefix as a text of its own. The canvas is the prefix, the new positions and the last special
     token; with `rest_only` it begins behind the prefix, as for a model pretrained with the corruption "prefix", whose
-    decoder counts positions from there. Without `decoder_context="latent"` or `reencode` the new tokens know the
+    decoder counts positions from there. Without `decoder_context="latent"` the new tokens know the
     prefix through its concepts alone.
 
     Raises:
-        ValueError: num_tokens below 1; canvas longer than the model's positions; rest_only with reencode.
+        ValueError: num_tokens below 1; canvas longer than the model's positions.
     """
-    if rest_only and sampling.get("reencode"):
-        raise ValueError("reencode reads the canvas, which with rest_only holds no prefix; leave one of them out")
     if num_tokens < 1:
         raise ValueError(f"num_tokens must be at least 1, got {num_tokens}")
     batch = encode_texts(model, tokenizer, prefixes, split_special_tokens=True)

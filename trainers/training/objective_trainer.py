@@ -93,7 +93,7 @@ class ObjectiveTrainer(Trainer):
         self._check_devices()
         self.loss_is_scaled_for_ga = True
         if self.args.use_liger_kernel:
-            self.model.loss_kernel = liger_linear_cross_entropy
+            self.objective.kernel = liger_linear_cross_entropy
         for callback in (self.data_wait, self.average, self.stop):
             if callback is not None:
                 self.add_callback(callback)

@@ -262,6 +262,7 @@ def _config(original: Mapping[str, Any], tensors: Mapping[str, Tensor], name: st
             bos_token_id=_first(original, "bos_token_id", "cls_token_id"),
             eos_token_id=_first(original, "eos_token_id", "sep_token_id"),
             num_concepts=original["concept_num"],
+            position_counting="columns",
             max_position_embeddings=original["max_sequence_length"],
             token_embedding_size=width,
             concept_position_type=_concept_positions(original, tensors),
