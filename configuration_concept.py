@@ -1,16 +1,20 @@
 """Configuration of concept encoders: every architecture knob, checked here."""
 
+import json
 import math
+import os
+from pathlib import Path
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
+# What every checkpoint can be loaded as: its encoder is there, and the classifier is a new head on it. A save adds the
+# class that it is of (`save_pretrained`); a decoder that is not in the file is in no map, since it would be random.
 AUTO_MAP = {
     "AutoConfig": "configuration_concept.ConceptEncoderConfig",
     "AutoModel": "modeling_concept.ConceptEncoderModel",
-    "AutoModelForMaskedLM": "modeling_concept.ConceptEncoderForDiffusionMLM",
     "AutoModelForSequenceClassification": "modeling_concept.ConceptEncoderForSequenceClassificationPerceiver",
 }
 
@@ -82,7 +86,8 @@ class ConceptEncoderConfig(PreTrainedConfig):
         tie_word_embeddings (`bool`, default True): one (V, D) matrix for encoder tokens, decoder tokens and `lm_head`.
         pad_token_id, mask_token_id, bos_token_id, eos_token_id (`int`, optional): ids of [PAD], [MASK], the first
             token of a text ([CLS]) and the last one ([SEP]).
-        auto_map (`dict`): where the Auto classes find this code in a checkpoint; completed on construction.
+        auto_map (`dict`): where the Auto classes find this code in a checkpoint; completed on construction, and to
+            the map of the class that is saved in `save_pretrained`.
     """
 
     model_type = "concept_encoder"
@@ -140,6 +145,53 @@ class ConceptEncoderConfig(PreTrainedConfig):
             self.final_layer_norm_eps = self.layer_norm_eps
         self.auto_map = {**AUTO_MAP, **(self.auto_map or {})}
         super().__post_init__(**kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
+        """As in transformers, by which every model is saved: with the map of the class that is saved, and the files by
+        which `SentenceTransformer(save_directory, trust_remote_code=True)` gives the unit mean concept."""
+        own = {auto: ref.rpartition("--")[2] for auto, ref in (self.auto_map or {}).items()}
+        saved = {f"modeling_concept.{name}" for name in self.architectures or ()}
+        self.auto_map = AUTO_MAP | {auto: ref for auto, ref in own.items() if ref in saved}
+        super().save_pretrained(save_directory, *args, **kwargs)
+        for name, content in self.sentence_transformers_files().items():
+            path = Path(save_directory, name)
+            # A save of that library writes this one before the model, with prompts and kind, and the others after it.
+            if name != "config_sentence_transformers.json" or not path.exists():
+                path.parent.mkdir(exist_ok=True)
+                path.write_text(content, encoding="utf-8")
+
+    def sentence_transformers_files(self) -> dict[str, str]:
+        """Names in a checkpoint to JSON texts. Concepts take the place of the tokens, all of them real: the library's
+        own mask is of the tokens, and would fit in shape where a batch is as long as there are concepts."""
+        whole = "sentence_transformers"
+        types = {
+            "": f"{whole}.base.modules.transformer.Transformer",
+            "1_ConceptMask": "modeling_concept.ConceptMask",
+            "2_Pooling": f"{whole}.sentence_transformer.modules.pooling.Pooling",
+            "3_Normalize": f"{whole}.base.modules.normalize.Normalize",
+        }
+        method = "whitened" if self.pooler_whitening else "forward"
+        contents = {
+            "modules.json": [
+                {"idx": i, "name": str(i), "path": path, "type": types[path]} for i, path in enumerate(types)
+            ],
+            "config_sentence_transformers.json": {
+                "model_type": "SentenceTransformer",
+                "prompts": {"query": "", "document": ""},
+                "default_prompt_name": None,
+                "similarity_fn_name": "cosine",
+            },
+            # Without unpad_inputs=False a batch would be joined into one row with flash attention, its texts mixed.
+            "sentence_bert_config.json": {
+                "transformer_task": "feature-extraction",
+                "unpad_inputs": False,
+                "module_output_name": "token_embeddings",
+                "modality_config": {"text": {"method": method, "method_output_name": "last_hidden_state"}},
+            },
+            "2_Pooling/config.json": {"embedding_dimension": self.hidden_size, "pooling_mode": "mean"},
+            "3_Normalize/config.json": {"module_input_name": "sentence_embedding"},
+        }
+        return {name: json.dumps(content, indent=2) + "\n" for name, content in contents.items()}
 
     def validate_architecture(self):
         """Part of `@strict` validation: raises a ValueError that names the field, its value and the legal range."""

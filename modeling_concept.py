@@ -907,6 +907,12 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
         pooled = self.whitening(self.pool(concepts, visible, dim))  # (B, P)
         return ConceptEncoderOutput(last_hidden_state=concepts, pooler_output=pooled)
 
+    def whitened(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None) -> ConceptEncoderOutput:
+        """`forward` with the map of the pooled output on every concept, so that `pooler_output` is their mean."""
+        output = self(input_ids, attention_mask)
+        output.last_hidden_state = self.whitening(output.last_hidden_state)
+        return output
+
     def _counts(self, num_concepts: int | str | None, attention_mask: Tensor | None, given: Tensor) -> Tensor | None:
         """(B,) concepts of each text, or (1,) where all have as many."""
         most, each = self.config.num_concepts, self.config.tokens_per_concept
@@ -1632,6 +1638,25 @@ class ConceptEncoderForSentencePairClassification(ConceptClassificationModel):
         return ids, first, ids.masked_fill(before, opening), second | before
 
 
+# ------------------------------------------------------------------------------------------ for sentence-transformers
+
+
+class ConceptMask(nn.Module):
+    """Module of sentence-transformers behind the encoder: its `token_embeddings` are concepts, and all are real."""
+
+    def forward(self, features: dict[str, Tensor], **kwargs) -> dict[str, Tensor]:
+        """`features` with an `attention_mask` (B, C) of ones; the given one stays that of the tokens."""
+        concepts = features["token_embeddings"]  # (B, C, D)
+        return {**features, "attention_mask": concepts.new_ones(concepts.shape[:2], dtype=torch.long)}
+
+    def save(self, output_path: str, **kwargs) -> None:
+        """Nothing to save; modules.json names the class."""
+
+    @classmethod
+    def load(cls, *args, **kwargs) -> "ConceptMask":
+        return cls()
+
+
 ConceptEncoderModel.register_for_auto_class("AutoModel")
 for _head in (ConceptEncoderForDiffusionMLM, ConceptEncoderForMaskedLMPerceiver):
     _head.register_for_auto_class("AutoModelForMaskedLM")
@@ -1650,4 +1675,5 @@ __all__ = [
     "ConceptEncoderForSequenceClassificationViaDecoder",
     "ConceptEncoderModel",
     "ConceptEncoderPreTrainedModel",
+    "ConceptMask",
 ]

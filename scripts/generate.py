@@ -15,6 +15,7 @@ MODES = ("reconstruct", "infill", "continue", "interpolate", "swap")
 def command() -> Command:
     parser = Command(__file__, __doc__)
     parser.add_argument("checkpoint", help="run folder or Hub id of a model pretrained by masked diffusion")
+    parser.add_argument("--revision", help="commit, branch or tag of a Hub id")
     parser.add_argument("--mode", required=True, choices=MODES, metavar="MODE", help=", ".join(MODES))
     parser.add_argument("--texts", nargs="+", required=True, metavar="TEXT", help="two for interpolate and swap")
     parser.add_argument("--num_tokens", type=int, help="continue: new tokens per text")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, BertConfig, BertModel
+from transformers import AutoConfig, BertConfig, BertModel, PreTrainedConfig
 from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 from transformers.utils import can_return_tuple
 
@@ -48,6 +48,7 @@ class BertTwinConfig(ConceptEncoderConfig):
 
     model_type = "bert_twin"
     _auto_class = None  # no code travels with a twin
+    save_pretrained = PreTrainedConfig.save_pretrained
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
