@@ -198,7 +198,7 @@ def absorbing_saves(tokens: int, concepts: int, heads: int, width: int) -> bool:
 
 def is_plain(linear: nn.Module) -> bool:
     """Whether the weight says all that a linear layer does: no adapter, no quantisation, nothing hooked onto it."""
-    hooked = hasattr(linear, "_hf_hook") or linear._forward_hooks or linear._forward_pre_hooks
+    hooked = "forward" in linear.__dict__ or linear._forward_hooks or linear._forward_pre_hooks
     return type(linear) is nn.Linear and not hooked and type(linear.weight) is nn.Parameter
 
 

@@ -151,8 +151,8 @@ def training_inputs(plan: Plan, share: float, device: str, texts: int | None = N
 
 
 def model_loss(model: ConceptEncoderForDiffusionMLM, inputs: Mapping[str, Tensor]) -> Tensor:
-    """The loss as the model takes it."""
-    return model(**inputs).loss
+    """The loss as training takes it."""
+    return model(**inputs, row_loss=linear_cross_entropy).loss
 
 
 def plain_loss(model: ConceptEncoderForDiffusionMLM, inputs: Mapping[str, Tensor]) -> Tensor:
