@@ -63,6 +63,7 @@ class ConceptEncoderConfig(PreTrainedConfig):
             learned scores, or all of them one after the other, `"concat"`, to be compared slot by slot.
         projection_size (`int`, optional): numbers d of a concept in the pooled output, by a linear map from D. `None`:
             all D, without a map.
+        tokens_per_concept (`int`, optional): r of `num_concepts="auto"` in a call: ceil(N / r) concepts for N tokens.
         hidden_act (`str`, default `"gelu"`): activation of the gate in the feed-forward.
         hidden_dropout_prob (`float`, default 0.1): dropout on embeddings and on the output of every sublayer.
         attention_probs_dropout_prob (`float`, default 0.1): dropout on attention weights.
@@ -116,6 +117,7 @@ class ConceptEncoderConfig(PreTrainedConfig):
     count_saturation: bool = False
     pooled_output: Literal["mean", "weighted", "concat"] = "mean"
     projection_size: int | None = None
+    tokens_per_concept: int | None = None
     hidden_act: str = "gelu"
     hidden_dropout_prob: float | int = 0.1
     attention_probs_dropout_prob: float | int = 0.1
@@ -252,6 +254,8 @@ class ConceptEncoderConfig(PreTrainedConfig):
                 f"concept_position_type={self.concept_position_type!r} moves latent queries, and with "
                 "concept_aggregation='sum' these are scores of tokens; leave it 'none'"
             )
+        if self.tokens_per_concept is not None and self.tokens_per_concept < 1:
+            raise ValueError(f"tokens_per_concept must be at least 1, got {self.tokens_per_concept}")
         if size is not None and not 1 <= size <= self.hidden_size:
             raise ValueError(f"projection_size must lie in [1, hidden_size = {self.hidden_size}], got {size}")
         if self.pooler_whitening and self.pooled_output != "mean":

@@ -13,6 +13,7 @@ adaLN-Zero (Peebles & Xie 2022, arXiv:2212.09748), masked diffusion (Sahoo et al
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -212,7 +213,7 @@ class ConceptReading(ConceptAttention):
     relative to what has been seen so far, online softmax (Milakov & Gimelshein 2018, arXiv:1805.02867).
     """
 
-    def forward(self, concepts, tokens, attention_mask=None, **kwargs) -> tuple[Tensor, Tensor | None]:
+    def forward(self, concepts, tokens, attention_mask=None, **kwargs):  # type: ignore[override]
         """`attention_mask`: (B, N), 1 = real token, or one with four axes that transformers has made already."""
         whole = isinstance(tokens, Tensor)
         absorbed = self._absorbs(tokens, concepts.shape[1], attention_mask)
@@ -227,7 +228,7 @@ class ConceptReading(ConceptAttention):
             query = torch.einsum("bhcd,hde->bhce", query, key_weight).flatten(1, 2)  # (B, H * C, D)
         else:
             query = query.flatten(0, 1)  # (B * H, C, D / H)
-        read = None
+        read: Any = None
         for states, mask in [(tokens, attention_mask)] if whole else tokens.parts(attention_mask):
             keys = values = states  # (B, n, D)
             if not absorbed:
@@ -283,6 +284,8 @@ class ConceptReading(ConceptAttention):
 class ConceptPowerNorm(nn.Module):
     """(B, C, D) -> (B, C, D): each concept divided by a power of its norm, then all of a text to a mean square of 1.
 
+    The mean is over all concepts, or those that are `visible` (B, C); the others are zeros.
+
     Nothing stays nothing: a text of zeros has no gradient and comes back.
     """
 
@@ -290,12 +293,13 @@ class ConceptPowerNorm(nn.Module):
         super().__init__()
         self.power = power
 
-    def forward(self, concepts: Tensor) -> Tensor:
+    def forward(self, concepts: Tensor, visible: Tensor | None = None) -> Tensor:
         wide = concepts.to(at_least_float32(concepts.dtype))
         squares = wide.square().sum(-1, keepdim=True)  # (B, C, 1)
         wide = wide * (squares + 1e-8).pow(-self.power / 2)
         empty = (squares == 0).all(1, keepdim=True)
-        scale = wide.square().mean((1, 2), keepdim=True).masked_fill(empty, 1.0).rsqrt()
+        count = concepts.shape[1] if visible is None else visible.sum(-1).clamp_min(1)[:, None, None]
+        scale = (wide.square().mean(2, keepdim=True).sum(1, keepdim=True) / count).masked_fill(empty, 1.0).rsqrt()
         return (wide * scale).masked_fill(empty, 0.0).to(concepts.dtype)
 
 
@@ -316,16 +320,18 @@ class ConceptSlots(nn.Module):
         self.scorer = ConceptZeroLinear(config.hidden_size, 1)
         self.norm = ConceptPowerNorm(config.aggregation_power)
 
-    def forward(self, latents: Tensor, tokens, counts: Tensor | None) -> Tensor:
-        """`counts`: (B, N) that each token counts for, 0 for padding; `None`: 1 for all."""
+    def forward(self, latents: Tensor, tokens, counts: Tensor | None, visible: Tensor | None) -> Tensor:
+        """`counts`: (B, N) that each token counts for, 0 for padding; `visible`: (B, C) slots; `None`: 1, and all."""
         sums: Tensor | float = 0.0
         for states, count in [(tokens, counts)] if isinstance(tokens, Tensor) else tokens.parts(counts):
             wide = at_least_float32(states.dtype)
             weight = (1 + self.scorer(states)).relu().to(wide)  # (B, n, 1)
             weight = weight if count is None else weight * count.unsqueeze(-1)
             scores = (states @ latents.mT).to(wide)  # (B, n, C)
+            if visible is not None:
+                scores = scores.masked_fill(~visible[:, None], torch.finfo(wide).min)
             sums = sums + self._sums(scores, weight, states.to(wide))
-        return self.norm(sums).to(latents.dtype)
+        return self.norm(sums, visible).to(latents.dtype)
 
     def counts(self, input_ids: Tensor | None, attention_mask: Tensor | None) -> Tensor | None:
         """(B, N): what a token counts for. Of n equal ones each is log(1 + n) / n with `config.count_saturation`."""
@@ -688,13 +694,20 @@ class ConceptPooledOutput(nn.Module):
         if self.kind == "weighted":
             self.scorer = ConceptZeroLinear(config.hidden_size if size is None else size, 1)
 
-    def forward(self, concepts: Tensor) -> Tensor:
+    def forward(self, concepts: Tensor, visible: Tensor | None = None, dim: int | None = None) -> Tensor:
+        """Of all concepts, or those that are `visible` (B, C), and the first `dim` numbers of each."""
         concepts = self.projection(concepts)  # (B, C, d)
+        if dim is not None and not 1 <= dim <= concepts.shape[-1]:
+            raise ValueError(f"dim must lie in [1, {concepts.shape[-1]}], the numbers of a concept, got {dim}")
+        hidden = None if visible is None else ~visible.unsqueeze(-1)  # (B, C, 1)
+        if self.kind == "weighted":
+            scores = self.scorer(concepts)
+            scores = scores if hidden is None else scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
+            return (scores.softmax(dim=1) * concepts).sum(dim=1)[:, :dim]
+        concepts = concepts[..., :dim]
         if self.kind == "concat":
             return concepts.flatten(1)
-        if self.kind == "weighted":
-            return (self.scorer(concepts).softmax(dim=1) * concepts).sum(dim=1)
-        return concepts.mean(dim=1)
+        return concepts.mean(dim=1) if visible is None else concepts.sum(dim=1) / visible.sum(dim=1, keepdim=True)
 
 
 class ConceptTokenPooling(nn.Module):
@@ -830,6 +843,8 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         chunk_length: int | None = None,
+        num_concepts: int | str | None = None,
+        dim: int | None = None,
         **kwargs,
     ) -> ConceptEncoderOutput:
         """Encode a batch of texts.
@@ -841,11 +856,14 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
             inputs_embeds: (B, N, E) token embeddings in place of ids.
             chunk_length: tokens that are read at a time, for texts of any length N; the result is the same up to
                 rounding. Without gradients memory does not grow with N beyond ids and mask. `None`: all N at once.
+            num_concepts: k in [1, C], to read the text into the first k concepts alone, as if there were no others;
+                `"auto"`: ceil(N / config.tokens_per_concept) of them for a text of N tokens, the rest zeros.
+            dim: numbers of each concept in the pooled output, the first of what there are.
 
         Raises:
             ValueError: ids outside the vocabulary (checked on CPU); no batch of texts, a mask of another shape, or
                 either on another device than the model; more tokens than learned positions; with `chunk_length`:
-                BiXT, `output_attentions`, a mask that is not (B, N).
+                BiXT, `output_attentions`, a mask that is not (B, N); k or `dim` out of range, `"auto"` without r.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -859,6 +877,13 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
         concepts = self.latents(batch_size)  # (B, C, D)
         if self.config.concept_position_type == "anchored":
             concepts = concepts + self._anchors()
+        counts = self._counts(num_concepts, attention_mask, given)
+        visible = concept_mask = None
+        if counts is not None:
+            concepts = concepts[:, : int(counts.max())]
+        if num_concepts == "auto":
+            visible = torch.arange(concepts.shape[1], device=counts.device) < counts[:, None]  # (B, k)
+            concept_mask = visible_concept_mask(self.config, concepts, concepts, counts)
         if position_ids is None:
             position_ids = token_positions(self.config, attention_mask, length, given.device)
         if chunk_length is None or chunk_length >= length:
@@ -866,14 +891,20 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
         else:
             tokens = ConceptTokens(self.embeddings, input_ids, inputs_embeds, position_ids, chunk_length)
         if self.slots is not None:
-            concepts = self.slots(concepts, tokens, self.slots.counts(input_ids, attention_mask))
+            concepts = self.slots(concepts, tokens, self.slots.counts(input_ids, attention_mask), visible)
             empty = (concepts == 0).all(dim=2, keepdim=True).all(dim=1, keepdim=True)  # (B, 1, 1)
         for layer in self.layers:
-            concepts, tokens = layer(concepts, tokens, attention_mask, **kwargs)
-        concepts = self.norm(concepts)
-        if self.slots is not None and len(self.layers):
-            concepts = concepts.masked_fill(empty, 0.0)
-        pooled = self.whitening(self.pool(concepts))  # (B, P)
+            concepts, tokens = layer(concepts, tokens, attention_mask, concept_mask, **kwargs)
+        concepts = concepts if visible is None else concepts * visible.unsqueeze(-1)
+        if self.slots is None:
+            concepts = self.norm(concepts)
+        elif self.layers:
+            concepts = self.norm(concepts, visible).masked_fill(empty, 0.0)
+        if visible is not None:
+            concepts = concepts * visible.unsqueeze(-1)  # a LayerNorm gives them its bias
+        if dim is not None and self.config.pooler_whitening:
+            raise ValueError("pooler_whitening=True mixes all numbers of the mean concept; leave dim out")
+        pooled = self.whitening(self.pool(concepts, visible, dim))  # (B, P)
         return ConceptEncoderOutput(last_hidden_state=concepts, pooler_output=pooled)
 
     def whitened(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None) -> ConceptEncoderOutput:
@@ -881,6 +912,27 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
         output = self(input_ids, attention_mask)
         output.last_hidden_state = self.whitening(output.last_hidden_state)
         return output
+
+    def _counts(self, num_concepts: int | str | None, attention_mask: Tensor | None, given: Tensor) -> Tensor | None:
+        """(B,) concepts of each text, or (1,) where all have as many."""
+        most, each = self.config.num_concepts, self.config.tokens_per_concept
+        if num_concepts is None:
+            return None
+        if num_concepts != "auto":
+            if isinstance(num_concepts, str) or not 1 <= num_concepts <= most:
+                raise ValueError(f"num_concepts must lie in [1, {most}] or be 'auto', got {num_concepts!r}")
+            return torch.tensor([num_concepts])
+        if each is None:
+            raise ValueError("num_concepts='auto' needs tokens_per_concept in the configuration: ceil(N / r)")
+        if self.layers and (self.config.concept_attention == "slot" or self.config.token_update == "bixt"):
+            raise ValueError(
+                "num_concepts='auto' needs layers in which no other concept is felt: concept_attention='softmax' and "
+                "token_update='none'"
+            )
+        length = torch.full((len(given),), given.shape[1], device=given.device)
+        if attention_mask is not None and attention_mask.ndim == 2:
+            length = attention_mask.long().sum(-1)
+        return (length + each - 1).div(each, rounding_mode="floor").clamp(1, most)
 
     def _check_chunks(self, chunk_length: int, attention_mask: Tensor | None, kwargs) -> None:
         if chunk_length < 1:
@@ -1105,7 +1157,7 @@ class ConceptMaskedLMModel(ConceptEncoderPreTrainedModel):
             count = labelled.sum().clamp_min(1) if num_items_in_batch is None else num_items_in_batch
             weights = torch.ones_like(labels, dtype=wide) if loss_weights is None else loss_weights
             rows = labels[labelled], weights[labelled].to(wide) / count
-            if sparse:
+            if logits is None:
                 loss, losses, logits = row_loss(self.lm_head, states[real], *rows)
             else:
                 loss, losses, _ = cross_entropy_of_rows(nn.Identity(), logits[labelled], *rows)

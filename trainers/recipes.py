@@ -20,6 +20,7 @@ from .data.corpora import DataArguments
 from .objectives.corruptions import CORRUPTIONS
 from .objectives.objective import ObjectiveArguments
 from .training.arguments import ConceptTrainingArguments
+from .training.memory import check_memory
 
 RECIPE_FILE = "recipe.yaml"
 RECIPES = Path(__file__).resolve().parents[1] / "scripts" / "recipes"
@@ -87,7 +88,8 @@ class Recipe:
             OSError: the file cannot be read.
         """
         path = find_recipe(name_or_path)
-        sections, own = _read_sections(path), {}
+        sections = _read_sections(path)
+        own: dict[str, dict[str, Any]] = {}
         for name, value in fields.items():
             section = next((each for each, known in _ANNOTATIONS.items() if name in known), None)
             if section is None:
@@ -144,6 +146,8 @@ class Recipe:
             eos_token_id=tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id,
         )
         self.objective.check(config, self.data.partner_column is not None)
+        batch = self.training.per_device_train_batch_size
+        check_memory(config, batch, self.data.max_length, self.training.device)
         return config
 
 
@@ -177,7 +181,7 @@ def read_data(checkpoint: str | os.PathLike, **fields: Any) -> DataArguments:
 def find_recipe(name: str | os.PathLike, folder: Path = RECIPES) -> Path:
     """`name` as a path that ends in .yaml, or as the name of a recipe in `folder`; ValueError that lists them
     otherwise."""
-    name = os.fspath(name)
+    name = os.path.expanduser(os.fspath(name))
     path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
     is_name = name.endswith((".yaml", ".yml")) or path.parent == folder
     # The stem names the folder of the run.

@@ -64,6 +64,11 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {printable(' '.join(message.split()))}\n")
 
+    def parse_known_args(self, args=None, namespace=None):
+        """As ever, with a home folder (~) written out, which a shell leaves behind a `=`."""
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args([_at_home(word) for word in words], namespace)
+
 
 class Command(Parser):
     """The parser of a command: its module's docstring is the help, with purpose, example and exit codes.
@@ -166,6 +171,13 @@ def suggest(name: str, *words: str | os.PathLike) -> None:
     say(f"Next: {command_to_type(name, *words)}")
 
 
+def _at_home(word: str) -> str:
+    option, is_option, value = word.partition("=")
+    if is_option and option.startswith("--") and value.startswith("~/"):
+        return f"{option}={os.path.expanduser(value)}"
+    return os.path.expanduser(word) if word.startswith("~/") else word
+
+
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """What to put after an unknown name: those that are like it, or nothing."""
     close = difflib.get_close_matches(str(name), known, n=3)
@@ -185,6 +197,8 @@ def say(*lines: str) -> None:
 def run(main: Callable[[], None]) -> None:
     """`main` of a command that was started from a shell: no traceback where a pipe is closed or Ctrl-C is typed."""
     _Shell.started_this = True
+    for stream in (sys.stdout, sys.stderr):  # a terminal that has no such letter is shown its number
+        stream.reconfigure(errors="backslashreplace")
     try:
         try:
             main()

@@ -123,7 +123,8 @@ def alone_in(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        (folder / LOCK_FILE).unlink(missing_ok=True)  # still locked: who has it open tries again, on a new one
+        with suppress(OSError):  # of a disk that has become read-only
+            (folder / LOCK_FILE).unlink(missing_ok=True)  # still locked: who has it open tries again, on a new one
         lock.release()
         for path in made:
             with suppress(OSError):

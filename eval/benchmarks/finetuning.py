@@ -17,7 +17,7 @@ from ...utils.progress import progress
 from ..loading.checkpoints import FAMILIES, Checkpoint, random_twin, results_folder
 from ..metrics.benchmark_score import benchmark_score
 from ..metrics.intervals import bootstrap_intervals, mean_scores, paired_bootstrap
-from .baselines import bag_of_tokens, published_scores
+from .baselines import bag_of_tokens, check_examples, published_scores
 from .protocols import OVERRIDABLE, Protocol
 from .registry import CHANCE_RULES, Task, chance_level, find_benchmark
 from .tuning import Cells, PreparedTask, count_cells, prepare_task, run_protocol
@@ -119,6 +119,7 @@ def finetune_task(
     opened = Checkpoint.open(checkpoint, revision, FAMILIES)
     opened.check_pretrained()
     task = prepare_task(benchmark, protocol, opened.tokenizer, opened.config)
+    check_examples(benchmark, np.asarray(task.texts["train"]["label"]))  # before hours of training
     cells = cells_folder(output_dir, benchmark.name, protocol)
     result_file = result_path(output_dir, benchmark.name, protocol)
     if overwrite:

@@ -32,6 +32,7 @@ from transformers import (
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ...configuration_concept import ConceptEncoderConfig
+from ...trainers.data.tables import check_varied
 from ...utils.files import whole_folder, write_json
 from ...utils.tokenizer import longest_text
 from ..loading.checkpoints import Checkpoint
@@ -100,13 +101,24 @@ def is_bi_encoder(benchmark: Task, protocol: Protocol) -> bool:
 def prepare_task(
     benchmark: Task, protocol: Protocol, tokenizer: PreTrainedTokenizerBase, config: ConceptEncoderConfig
 ) -> PreparedTask:
-    """Load, cap and tokenise a benchmark; raises whatever `load_benchmark` does."""
+    """Load, cap and tokenise a benchmark.
+
+    Raises:
+        ValueError: whatever `load_benchmark` raises; training examples of one label after the cap; a tokenizer without
+            a template for texts that are encoded as one.
+    """
     bi_encoder = is_bi_encoder(benchmark, protocol)
     max_length = longest_text(config, protocol.max_length)
     texts = load_benchmark(benchmark)
     cap = protocol.max_train_examples
     if cap is not None and cap < texts["train"].num_rows:
         texts["train"] = texts["train"].shuffle(seed=SUBSET_SEED).select(range(cap))
+        check_varied(texts["train"]["label"])
+    if not bi_encoder and len(benchmark.sentence_columns) == 2 and not tokenizer.num_special_tokens_to_add(pair=True):
+        raise ValueError(
+            f"the tokenizer {tokenizer.name_or_path!r} has no template, so that nothing would part the two texts of "
+            f"{benchmark.name}; compare them as a bi-encoder (comparison), or give the tokenizer a post-processor"
+        )
 
     def encode(batch: Mapping[str, list]) -> Mapping[str, list]:
         sentences = [batch[name] for name in ("sentence1", "sentence2") if name in batch]

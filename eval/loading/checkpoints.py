@@ -325,6 +325,7 @@ def checkpoint_folder(checkpoint: str | os.PathLike, revision: str | None = None
         FileNotFoundError: neither a folder nor the form of a Hub id.
         ValueError: a revision of a folder.
     """
+    checkpoint = os.path.expanduser(checkpoint)
     if Path(checkpoint).is_dir():
         if revision is not None:
             raise ValueError(f"{checkpoint} is a folder, which has no revision {revision!r}; leave the revision out")

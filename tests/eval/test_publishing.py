@@ -274,11 +274,11 @@ def test_no_path_of_the_author_is_in_anything_that_is_published(tmp_path, tokeni
     options = ["--start_from", str(first), "--max_steps", "2", "--use_cpu", "True", "--save_strategy", "steps"]
     options += ["--save_steps", "1", "--load_best_model_at_end", "True", "--eval_strategy", "steps"]
     pretrain(["tiny", "--output_dir", str(run), *options, "--eval_steps", "1", *data])
-    analyze([str(run), "--num_batches", "2", "--batch_size", "5", "--ledger_documents", "4"])
+    analyze([str(run), "--num_batches", "2", "--batch_size", "5", "--ledger_documents", "4", *data[:2]])
     finetune([str(run), "--tasks", str(task), "--protocol", "quick", "--save_model", "--output_dir", str(run)])
     similarity([str(run), "--tasks", str(task), "--output_dir", str(run)])
     report(run)
-    whiten([str(run), "--output_dir", str(home / "white")])
+    whiten([str(run), "--output_dir", str(home / "white"), *data[:2]])
     sources = {"run": run, "model": run / "finetune" / "own_pairs.quick" / "model", "white": home / "white"}
     for name, source in sources.items():
         (tmp_path / name).mkdir()

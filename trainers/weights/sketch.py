@@ -92,6 +92,7 @@ def sketch(
             }
         )
     )
+    assert model.slots is not None
     random = np.random.RandomState(seed)
     slots = random.randint(0, num_concepts, vocab_size)
     values = random.randn(vocab_size, size) / math.sqrt(size)

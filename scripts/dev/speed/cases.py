@@ -144,7 +144,7 @@ def training_inputs(plan: Plan, share: float, device: str, texts: int | None = N
     """Inputs of a step as training draws them: t even over (0, 1], weights 1/t, loss on `share` of the positions."""
     ids = random_ids(plan, texts or plan.batch, plan.length, "cpu")
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    collator = DataCollatorForReconstruction(microworld_tokenizer(), Diffusion(), share, SEED)
+    collator = DataCollatorForReconstruction(microworld_tokenizer(), Diffusion(position_share=share), SEED)
     drawn = collator.corrupt(batch, collator.draw(batch, step=0))
     drawn["num_items_in_batch"] = drawn.pop("num_items").sum()
     return {name: tensor.to(device) for name, tensor in drawn.items()}
