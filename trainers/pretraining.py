@@ -25,7 +25,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..configuration_concept import ConceptEncoderConfig
 from ..modeling_concept import ConceptMaskedLMModel
-from ..utils.files import alone_in, check_writable, write_json
+from ..utils.files import alone_in, check_writable, recorded_source, write_json
 from .data.corpora import Data, load_pretraining_data, load_tokenizer, rows_in_memory, source_fields
 from .recipes import RECIPE_FILE, Recipe
 from .training.arguments import ConceptTrainingArguments
@@ -177,7 +177,9 @@ def _pretrain(
     result = _result(recipe, trainer, seconds, outcome.global_step - resumed_at)
     if trainer.is_world_process_zero():
         folder = Path(training.output_dir)
-        trainer.state.save_to_json(str(folder / "trainer_state.json"))
+        best = recorded_source(trainer.state.best_model_checkpoint)
+        state = dataclasses.replace(trainer.state, best_model_checkpoint=best)
+        state.save_to_json(str(folder / "trainer_state.json"))
         recipe.save(folder / RECIPE_FILE)
         write_json(folder / RESULT_FILE, result)
     if training.push_to_hub:

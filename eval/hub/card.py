@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..benchmarks.registry import BENCHMARKS
 from ..concepts.monitor import COLLAPSED_SHARE
-from ..report.pages import escape_markdown, number, score
+from ..report.pages import code_span, escape_markdown, number, score
 
 TEMPLATE = Path(__file__).parents[2] / "model_cards" / "template.md"
 CLASSIFIER, DIFFUSION = "ForSequenceClassification", "ForDiffusionMLM"  # in the names of model classes
@@ -272,7 +272,7 @@ def _limits(report: Mapping[str, Any], facts: CardFacts) -> list[str]:
     longest = facts.config.get("max_position_embeddings")
     if settings.get("max_length") is not None:
         lines.append(
-            f"Trained on texts of up to {settings['max_length']} tokens; nothing is known beyond that length."
+            f"Trained on texts of up to {_text(settings['max_length'])} tokens; nothing is known beyond that length."
         )
     elif longest is not None:
         lines.append(f"Reads texts of up to {longest} tokens.")
@@ -317,7 +317,7 @@ def _interval(interval: Sequence[float] | None) -> str:
 
 def _gate_rows(report: Mapping[str, Any]) -> list[list[str]]:
     rows = [row for gate in report["gates"] for row in gate["rows"]]
-    return [[_text(row["name"]), f"**{row['verdict']}**", _text(row["explanation"])] for row in rows]
+    return [[_text(row["name"]), f"**{_text(row['verdict'])}**", _text(row["explanation"])] for row in rows]
 
 
 def _score_rows(tasks: Sequence[Mapping[str, Any]]) -> list[list[str]]:
@@ -347,18 +347,33 @@ def _frozen_rows(tasks: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 def _training_rows(training: Mapping[str, Any] | None) -> list[list[str]]:
     if training is None:
         return []
-    facts = {**training["settings"], **{f"objective, {k}": v for k, v in training["objective"].items()}}
-    facts |= training["outcome"]
+    settings = {**training["settings"], "corpus": _corpus(training["settings"]["corpus"])}
+    facts = {**settings, **dict(_flat("objective", training["objective"])), **training["outcome"]}
     return [[_text(name), _text(number(value))] for name, value in facts.items() if value is not None]
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """A setting, or those of a mapping one by one."""
+    if not isinstance(value, Mapping):
+        yield name, value
+        return
+    for key, own in value.items():
+        yield from _flat(f"{name}, {key}", own)
+
+
+def _corpus(name: str | None) -> str | None:
+    """A data set as a card names it: what was on the author's disk is no name for anybody else."""
+    return f"{Path(name).name}, the author's own" if name is not None and name.startswith("./") else name
 
 
 def _training_words(training: Mapping[str, Any] | None) -> str:
     if training is None:
         return ""
     settings = training["settings"]
+    corpus = _text(_corpus(settings["corpus"]))
     return (
-        f"Recipe `{settings['recipe']}` of the package concept-encoder, on the corpus {_text(settings['corpus'])}: "
-        f"{number(settings['steps'])} steps, {number(training['outcome']['tokens seen'])} tokens."
+        f"Recipe {code_span(settings['recipe'])} of the package concept-encoder, on the corpus {corpus}: "
+        f"{_text(number(settings['steps']))} steps, {_text(number(training['outcome']['tokens seen']))} tokens."
     )
 
 
@@ -374,5 +389,5 @@ def _hardware(training: Mapping[str, Any] | None) -> str:
         parts.append(f"{environment['processes']} processes")
     assert training is not None
     if training["outcome"].get("training time"):
-        parts.append(f"{training['outcome']['training time']} of pretraining")
+        parts.append(f"{_text(training['outcome']['training time'])} of pretraining")
     return ", ".join(parts)

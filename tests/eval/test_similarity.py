@@ -20,7 +20,7 @@ from concept_encoder.eval.benchmarks.similarity import (
     similarity,
 )
 from concept_encoder.eval.concepts.whitening import whitening
-from concept_encoder.eval.loading.checkpoints import load_encoder, random_twin
+from concept_encoder.eval.loading.checkpoints import load, random_twin
 from concept_encoder.scripts.similarity import main
 from concept_encoder.trainers.data.microworld import microworld_tokenizer
 
@@ -81,7 +81,7 @@ def test_running_variance_equals_all_at_once():
 
 def test_scores_are_those_of_the_definitions(pretrained, stsb):
     """One pair at a time, without padding, from the checkpoint: the same numbers."""
-    encoder, tokenizer = load_encoder(pretrained), microworld_tokenizer(64)
+    encoder, tokenizer = load(pretrained).encoder, microworld_tokenizer(64)
     data = load_benchmark(stsb)
     scored = score_frozen(encoder, tokenizer, data, stsb, 64, "run")
 
@@ -118,9 +118,9 @@ def test_result(pretrained, stsb, tmp_path):
     twin = result["controls"]["random_init"]
     labels = pair_table(40, seed=40, similarity=True)["label"][:]
     data = load_benchmark(stsb)
-    folders = {"run": pretrained, "twin": random_twin(pretrained, tmp_path)}
+    folders = {"run": load(pretrained), "twin": random_twin(load(pretrained), tmp_path)}
     for name, row in (("run", result), ("twin", twin)):
-        scored = score_frozen(load_encoder(folders[name]), microworld_tokenizer(64), data, stsb, 64, name)
+        scored = score_frozen(folders[name].encoder, microworld_tokenizer(64), data, stsb, 64, name)
         for method in ZERO_SHOT:
             pearson = pearsonr(scored["zero_shot"][method], labels).statistic
             assert row["zero_shot"][method]["pearson"] == pytest.approx(pearson)
@@ -135,7 +135,7 @@ def test_result(pretrained, stsb, tmp_path):
 
 def test_nothing_is_fitted_on_validation(pretrained, stsb):
     """Other validation pairs leave the scores of a kept pair as they are."""
-    encoder, tokenizer = load_encoder(pretrained), microworld_tokenizer(64)
+    encoder, tokenizer = load(pretrained).encoder, microworld_tokenizer(64)
     data = load_benchmark(stsb)
     whole = score_frozen(encoder, tokenizer, data, stsb, 64, "run")
     data["validation"] = data["validation"].select(range(10))
