@@ -109,7 +109,8 @@ def test_a_disk_that_becomes_read_only_keeps_the_checkpoints_that_are_there(stra
     def monitor(concepts):
         calls.append(1)
         if len(calls) == 2:  # at step 7; systems do so when a disk fails
-            mount("ro")
+            for options in (["--bind", str(disk)], ["-o", "remount,bind,ro"]):  # over it: the lock is open for writing
+                subprocess.run(["mount", *options, str(disk)], check=True)
         return monitor_concepts(concepts)
 
     monkeypatch.setattr(door, "monitor_concepts", monitor)
@@ -118,7 +119,8 @@ def test_a_disk_that_becomes_read_only_keeps_the_checkpoints_that_are_there(stra
     assert "Read-only file system" in line and damage(run / "checkpoint-5") is None
     line = train_here(capsys, run)
     assert f"{run} cannot be written to: no permission in {run}; name another folder" in line
-    mount("rw,size=64m")
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+    mount("size=64m")
     pretrain(tiny_recipe(run, *settings(12)), monitor=monitor_concepts)
     assert_equal_runs(straight, run)
 

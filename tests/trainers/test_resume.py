@@ -147,7 +147,9 @@ def test_sigterm_at_the_command_line(straight, tmp_path):
     _, said = child.communicate(timeout=300)
     assert child.returncode == 143
     step, last = find_checkpoints(folder)[-1]
-    line = f"pretrain.py: stopped by SIGTERM after step {step}; {last} is whole, the same command goes on\n"
+    line = (
+        f"concept-encoder pretrain: stopped by SIGTERM after step {step}; {last} is whole, the same command goes on\n"
+    )
     assert said.endswith(line) and said.count("SIGTERM") == 1
     assert "Traceback" not in said and damage(last) is None and not (folder / "pretrain.json").exists()
 
@@ -168,7 +170,9 @@ def test_a_second_command_is_refused_and_ctrl_c_ends_the_first_with_one_line(tmp
     _, said = child.communicate(timeout=300)
     step, last = find_checkpoints(folder)[-1]
     assert child.returncode == 130 and "Traceback" not in said
-    assert said.endswith(f"pretrain.py: interrupted; checkpoint-{step} is kept, the same command goes on from it\n")
+    assert said.endswith(
+        f"concept-encoder pretrain: interrupted; checkpoint-{step} is kept, the same command goes on from it\n"
+    )
     assert damage(last) is None and not (folder / ".lock").exists()
 
 
