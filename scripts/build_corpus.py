@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     with parser.refusing():
         result = build_corpus(load_plan(find_recipe(arguments.plan, PLANS)), arguments.output_dir)
-    rows = sum(row["kept"] for row in result["sources"])
+    rows = sum(row.kept for row in result.sources)
     print(format_contamination(result))
     say(f"{rows:,} rows written to {arguments.output_dir}.")
     words = ["--vocab_size=8192", f"--output_dir={arguments.output_dir}-vocabulary", "--validation_size=0.05"]

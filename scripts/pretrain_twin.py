@@ -27,9 +27,9 @@ def main(argv: list[str] | None = None) -> None:
     with parser.refusing():
         recipe = load_recipe(find_recipe(arguments.recipe, RECIPES), arguments.overrides, fields)
         result = pretrain(recipe, monitor=monitor_concepts, head=BertTwinForMaskedLM)
-    bits = result["evaluation"]["rebuilding"]["bits_per_token"]
-    size = result["parameters"]["total"] / 1e6
-    print(f"{result['steps']} steps, {size:.1f} M parameters, {bits:.3f} bits per rebuilt token")
+    rebuilding, size = result.evaluation.rebuilding, (result.parameters.total or 0) / 1e6
+    bits = "" if rebuilding is None else f", {rebuilding.bits_per_token:.3f} bits per rebuilt token"
+    print(f"{result.steps} steps, {size:.1f} M parameters{bits}")
     parser.suggest("similarity.py", recipe.training.output_dir, "--tasks", "stsb")
 
 

@@ -9,6 +9,7 @@ per task into the folder similarity of the run.
 from concept_encoder.eval.benchmarks.similarity import RESULT_FOLDER, SIMILARITY_TASKS, similarity_tasks
 from concept_encoder.eval.loading.checkpoints import results_folder
 from concept_encoder.utils.command_line import Command, run, say
+from concept_encoder.utils.results import SimilarityResult
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -41,17 +42,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.suggest("report.py", output_dir)
 
 
-def _print_table(results: list[dict]) -> None:
-    print(f"{'task':<24}{'method':<16}{'pearson':>9}  {'95 % interval':<17}{'spearman':>9}{'untrained':>11}")
+def _print_table(results: list[SimilarityResult]) -> None:
+    print(f"{'task':<24}{'method':<24}{'metric':<10}{'score':>9}  {'95 % interval':<17}{'untrained':>11}")
     for result in results:
-        twin = result["controls"]["random_init"]
-        rows = {name: (row, row, twin["zero_shot"][name]) for name, row in result["zero_shot"].items()}
-        rows["probe"] = (result["probe"]["metrics"], result["probe"], twin["probe"]["metrics"])
-        for name, (scores, row, untrained) in rows.items():
-            low_high = row["intervals"]["pearson"]
-            interval = "undefined" if low_high is None else f"{low_high[0]:.3f} to {low_high[1]:.3f}"
-            numbers = f"{_number(scores['pearson'])}  {interval:<17}{_number(scores['spearman'])}"
-            print(f"{result['task']:<24}{name:<16}{numbers}  {_number(untrained['pearson'])}")
+        for row in result.rows:
+            interval = "undefined" if row.interval is None else f"{row.interval[0]:.3f} to {row.interval[1]:.3f}"
+            untrained = None if row.random_init is None else row.random_init.value
+            numbers = f"{_number(row.value)}  {interval:<17}  {_number(untrained)}"
+            print(f"{result.task:<24}{row.method:<24}{row.metric:<10}{numbers}")
 
 
 def _number(value: float | None) -> str:

@@ -11,8 +11,8 @@ from datasets import Dataset, concatenate_datasets, load_dataset
 from sklearn.feature_extraction.text import HashingVectorizer
 
 from ...trainers.data.corpora import DataArguments, load_corpus
-from ...utils.files import write_json
 from ...utils.progress import progress
+from ...utils.results import ContaminationResult, SourceFacts, SourceRow
 from ...utils.untrusted import read_yaml
 from .registry import Benchmark, find_benchmark, resolve_dataset_id
 
@@ -76,7 +76,7 @@ def _source(path: Path, fields: Mapping[str, Any]) -> DataArguments:
     return DataArguments(**given, packing="truncated")
 
 
-def build_corpus(plan: CorpusPlan, output_dir: Path) -> dict[str, Any]:
+def build_corpus(plan: CorpusPlan, output_dir: Path) -> ContaminationResult:
     """Write the training rows of all sources that share no sentence with a benchmark's other splits.
 
     Args:
@@ -85,8 +85,7 @@ def build_corpus(plan: CorpusPlan, output_dir: Path) -> dict[str, Any]:
             contamination.json. Its name can be given as `dataset_name`.
 
     Returns:
-        What contamination.json holds: the rule in words, sentences of each benchmark, and for each source its rows,
-        those dropped as exact and as near matches, and those kept.
+        What contamination.json holds.
 
     Raises:
         ValueError: output_dir holds something; nothing is left of a source; whatever `load_corpus` raises.
@@ -105,12 +104,13 @@ def build_corpus(plan: CorpusPlan, output_dir: Path) -> dict[str, Any]:
         kept.append(clean)
         named = {name: value for name, value in dataclasses.asdict(source).items() if name in SOURCE_FIELDS}
         counts = {"rows": len(corpus), "exact": int(exact.sum()), "near": int((near & ~exact).sum())}
-        rows.append({"source": named, **counts, "kept": len(clean)})
+        rows.append(SourceRow(source=SourceFacts(**named), **counts, kept=len(clean)))
     output_dir.mkdir(parents=True, exist_ok=True)
     concatenate_datasets(kept).to_parquet(output_dir / TRAIN_FILE)
     sentences = {name: len(found) for name, found in held_out.items()}
-    result = {"kind": "contamination", "rule": RULE, "benchmark_sentences": sentences, "sources": rows}
-    write_json(output_dir / CHECK_FILE, result)
+    result = ContaminationResult(rule=RULE, benchmark_sentences=sentences, sources=rows)
+    result.save(output_dir / CHECK_FILE)
+    result.folder = output_dir
     return result
 
 
@@ -122,14 +122,14 @@ def held_out_sentences(benchmark: Benchmark) -> list[str]:
     return sorted({text for name in others for column in columns for text in splits[name][column]})
 
 
-def format_contamination(result: Mapping[str, Any]) -> str:
+def format_contamination(result: ContaminationResult) -> str:
     """A line per source, in Markdown."""
     lines = ["| source | rows | exact | near | kept |", "| --- | ---: | ---: | ---: | ---: |"]
-    for row in result["sources"]:
-        source = row["source"]
-        parts = (source["dataset_name"], source["dataset_config_name"], source["text_column"])
-        name = " ".join(str(part) for part in (*parts, source["partner_column"], source["keep_rows"]) if part)
-        lines.append(f"| {name} | {row['rows']:,} | {row['exact']:,} | {row['near']:,} | {row['kept']:,} |")
+    for row in result.sources:
+        source = row.source
+        parts = (source.dataset_name, source.dataset_config_name, source.text_column)
+        name = " ".join(str(part) for part in (*parts, source.partner_column, source.keep_rows) if part)
+        lines.append(f"| {name} | {row.rows:,} | {row.exact:,} | {row.near:,} | {row.kept:,} |")
     return "\n".join(lines)
 
 

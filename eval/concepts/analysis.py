@@ -1,6 +1,7 @@
 """Analysis of a checkpoint on a corpus: geometry, ledger and reading of its concepts, as three JSON files."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from ...configuration_concept import ConceptEncoderConfig
 from ...modeling_concept import ConceptEncoderForDiffusionMLM, ConceptEncoderModel
 from ...trainers.data.corpora import DataArguments, load_corpus
-from ...utils.files import replaced_together, write_json
+from ...utils.files import replaced_together
+from ...utils.results import AttentionResult, DataFacts, GeometryResult, LedgerResult, facts
 from ..loading.checkpoints import load_model, load_tokenizer, random_encoder, read_config
 from .attention import concept_reading
 from .geometry import MIN_DOCUMENTS, collect_concepts, geometry
@@ -30,6 +32,25 @@ CORPUS_FIELDS = (  # what decides which documents are read, and how much of each
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Analysis:
+    """What `analyze` found; stands for the folder that it was written into."""
+
+    folder: Path
+    geometry: GeometryResult
+    ledger: LedgerResult | None
+    """None: the checkpoint holds no decoder of masked diffusion"""
+    reading: AttentionResult
+
+    def __fspath__(self) -> str:
+        return os.fspath(self.folder)
+
+    @property
+    def files(self) -> list[str]:
+        """Names of what was written."""
+        return [file for name, file in FILES.items() if getattr(self, name) is not None]
+
+
 def analyze(
     checkpoint: str | Path,
     data: DataArguments,
@@ -37,7 +58,7 @@ def analyze(
     batch_size: int,
     ledger_documents: int,
     output_dir: str | Path | None = None,
-) -> dict[str, dict[str, Any]]:
+) -> Analysis:
     """Measure a checkpoint's concepts on a sample of the validation documents and write what was found.
 
     Documents are truncated to `data.max_length` tokens, one per sample, never packed. Nothing is written before
@@ -54,9 +75,6 @@ def analyze(
         output_dir: folder of geometry.json, ledger.json and reading.json, which take their places together,
             geometry.json last. `None`: the checkpoint.
 
-    Returns:
-        What was written, by the names in `FILES`.
-
     Raises:
         ValueError: not a concept-encoder checkpoint, weights missing, too few documents, max_length beyond the
             model's positions, a count below its least value.
@@ -71,22 +89,21 @@ def analyze(
     concepts = collect_concepts(encoder, batches, device)
     random_concepts = collect_concepts(random_encoder(encoder.config), batches, device)
     normal = 1 / encoder.norm.weight.detach().double().cpu().numpy()
-    common = {
-        "checkpoint": str(checkpoint),
-        "corpus": {name: value for name, value in dataclasses.asdict(data).items() if name in CORPUS_FIELDS},
-    }
-    found = {"geometry": geometry(concepts, random_concepts, batch_size, normal)}
+    corpus = {name: value for name, value in dataclasses.asdict(data).items() if name in CORPUS_FIELDS}
+    common: dict[str, Any] = {"checkpoint": str(checkpoint), "corpus": facts(DataFacts, corpus)}
+    lies = geometry(concepts, random_concepts, batch_size, normal, **common)
+    ledger = None
     if head is not None:
         few = _encode(tokenizer, texts[:ledger_documents], batch_size, data.max_length)
-        found["ledger"] = concept_ledger(head.to(device), tokenizer, few, concepts[:ledger_documents])
-    found["reading"] = concept_reading(encoder, None if head is None else head.decoder, tokenizer, batches)
-    found = {name: {"kind": name, **common, **content} for name, content in found.items()}
-    folder = Path(checkpoint if output_dir is None else output_dir)
-    with replaced_together(folder, last=FILES["geometry"]) as staged:
-        for name, content in found.items():
-            write_json(staged / FILES[name], content)
-    for name in FILES.keys() - found:
-        (folder / FILES[name]).unlink(missing_ok=True)  # of other weights, so no longer true
+        ledger = concept_ledger(head.to(device), tokenizer, few, concepts[:ledger_documents], **common)
+    reading = concept_reading(encoder, None if head is None else head.decoder, tokenizer, batches, **common)
+    found = Analysis(Path(checkpoint if output_dir is None else output_dir), lies, ledger, reading)
+    with replaced_together(found.folder, last=FILES["geometry"]) as staged:
+        for name, file in FILES.items():
+            if file in found.files:
+                getattr(found, name).save(staged / file)
+    if ledger is None:
+        (found.folder / FILES["ledger"]).unlink(missing_ok=True)  # of other weights, so no longer true
     return found
 
 

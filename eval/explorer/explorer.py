@@ -4,7 +4,6 @@ Arrays and strings only; `explorer_app` draws them. One call at a time: infillin
 generates. Letters: N tokens of a text, C concepts.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from ...modeling_concept import ConceptEncoderForDiffusionMLM, ConceptEncoderModel
 from ...trainers.data.corpora import MICROWORLD
 from ...trainers.data.microworld import microworld_corpus, microworld_task
-from ...utils.untrusted import read_object
+from ...utils import results
 from ..benchmarks.similarity import cosine, max_sim
 from ..concepts import sampling
 from ..concepts.analysis import load_models
@@ -49,14 +48,14 @@ class Reading:
         tokens: N strings as they are shown.
         read: (C, N), attention of concepts to tokens, mean over layers and heads; rows sum to 1.
         read_by: (N, C), attention of positions to concepts while the text is rebuilt; None without a decoder.
-        concepts, uniform: the rows of the same names in `concept_reading`, tokens as they are shown.
+        concepts, uniform: as in `AttentionResult`, tokens as they are shown.
     """
 
     tokens: list[str]
     read: np.ndarray
     read_by: np.ndarray | None
-    concepts: list[dict[str, Any]]
-    uniform: dict[str, Any]
+    concepts: list[results.Reading]
+    uniform: results.Reading
 
 
 @dataclass(frozen=True)
@@ -115,14 +114,14 @@ class Explorer:
         encoder: with eager attention, in evaluation mode.
         model: the head around that encoder; None where the checkpoint has no diffusion decoder.
         tokenizer: the checkpoint's.
-        run: pretrain.json of the checkpoint; empty where it has none.
+        run: how the checkpoint was pretrained, where it says so.
     """
 
     name: str
     encoder: ConceptEncoderModel
     model: ConceptEncoderForDiffusionMLM | None
     tokenizer: PreTrainedTokenizerBase
-    run: dict[str, Any] = dataclasses.field(default_factory=dict)
+    run: results.PretrainResult | None = None
 
     @property
     def num_concepts(self) -> int:
@@ -147,14 +146,14 @@ class Explorer:
     @property
     def cautions(self) -> dict[str, str]:
         """What to know of those of `ACTIVITIES` that this checkpoint can do, as far as its run says."""
-        objective = self.run.get("objective", {})
+        objective = {} if self.run is None else self.run.objective
         cautions = {}
-        if objective and objective["corruption"] not in ("mlm", "two_view"):
+        if objective and objective.get("corruption") not in ("mlm", "two_view"):
             cautions["infill"] = (
                 f"Its encoder has never met {self.tokenizer.mask_token} in training (corruption "
-                f"{objective['corruption']}): what it reads of a text with gaps is guesswork."
+                f"{objective.get('corruption')}): what it reads of a text with gaps is guesswork."
             )
-        if objective and not objective["nested_concepts"]:
+        if objective and not objective.get("nested_concepts"):
             cautions["rebuild"] = (
                 "Trained without nested_concepts: the order of its concepts means nothing, and with some cut off the "
                 "decoder sees what it has never met in training."
@@ -165,7 +164,7 @@ class Explorer:
     def examples(self) -> tuple[str, str, str, str]:
         """A text to read, two of the same meaning to compare, one with gaps; in words that the checkpoint has met."""
         text, first, second = ENGLISH
-        if self.run.get("data", {}).get("dataset_name") == MICROWORLD:
+        if self.run is not None and self.run.data.dataset_name == MICROWORLD:
             text = ". ".join(microworld_corpus("validation", 1)["text"][0].split(". ")[:2]) + "."
             pairs = microworld_task("paraphrase", "validation", 2)
             first, second = next((p["sentence1"], p["sentence2"]) for p in pairs if p["label"] == 1)
@@ -185,15 +184,15 @@ class Explorer:
         read, read_by = attention_weights(self.encoder, decoder, self.tokenizer, batch)
         sums = ReadingSums(self.num_concepts, self.encoder.config.vocab_size, self.tokenizer, decoder is not None)
         sums.add(batch["input_ids"][0].cpu(), read[0], None if read_by is None else read_by[0])
-        result = sums.result()
-        for row in result["concepts"]:
-            row["top_tokens"] = [[self._shown(token), share] for token, share in row["top_tokens"]]
+        *concepts, uniform = sums.rows()
+        for row in concepts:
+            row.top_tokens = [(self._shown(token), share) for token, share in row.top_tokens]
         return Reading(
             self._tokens(batch["input_ids"][0]),
             read[0].numpy(),
             None if read_by is None else read_by[0].numpy(),
-            result["concepts"],
-            result["uniform"],
+            concepts,
+            uniform,
         )
 
     @torch.no_grad()
@@ -323,7 +322,7 @@ def load_explorer(checkpoint: str, revision: str | None = None) -> Explorer:
         model.eval().set_attn_implementation("eager")
     encoder.eval().set_attn_implementation("eager")  # the other implementations do not return their weights
     path = folder / "pretrain.json"
-    run = read_object(path) if path.is_file() else {}
+    run = results.PretrainResult.load(path) if path.is_file() else None
     name = folder.resolve().name if Path(checkpoint).is_dir() else checkpoint
     return Explorer(name, encoder, model, tokenizer, run)
 

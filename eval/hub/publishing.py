@@ -29,11 +29,11 @@ from ...configuration_concept import AUTO_MAP
 from ...trainers.recipes import RECIPE_FILE
 from ...trainers.training.saving import SUMS_FILE, find_checkpoints
 from ...utils.files import TOKENIZER_FILES, write_atomically
+from ...utils.results import Report
 from ...utils.untrusted import inside, read_object
 from ..loading.checkpoints import read_config, weight_files
 from ..loading.surfaces import sentence_transformers_files
-from ..report.report import SECTIONS, build_report, read_results
-from ..report.sections import PARTS
+from ..report.report import PARTS, build_report, read_results
 from .card import CardFacts, render_card
 from .code_check import CODE, COMMAND, other_code
 
@@ -135,7 +135,7 @@ def _tokenizer_files(source: Path) -> list[str]:
     return found
 
 
-def _read_report(source: Path) -> tuple[dict[str, Any] | None, str | None, list[str]]:
+def _read_report(source: Path) -> tuple[Report | None, str | None, list[str]]:
     """(report, task of a fine-tuned head, files to upload); a fine-tuned head is in its run's report."""
     *_, finetune, task_id, model = ("", "", "", *source.resolve().parts)
     if finetune == "finetune" and model == "model":
@@ -145,28 +145,26 @@ def _read_report(source: Path) -> tuple[dict[str, Any] | None, str | None, list[
     report, written = _fresh_report(source)
     if report is None or not written:
         return report, None, []
-    figures = [figure[theme] for figure in report["figures"] for theme in ("light", "dark")]
+    figures = [name for figure in report.figures for name in (figure.light, figure.dark)]
     absent = [name for name in (*REPORT_FILES, *figures) if not (source / name).is_file()]
     if absent:
         raise ValueError(
-            f"the report of {source} lacks {', '.join(absent)}; write it anew: scripts/report.py {source}"
+            f"the report of {source} lacks {', '.join(absent)}; write it again: scripts/report.py {source}"
         )
     return report, None, [*REPORT_FILES, *figures]
 
 
-def _fresh_report(run: Path) -> tuple[dict[str, Any] | None, bool]:
+def _fresh_report(run: Path) -> tuple[Report | None, bool]:
     """(report, whether it lies there): report.json, else built from the result files, else None."""
     path = run / "report.json"
     results = any(path for part in PARTS.values() for path in run.glob(part.pattern))
     if not path.is_file():
         return (build_report(run) if results else None), False
-    report = read_object(path)
-    if any(name not in report for name in SECTIONS):
-        raise ValueError(f"{path} is no report of this package; write it anew: scripts/report.py {run}")
-    files = [name for found in read_results(run).values() for name, _ in found] if results else []
-    if report["run"]["files"] != files:
-        changed = ", ".join(sorted(set(report["run"]["files"]) ^ set(files)))
-        raise ValueError(f"{path} is not of these results ({changed}); write it anew: scripts/report.py {run}")
+    report = Report.load(path)
+    files = [name for found in read_results(run).values() for name in found] if results else []
+    if report.run.files != files:
+        changed = ", ".join(sorted(set(report.run.files) ^ set(files)))
+        raise ValueError(f"{path} is not of these results ({changed}); write it again: scripts/report.py {run}")
     return report, True
 
 
