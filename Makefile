@@ -14,16 +14,23 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TYPES := .cache/types
 
-.PHONY: help run test lint docs audit lock versions
+# One thread per worker: torch would otherwise start one per core in each of them.
+QUIET := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+PYTEST := -m pytest -n 2 --dist loadfile -q -rs
+
+.PHONY: help run check test lint docs dist audit lock versions lowest newest
 
 help:
 	@echo "make run    pretrain, analyse, fine-tune and report on the built-in microworld, into a new folder of runs/"
+	@echo "make check  the fast core of the tests, in about a minute"
 	@echo "make test   lint, types and every test"
 	@echo "make lint   ruff and mypy only"
 	@echo "make docs   the documentation site, into site/"
+	@echo "make dist   the wheel, into a new folder dist/"
 	@echo "make audit  known vulnerabilities of what is installed; needs the network, and says when it could not ask"
 	@echo "make lock   write the installed versions to constraints.txt, which the set-up installs"
-	@echo "make versions   model and remote-code tests with the lowest and the newest transformers, in new environments"
+	@echo "make versions         model and remote-code tests with the lowest and the newest transformers, in new environments"
+	@echo "make lowest, newest   the fast core with the lowest, or newest, of all that pyproject.toml allows, likewise"
 
 $(INSTALLED): pyproject.toml constraints.txt Makefile
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"concept-encoder needs Python 3.11 or newer, $(PYTHON) is {v[0]}.{v[1]}. Name another one: make PYTHON=python3.11")'
@@ -33,11 +40,11 @@ $(INSTALLED): pyproject.toml constraints.txt Makefile
 	@touch $@
 
 run: $(INSTALLED)
-	$(BIN)/python scripts/pretrain.py microworld --output_dir $(RUN_DIR)
-	$(BIN)/python scripts/analyze.py $(RUN_DIR)
-	$(BIN)/python scripts/finetune.py $(RUN_DIR) --protocol quick --tasks microworld_similarity microworld_paraphrase microworld_entailment
-	$(BIN)/python scripts/report.py $(RUN_DIR)
-	@echo 'Look into its concepts: $(BIN)/python scripts/explore.py $(RUN_DIR)'
+	$(BIN)/concept-encoder pretrain microworld --output_dir $(RUN_DIR)
+	$(BIN)/concept-encoder analyze $(RUN_DIR)
+	$(BIN)/concept-encoder finetune $(RUN_DIR) --protocol quick --tasks microworld_similarity microworld_paraphrase microworld_entailment
+	$(BIN)/concept-encoder report $(RUN_DIR)
+	@echo 'Look into its concepts: $(BIN)/concept-encoder explore $(RUN_DIR)'
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -46,9 +53,11 @@ lint: $(INSTALLED)
 	@mkdir -p $(TYPES) && ln -sfn ../.. $(TYPES)/concept_encoder
 	$(BIN)/mypy
 
-# One thread per worker: torch would otherwise start one per core in each of them.
+check: $(INSTALLED)
+	$(QUIET) $(BIN)/python $(PYTEST)
+
 test: lint
-	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -n 2 --dist loadfile -q -rs
+	$(QUIET) $(BIN)/python $(PYTEST) -m ""
 
 audit: $(INSTALLED)
 	$(BIN)/python scripts/dev/audit.py
@@ -62,17 +71,32 @@ lock: $(INSTALLED)
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
+dist: $(INSTALLED)
+	rm -rf build dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
 # VERSIONS="5.22.2 5.23.0" names others; the lowest is what pyproject.toml asks for. Nothing but the model's own
 # requirements is installed, and the package is found by a link, so that the environment of the checkout stays as it is.
 versions:
 	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; ln -s "$(CURDIR)" "$$folder/concept_encoder"; \
-	lowest=$$(sed -n 's/^ *"transformers>=\([0-9.]*\)",/\1/p' pyproject.toml); \
-	newest=$$($(PYTHON) -m pip index versions transformers 2>/dev/null | sed -n '1s/.*(\(.*\))/\1/p'); \
+	asked=$$(sed -n 's/^ *"transformers>=\([0-9.]*\),<\([0-9]*\)",$$/\1 \2/p' pyproject.toml); lowest=$${asked% *}; \
+	newest=$$($(PYTHON) -m pip index versions transformers 2>/dev/null | sed -n 's/^Available versions: //p' | \
+		tr -d ' ' | tr ',' '\n' | awk -F. -v bound="$${asked#* }" '$$1 < bound { print; exit }'); \
 	versions=$${VERSIONS:-$$(printf '%s\n' "$$lowest" "$$newest" | sed 's/^[0-9]*\.[0-9]*$$/&.0/' | sort -u)}; \
 	for version in $$versions; do \
 		$(PYTHON) -m venv "$$folder/$$version"; python="$$folder/$$version/bin/python"; \
-		"$$python" -m pip install -qq "$(TORCH)" "transformers==$$version" numpy pytest; \
+		"$$python" -m pip install -qq "$(TORCH)" "transformers==$$version" hypothesis numpy pytest; \
 		echo "transformers $$version"; \
-		PYTHONPATH="$$folder" OMP_NUM_THREADS=1 "$$python" -m pytest -q -p no:cacheprovider \
-			tests/test_modeling_concept.py tests/test_heads.py tests/test_generation.py tests/test_remote_code.py; \
+		PYTHONPATH="$$folder" OMP_NUM_THREADS=1 "$$python" -m pytest -q -m "" -p no:cacheprovider \
+			tests/model/test_modeling_concept.py tests/model/test_heads.py tests/model/test_generation.py \
+			tests/model/test_remote_code.py; \
 	done
+
+# torch stays as it is: its lowest is 2 GB of CUDA from PyPI.
+lowest: RESOLUTION := lowest-direct
+newest: RESOLUTION := highest
+lowest newest:
+	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; python="$$folder/bin/python"; \
+	$(PYTHON) -m venv "$$folder"; "$$python" -m pip install --quiet "$(TORCH)" uv; echo "$(TORCH)" > "$$folder/torch"; \
+	"$$folder/bin/uv" pip install --python "$$python" --resolution $(RESOLUTION) -c "$$folder/torch" -e ".[test]"; \
+	$(QUIET) "$$python" $(PYTEST) -p no:cacheprovider

@@ -11,7 +11,7 @@ adaLN-Zero (Peebles & Xie 2022, arXiv:2212.09748), masked diffusion (Sahoo et al
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -96,7 +96,6 @@ class ConceptClassifierOutput(SequenceClassifierOutput):
 
 # Of all tokens that a concept still divides by, as in slot attention: the gradient at a text without tokens is finite.
 SMALLEST_SHARE = 1e-8
-TABLE_TOKENS = 1024  # of a text, read from a table at a time on a CPU, whose cache they fit
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
@@ -127,7 +126,7 @@ class ConceptDropout(nn.Dropout):
         return drop(x, self.p, self.training)
 
 
-# ----------------------------------------------------------------------------------------------------------- attention
+# ----------------------------------------------------------------------------------------------- attention and reading
 
 
 def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
@@ -144,72 +143,15 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
     return torch.matmul(weights, value).transpose(1, 2), weights
 
 
-def slot_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
-    """Slot attention: concepts compete for each token (softmax over queries), then a mean over tokens.
-
-    Source: Locatello et al. 2020, arXiv:2006.15055, eq. 1-2, one iteration, several heads.
-    """
-    scores = torch.matmul(query, key.transpose(2, 3)) * scaling  # (B, H, C, N)
-    share = scores.softmax(-2, dtype=at_least_float32(scores.dtype))
-    if attention_mask is not None:
-        visible = attention_mask if attention_mask.dtype == torch.bool else attention_mask >= 0
-        share = share * visible
-    weights = share / share.sum(-1, keepdim=True).clamp_min(SMALLEST_SHARE)
-    weights = drop(weights.to(query.dtype), dropout, module.training)
-    return torch.matmul(weights, value).transpose(1, 2), weights
-
-
-def chunked_attention_forward(query: Tensor, chunks: Iterable[tuple], scaling: float, slot: bool) -> Tensor:
-    """Softmax or slot attention to keys and values that come in chunks, with equal result and nothing kept of a chunk.
-
-    Args:
-        query: (B, H, Q, D / H).
-        chunks: key and value, each (B, H, n, D / H), and a bool mask that broadcasts to (B, H, Q, n), True = visible,
-            or None. n may change from chunk to chunk.
-        scaling: factor on the scores.
-        slot: normalise over the queries, all of which every chunk meets, and only then over tokens.
-
-    Returns:
-        (B, Q, H, D / H), zeros for a query that may see nothing.
-
-    Source: online softmax (Milakov & Gimelshein 2018, arXiv:1805.02867): sums are kept relative to the highest score
-    so far, and shrink when a higher one arrives.
-    """
-    batch, heads = query.shape[:2]
-    wide = at_least_float32(query.dtype)
-    query = (query * scaling).flatten(0, 1)
-    highest = torch.full_like(query[..., :1], torch.finfo(wide).min, dtype=wide)  # (B * H, Q, 1)
-    total = torch.zeros_like(highest)
-    output = torch.zeros_like(query, dtype=wide)
-    for key, value, mask in chunks:
-        scores = torch.bmm(query, key.flatten(0, 1).mT).to(wide)  # (B * H, Q, n)
-        if slot:
-            weights = scores.softmax(-2)
-            if mask is not None:
-                weights.unflatten(0, (batch, heads)).masked_fill_(~mask, 0)
-        else:
-            if mask is not None:
-                scores.unflatten(0, (batch, heads)).masked_fill_(~mask, -torch.inf)
-            previous, highest = highest, torch.maximum(highest, scores.amax(-1, keepdim=True))
-            weights = scores.sub_(highest).exp_()
-            shrink = (previous - highest).exp_()
-            total, output = total.mul_(shrink), output.mul_(shrink)
-        total += weights.sum(-1, keepdim=True)
-        output += torch.bmm(weights.to(value.dtype), value.flatten(0, 1))
-    output = (output / total.clamp_min(SMALLEST_SHARE)).to(query.dtype)
-    return output.unflatten(0, (batch, heads)).transpose(1, 2)
-
-
 class ConceptAttention(nn.Module):
-    """Multi-head attention of `hidden_states` (B, Q, D) to states (B, K, D) or to `ConceptTokens`.
+    """Multi-head attention of `hidden_states` (B, Q, D) to `key_value_states` (B, K, D).
 
     Returns the output (B, Q, D), and the weights where the attention implementation keeps them.
     """
 
-    def __init__(self, config: ConceptEncoderConfig, slot: bool = False):
+    def __init__(self, config: ConceptEncoderConfig):
         super().__init__()
         self.config = config
-        self.slot = slot
         self.is_causal = False
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.scaling = self.head_dim**-0.5
@@ -217,81 +159,125 @@ class ConceptAttention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.table: ConceptKeyValueTable | None = None
 
     def forward(self, hidden_states, key_value_states, attention_mask=None, **kwargs) -> tuple[Tensor, Tensor | None]:
-        query = self._split(self.q_proj(hidden_states))
-        if isinstance(key_value_states, ConceptTokens) and key_value_states.chunked:
-            chunks = ((*self._read(tokens), mask) for tokens, mask in key_value_states.chunks(attention_mask))
-            return self.o_proj(chunked_attention_forward(query, chunks, self.scaling, self.slot).flatten(2)), None
-        share = self.config.attention_probs_dropout_prob if self.training else 0.0
-        output, weights = self._kernel(share, query.device)(
+        attend, name = eager_attention_forward, self.config._attn_implementation
+        # With dropout, sdpa on a CPU takes the weights one by one and draws slowly.
+        if name != "sdpa" or not self._dropout or hidden_states.device.type != "cpu":
+            attend = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
+        output, weights = attend(
             self,
-            query,
-            *self._read(key_value_states),
+            self._split(self.q_proj(hidden_states)),
+            self._split(self.k_proj(key_value_states)),
+            self._split(self.v_proj(key_value_states)),
             attention_mask,
             scaling=self.scaling,
-            dropout=share,
+            dropout=self._dropout,
             is_causal=False,
             **kwargs,
         )
         return self.o_proj(output.flatten(2)), weights
 
-    def _kernel(self, dropout: float, device: torch.device) -> Callable:
-        """The attention function of the configuration, or this package's where the library's is no faster."""
-        if self.slot:
-            return slot_attention_forward
-        name = self.config._attn_implementation
-        if name == "sdpa" and dropout and device.type == "cpu":  # takes the weights one by one there, and draws slowly
-            return eager_attention_forward
-        return ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
-
-    def keys_and_values(self, tokens: "Tensor | ConceptTokens") -> tuple[Tensor, Tensor]:
-        """Each (B, K, D): looked up where there is a table that holds the tokens, else projected from their states."""
-        if isinstance(tokens, ConceptTokens):
-            if self.table is not None and self.table.holds(tokens):
-                return self.table(tokens)
-            tokens = tokens.states()
-        return self.k_proj(tokens), self.v_proj(tokens)
-
-    def _read(self, tokens: "Tensor | ConceptTokens") -> tuple[Tensor, Tensor]:
-        key, value = self.keys_and_values(tokens)
-        return self._split(key), self._split(value)
+    @property
+    def _dropout(self) -> float:
+        return self.config.attention_probs_dropout_prob if self.training else 0.0
 
     def _split(self, x: Tensor) -> Tensor:  # (B, L, D) -> (B, H, L, D / H)
         return x.view(*x.shape[:-1], -1, self.head_dim).transpose(1, 2)
 
 
-class ConceptKeyValueTable(nn.Module):
-    """What every token id and the first P positions add to keys and values of one attention to tokens.
+def absorbing_saves(tokens: int, concepts: int, heads: int, width: int) -> bool:
+    """Whether N tokens are read with fewer multiplications when queries and sums are projected in place of tokens.
 
-    Buffers tokens (2, V, D) and positions (2, P, D), keys first, so that they follow `.to()`; no checkpoint has them.
-    The biases come with the token.
+    Projected, keys and values cost 2 N D**2, and scores and sums of C concepts 2 N C D. Absorbed, each of H heads has
+    scores and sums of width D, 2 N C H D, and queries and sums go through the projections, 2 C D**2.
+    """
+    return concepts * (tokens * heads + width) < tokens * (width + concepts)
+
+
+def is_plain(linear: nn.Module) -> bool:
+    """Whether the weight says all that a linear layer does: no adapter, no quantisation, nothing hooked onto it."""
+    hooked = hasattr(linear, "_hf_hook") or linear._forward_hooks or linear._forward_pre_hooks
+    return type(linear) is nn.Linear and not hooked and type(linear.weight) is nn.Parameter
+
+
+class ConceptReading(ConceptAttention):
+    """How concepts (B, C, D) read tokens: states (B, N, D), or `ConceptTokens`, whose states come part by part.
+
+    The weights are a softmax over tokens, or with `config.concept_attention == "slot"` over concepts and then a mean
+    over tokens. Tokens are projected to keys and values, or where that costs more (`absorbing_saves`) the projections
+    are absorbed: scores `(q_h W_kh) x`, outputs `W_vh (weights x)`. A part gives sums, which add up over the parts.
+
+    Sources: slot attention (Locatello et al. 2020, arXiv:2006.15055, eq. 1-2, one iteration, several heads); sums
+    relative to what has been seen so far, online softmax (Milakov & Gimelshein 2018, arXiv:1805.02867).
     """
 
-    def __init__(self, attention: ConceptAttention, embeddings: "ConceptTokenEmbeddings", num_positions: int):
-        super().__init__()
-        weight = embeddings.tokens.weight
-        tokens = attention.k_proj.weight.new_empty(2, len(weight), attention.k_proj.out_features)
-        for part in range(0, len(weight), 4096):  # bounds what is held besides the table
-            rows = embeddings.projection(weight[part : part + 4096])
-            tokens[:, part : part + 4096] = torch.stack(attention.keys_and_values(rows))
-        biases = torch.stack(attention.keys_and_values(embeddings.projection(torch.zeros_like(weight[:1]))))
-        places = embeddings.places(torch.arange(num_positions, device=weight.device))
-        positions = torch.stack(attention.keys_and_values(places)) - biases
-        self.register_buffer("tokens", tokens, persistent=False)
-        self.register_buffer("positions", positions, persistent=False)
+    def forward(self, concepts, tokens, attention_mask=None, **kwargs) -> tuple[Tensor, Tensor | None]:
+        """`attention_mask`: (B, N), 1 = real token, or one with four axes that transformers has made already."""
+        whole = isinstance(tokens, Tensor)
+        absorbed = self._absorbs(tokens, concepts.shape[1], attention_mask)
+        if whole and not absorbed and self.config.concept_attention == "softmax":
+            mask = create_bidirectional_mask(self.config, concepts, attention_mask, tokens)
+            return super().forward(concepts, tokens, mask, **kwargs)
+        query, offset = self._split(self.q_proj(concepts)) * self.scaling, 0.0  # (B, H, C, D / H)
+        shape = query.shape[:3]
+        if absorbed:
+            (key_weight, key_bias), (value_weight, value_bias) = map(self._of_heads, (self.k_proj, self.v_proj))
+            offset = (query * key_bias).sum(-1, keepdim=True)  # (B, H, C, 1)
+            query = torch.einsum("bhcd,hde->bhce", query, key_weight).flatten(1, 2)  # (B, H * C, D)
+        else:
+            query = query.flatten(0, 1)  # (B * H, C, D / H)
+        read = None
+        for states, mask in [(tokens, attention_mask)] if whole else tokens.parts(attention_mask):
+            keys = values = states  # (B, n, D)
+            if not absorbed:
+                keys, values = (self._split(each(states)).flatten(0, 1) for each in (self.k_proj, self.v_proj))
+            scores = torch.bmm(query, keys.mT).view(*shape, -1) + offset  # (B, H, C, n)
+            weights, level = self._weigh(scores, mask, whole)
+            weights = drop(weights.to(values.dtype), self._dropout, self.training)
+            sums = torch.bmm(weights.view(*query.shape[:2], -1), values).view(*shape, -1)
+            part = sums, weights.sum(-1, keepdim=True), level
+            read = part if read is None else self._added(read, part)
+        sums, seen, level = read
+        if not whole:
+            sums, seen = (x * (level[0] / level[0].clamp_min(SMALLEST_SHARE)) for x in (sums, seen))
+        sums, seen = sums.to(query.dtype), seen.to(query.dtype)
+        if absorbed:
+            sums = torch.einsum("bhce,hde->bhcd", sums, value_weight) + seen * value_bias
+        return self.o_proj(sums.transpose(1, 2).flatten(2)), weights if whole else None
 
-    def holds(self, tokens: "ConceptTokens") -> bool:
-        where = tokens.positions
-        last = where.stop - 1 if isinstance(where, slice) else int(where.max())
-        return tokens.input_ids is not None and last < self.positions.shape[1]
+    def _absorbs(self, tokens: "Tensor | ConceptTokens", concepts: int, mask: Tensor | None) -> bool:
+        length = 2**31 if torch.compiler.is_compiling() else tokens.shape[1]  # one graph for all lengths
+        saves = absorbing_saves(length, concepts, self.config.num_attention_heads, self.config.hidden_size)
+        return saves and (mask is None or mask.ndim == 2) and is_plain(self.k_proj) and is_plain(self.v_proj)
 
-    def forward(self, tokens: "ConceptTokens") -> tuple[Tensor, Tensor]:
-        """Keys and values, each (B, N, D), of `tokens`."""
-        tokens.embeddings.check_ids(tokens.input_ids)
-        key, value = (nn.functional.embedding(tokens.input_ids, table) for table in self.tokens)
-        return key.add_(self.positions[0, tokens.positions]), value.add_(self.positions[1, tokens.positions])
+    def _of_heads(self, linear: nn.Linear) -> tuple[Tensor, Tensor]:  # (H, D / H, D), (H, 1, D / H)
+        return linear.weight.unflatten(0, (-1, self.head_dim)), linear.bias.view(-1, 1, self.head_dim)
+
+    def _weigh(self, scores: Tensor, mask: Tensor | None, whole: bool) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Weights (B, H, C, n) of a part, and total and highest score: what it weighs is total * exp(highest)."""
+        scores = scores.to(at_least_float32(scores.dtype))
+        if mask is not None and mask.ndim == 2:
+            mask = mask[:, None, None].bool()
+        elif mask is not None and mask.dtype != torch.bool:
+            mask = mask >= 0
+        if self.config.concept_attention == "slot":
+            shares = scores.softmax(-2) if mask is None else scores.softmax(-2) * mask
+            total = shares.sum(-1, keepdim=True)
+            least = SMALLEST_SHARE if whole else 1e-30  # small shares of parts may make a large one
+            return shares / total.clamp_min(least), (total, torch.zeros_like(total))
+        scores = scores if mask is None else scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        shares = scores.softmax(-1)
+        level = None if whole else (1 / shares.amax(-1, keepdim=True), scores.amax(-1, keepdim=True))
+        return shares if mask is None else shares * mask, level
+
+    @staticmethod
+    def _added(read: tuple, part: tuple) -> tuple:
+        (sums, seen, (total, highest)), (more, more_seen, (more_total, other)) = read, part
+        top = torch.maximum(highest, other)
+        old, new = total * (highest - top).exp(), more_total * (other - top).exp()
+        total = (old + new).clamp_min(1e-30)
+        return (sums * old + more * new) / total, (seen * old + more_seen * new) / total, (total, top)
 
 
 # -------------------------------------------------------------------------------------- feed-forward and embeddings
@@ -332,12 +318,12 @@ def sinusoidal_embedding(positions: Tensor, dim: int, dtype: torch.dtype) -> Ten
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2).to(dtype)
 
 
-def check_length(table: nn.Embedding | None, length: int) -> None:
+def check_length(table: nn.Embedding | None, length: int, config: ConceptEncoderConfig) -> None:
     """ValueError for a text of more tokens than a table of learned positions has rows."""
-    if table is not None and length > table.num_embeddings:
+    if table is not None and length > config.max_position_embeddings:
         raise ValueError(
-            f"sequence of {length} tokens is longer than max_position_embeddings ({table.num_embeddings}); truncate "
-            "it, or use position_embedding_type='sinusoidal'"
+            f"sequence of {length} tokens is longer than max_position_embeddings ({config.max_position_embeddings}); "
+            "truncate it, or use position_embedding_type='sinusoidal'"
         )
 
 
@@ -375,11 +361,11 @@ def check_labels(labels: Tensor | None, loss_weights: Tensor | None, shape: torc
             raise ValueError(f"labels must be -100 or lie in [0, {vocab_size}), got {low.item()} to {high.item()}")
 
 
-def position_embedding(table: nn.Embedding | None, position_ids: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+def position_embedding(table, position_ids: Tensor, dim: int, dtype: torch.dtype, config) -> Tensor:
     """(..., N, dim) embeddings of position_ids (..., N): rows of a learned table, or sinusoids where there is none."""
     if table is None:
         return sinusoidal_embedding(position_ids, dim, dtype)
-    check_length(table, position_ids.shape[-1])
+    check_length(table, position_ids.shape[-1], config)
     return table(position_ids)
 
 
@@ -392,6 +378,8 @@ class ConceptTokenEmbeddings(nn.Module):
 
     def __init__(self, config: ConceptEncoderConfig, size: int):
         super().__init__()
+        self.config = config
+        self.size = size
         self.tokens = nn.Embedding(config.vocab_size, size, padding_idx=config.pad_token_id)
         learned = config.position_embedding_type == "learned"
         self.positions = nn.Embedding(config.max_position_embeddings, size) if learned else None
@@ -406,62 +394,48 @@ class ConceptTokenEmbeddings(nn.Module):
             inputs_embeds = self.tokens(input_ids)  # (B, N, E)
         if position_ids is None:
             position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None]
-        positions = position_embedding(self.positions, position_ids, inputs_embeds.shape[-1], inputs_embeds.dtype)
+        dim, dtype = self.size, inputs_embeds.dtype
+        positions = position_embedding(self.positions, position_ids, dim, dtype, self.config)
         return self.norm(self.projection(self.dropout(inputs_embeds + positions)))  # (B, N, D)
-
-    def places(self, position_ids: Tensor) -> Tensor:
-        """(..., D): what positions (...) give without a token."""
-        weight = self.tokens.weight
-        return self(inputs_embeds=weight.new_zeros(*position_ids.shape, weight.shape[1]), position_ids=position_ids)
 
     def check_ids(self, input_ids: Tensor) -> None:
         if not readable(input_ids) or not input_ids.numel():
             return
         low, high = input_ids.aminmax()
-        if low < 0 or high >= self.tokens.num_embeddings:
+        if low < 0 or high >= self.config.vocab_size:
             raise ValueError(
-                f"token ids must lie in [0, {self.tokens.num_embeddings}), got {low.item()} to {high.item()}; "
+                f"token ids must lie in [0, {self.config.vocab_size}), got {low.item()} to {high.item()}; "
                 "the tokenizer does not belong to this model, or its added tokens need resize_token_embeddings"
             )
 
 
 @dataclass
 class ConceptTokens:
-    """Tokens of a batch that become keys and values as a layer reads them, in place of states (B, N, D) for them all.
+    """Tokens of a batch that become states as they are read, `chunk_length` of them at a time.
 
     Attributes:
         input_ids, inputs_embeds: (B, N) or (B, N, E), one of them.
-        positions: positions (B, N), or a slice of them that all texts share.
-        length, chunk_length: tokens in all, and that a layer reads at a time.
+        position_ids: (B, N) or (1, N).
     """
 
     embeddings: ConceptTokenEmbeddings
     input_ids: Tensor | None
     inputs_embeds: Tensor | None
-    positions: Tensor | slice
-    length: int
+    position_ids: Tensor
     chunk_length: int
 
     @property
-    def chunked(self) -> bool:
-        return self.chunk_length < self.length
+    def shape(self) -> torch.Size:
+        given = self.input_ids if self.inputs_embeds is None else self.inputs_embeds
+        assert given is not None
+        return given.shape[:2]
 
-    def chunks(self, mask: Tensor | None) -> Iterator[tuple["ConceptTokens", Tensor | None]]:
-        """Tokens and mask (..., N), chunk after chunk."""
-        for start in range(0, self.length, self.chunk_length):
-            part = slice(start, min(start + self.chunk_length, self.length))
-            ids, embeds = (None if x is None else x[:, part] for x in (self.input_ids, self.inputs_embeds))
-            positions = part if isinstance(self.positions, slice) else self.positions[..., part]
-            tokens = ConceptTokens(self.embeddings, ids, embeds, positions, part.stop - part.start, self.chunk_length)
-            yield tokens, None if mask is None else mask[..., part]
-
-    def states(self) -> Tensor:
-        return self.embeddings(self.input_ids, self.inputs_embeds, self.position_ids())  # (B, N, D)
-
-    def position_ids(self) -> Tensor:  # (B, N) or (N,)
-        if isinstance(self.positions, Tensor):
-            return self.positions
-        return torch.arange(self.positions.start, self.positions.stop, device=self.embeddings.tokens.weight.device)
+    def parts(self, mask: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """States (B, n, D) and mask (B, n), chunk after chunk."""
+        for start in range(0, self.shape[1], self.chunk_length):
+            given = (self.input_ids, self.inputs_embeds, self.position_ids, mask)
+            ids, embeds, places, part = (None if x is None else x[:, start : start + self.chunk_length] for x in given)
+            yield self.embeddings(ids, embeds, places), part
 
 
 class ConceptLatentQueries(nn.Module):
@@ -496,7 +470,7 @@ class ConceptEncoderLayer(GradientCheckpointingLayer):
     def __init__(self, config: ConceptEncoderConfig, token_update: bool = False):
         super().__init__()
         self.cross_attn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.cross_attn = ConceptAttention(config, slot=config.concept_attention == "slot")
+        self.cross_attn = ConceptReading(config)
         self.token_update = token_update
         if token_update:
             self.token_attn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -719,7 +693,6 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
         )
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.final_layer_norm_eps)
         self.whitening = ConceptWhitening(config) if config.pooler_whitening else nn.Identity()
-        self._tabulated: dict[nn.Parameter, tuple] | None = None
         self.post_init()
 
     @merge_with_config_defaults
@@ -739,16 +712,14 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
             input_ids: (B, N) token ids in [0, V); or give `inputs_embeds`.
             attention_mask: (B, N), 1 = real token, 0 = padding, anywhere in a row. `None`: every token is real.
             position_ids: (B, N) in [0, max_position_embeddings). `None`: 0 ... N - 1, padding counted.
-            inputs_embeds: (B, N, E) token embeddings in place of ids; a table of `tabulate` is not used for them.
-            chunk_length: tokens that a layer reads at a time, for texts of any length N in memory that does not grow
-                with it beyond ids and mask; the result is the same up to rounding. Inference only. `None`: all N at
-                once, which is as fast as long as it fits; from a table on a CPU what its cache holds, which is faster.
+            inputs_embeds: (B, N, E) token embeddings in place of ids.
+            chunk_length: tokens that are read at a time, for texts of any length N; the result is the same up to
+                rounding. Without gradients memory does not grow with N beyond ids and mask. `None`: all N at once.
 
         Raises:
             ValueError: ids outside the vocabulary (checked on CPU); no batch of texts, a mask of another shape, or
-                either on another device than the model; more tokens than learned positions; with
-                `chunk_length` or a table: gradients needed; with a table: weights changed since; with `chunk_length`:
-                training mode, BiXT, `output_attentions`, a mask that is not (B, N).
+                either on another device than the model; more tokens than learned positions; with `chunk_length`:
+                BiXT, `output_attentions`, a mask that is not (B, N).
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -756,108 +727,24 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
         assert given is not None
         check_text(input_ids, inputs_embeds, attention_mask, self.latents.weight.device)
         batch_size, length = given.shape[:2]
-        check_length(self.embeddings.positions, length)
-        tabulated = self._tabulated is not None and inputs_embeds is None
-        self._check_inference(given, attention_mask, chunk_length, tabulated, kwargs)
-        if chunk_length is None:
-            chunk_length = self._fitting_chunk(given, attention_mask, kwargs) if tabulated else length
+        check_length(self.embeddings.positions, length, self.config)
+        if chunk_length is not None:
+            self._check_chunks(chunk_length, attention_mask, kwargs)
         concepts = self.latents(batch_size)  # (B, C, D)
         if self.config.concept_position_type == "anchored":
             concepts = concepts + self._anchors()
-        if chunk_length < length:
-            mask = None if attention_mask is None else attention_mask[:, None, None].bool()  # (B, 1, 1, N)
-        else:
-            like_tokens = concepts[:, :1].expand(-1, length, -1)  # sizes and dtype for the mask, no tokens needed
-            mask = create_bidirectional_mask(self.config, concepts, attention_mask, like_tokens)
-        if tabulated or chunk_length < length:
-            positions = slice(0, length) if position_ids is None else position_ids
-            tokens = ConceptTokens(self.embeddings, input_ids, inputs_embeds, positions, length, chunk_length)
-        else:
+        if chunk_length is None or chunk_length >= length:
             tokens = self.embeddings(input_ids, inputs_embeds, position_ids)  # (B, N, D), once for all layers
+        else:
+            places = torch.arange(length, device=given.device)[None] if position_ids is None else position_ids
+            tokens = ConceptTokens(self.embeddings, input_ids, inputs_embeds, places, chunk_length)
         for layer in self.layers:
-            concepts, tokens = layer(concepts, tokens, mask, **kwargs)
+            concepts, tokens = layer(concepts, tokens, attention_mask, **kwargs)
         concepts = self.norm(concepts)
         pooled = self.whitening(concepts.mean(dim=1))  # (B, D)
         return ConceptEncoderOutput(last_hidden_state=concepts, pooler_output=pooled)
 
-    @torch.no_grad()
-    def tabulate(self, num_positions: int | None = None) -> None:
-        """Keys and values of every token id and position once, so that reading a token is a lookup and an addition.
-
-        For inference: equal up to rounding, without the projections that are most of an encoding's work. Takes
-        `table_bytes` of memory: 2 L (V + P) D numbers for L layers, V ids and P positions, 0.4 GB in float32 for the
-        default configuration. The table follows `.to()`, is in no checkpoint, and goes with `train()`. It is refused
-        once weights behind it have changed in place or been replaced; a change through `.data`, or of a model that
-        `torch.compile` has compiled, cannot be seen.
-
-        Args:
-            num_positions: P, default `max_position_embeddings`. What goes on beyond it is projected as without a
-                table: the whole text, or with `chunk_length` the chunks from there on. Sinusoidal positions have no
-                end, and a table of a million of them would outweigh the model many times, so their P is a choice.
-
-        Raises:
-            ValueError: the model is in training mode; keys and values are not a sum of what a token and a position
-                give (`token_update="bixt"`, `embedding_layer_norm=True`); P outside of the learned positions.
-        """
-        if self.training:
-            raise ValueError("a table is for inference, and training changes the weights behind it; call eval() first")
-        self._check_additive(num_positions)
-        for layer in self.layers:
-            layer.cross_attn.table = ConceptKeyValueTable(
-                layer.cross_attn, self.embeddings, num_positions or self.config.max_position_embeddings
-            )
-        self._tabulated = self._table_sources()
-
-    def table_bytes(self, num_positions: int | None = None) -> int:
-        """Bytes that `tabulate(num_positions)` would take; raises where it would, but for training mode."""
-        self._check_additive(num_positions)
-        rows = self.embeddings.tokens.num_embeddings + (num_positions or self.config.max_position_embeddings)
-        weights = [layer.cross_attn.k_proj.weight for layer in self.layers]
-        return sum(2 * rows * weight.shape[0] * weight.element_size() for weight in weights)
-
-    def train(self, mode: bool = True):
-        """As in torch; training mode drops the table of `tabulate`."""
-        if mode:
-            self._tabulated = None
-            for layer in self.layers:
-                layer.cross_attn.table = None
-        return super().train(mode)
-
-    def _check_additive(self, num_positions: int | None) -> None:
-        if self.config.token_update == "bixt":
-            raise ValueError(
-                "token_update='bixt' lets tokens change from layer to layer, so no table holds their keys and values; "
-                "tabulate needs token_update='none'"
-            )
-        if self.config.embedding_layer_norm:
-            raise ValueError(
-                "embedding_layer_norm=True normalises the sum of token and position, so their keys and values are no "
-                "sum of the two; tabulate needs embedding_layer_norm=False"
-            )
-        most = self.config.max_position_embeddings if self.embeddings.positions is not None else math.inf
-        if num_positions is not None and not 1 <= num_positions <= most:
-            raise ValueError(f"num_positions must lie in [1, {most}], the positions there are, got {num_positions}")
-
-    def _table_sources(self) -> dict[nn.Parameter, tuple]:
-        """The parameters behind keys and values of tokens, each with its shape and how often it changed in place."""
-        attentions = [layer.cross_attn for layer in self.layers]
-        modules = [self.embeddings, *(module for x in attentions for module in (x.k_proj, x.v_proj))]
-        weights = [weight for module in modules for weight in module.parameters()]
-        return {weight: (weight.shape, 0 if weight.is_inference() else weight._version) for weight in weights}
-
-    def _check_inference(self, given, attention_mask, chunk_length, tabulated, kwargs) -> None:
-        """ValueError for what reading in chunks, or from the table, cannot do."""
-        if tabulated and not torch.compiler.is_compiling() and self._tabulated != self._table_sources():
-            raise ValueError("weights have changed since tabulate(): call it again, or drop the table with train()")
-        what = "chunk_length" if chunk_length is not None else "the table of tabulate()"
-        if tabulated or chunk_length is not None:
-            learns = given.requires_grad or any(weight.requires_grad for weight in self.parameters())
-            if learns and torch.is_grad_enabled():
-                raise ValueError(f"{what} keeps nothing for gradients; call the model under torch.no_grad()")
-        if chunk_length is None:
-            return
-        if self.training:
-            raise ValueError("chunk_length draws no dropout on attention weights; call eval() first, or leave it out")
+    def _check_chunks(self, chunk_length: int, attention_mask: Tensor | None, kwargs) -> None:
         if chunk_length < 1:
             raise ValueError(f"chunk_length must be at least 1 token, got {chunk_length}")
         if self.config.token_update == "bixt":
@@ -867,24 +754,15 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
             )
         if attention_mask is not None and attention_mask.ndim != 2:
             raise ValueError(f"chunk_length needs an attention_mask (B, N), got shape {tuple(attention_mask.shape)}")
-        if self._keeps_weights(kwargs):
+        if kwargs.get("output_attentions", getattr(self.config, "output_attentions", False)):
             raise ValueError("chunk_length keeps no attention weights; leave it out to get output_attentions")
-
-    def _fitting_chunk(self, input_ids: Tensor, attention_mask: Tensor | None, kwargs) -> int:
-        """Tokens of a text to read from the table at a time: all of them, but on a CPU what its cache holds."""
-        in_parts = attention_mask is None or attention_mask.ndim == 2
-        if input_ids.device.type == "cpu" and in_parts and not self._keeps_weights(kwargs):
-            return TABLE_TOKENS
-        return input_ids.shape[1]
-
-    def _keeps_weights(self, kwargs) -> bool:
-        return kwargs.get("output_attentions", getattr(self.config, "output_attentions", False))
 
     def _anchors(self) -> Tensor:
         """(C, D): what the token embeddings give for the centres of C equal parts of the longest text."""
-        count, length = self.config.num_concepts, self.config.max_position_embeddings
-        centres = (torch.arange(count, device=self.latents.weight.device) + 0.5) * length / count
-        return self.embeddings.places(centres.long())
+        count, length, weight = self.config.num_concepts, self.config.max_position_embeddings, self.latents.weight
+        centres = (torch.arange(count, device=weight.device) + 0.5) * length / count
+        no_token = weight.new_zeros(count, self.embeddings.size)
+        return self.embeddings(inputs_embeds=no_token, position_ids=centres.long())
 
 
 def visible_concept_mask(config, queries: Tensor, concepts: Tensor, num_visible: Tensor | int | None):
@@ -966,7 +844,7 @@ class ConceptDiffusionDecoder(ConceptEncoderPreTrainedModel):
         """
         timestep_embedding = self.timestep_embedding(timesteps)  # (B, D)
         if self.config.decoder_context == "none" and positions is not None:  # nothing looks at the others
-            check_length(self.embeddings.positions, input_ids.shape[1])
+            check_length(self.embeddings.positions, input_ids.shape[1], self.config)
             at = positions if position_ids is None else position_ids.expand_as(input_ids).gather(1, positions)
             input_ids, position_ids, positions = input_ids.gather(1, positions), at, None
         hidden_states = self.embeddings(input_ids, position_ids=position_ids)  # (B, N, D), or (B, K, D)
@@ -974,19 +852,13 @@ class ConceptDiffusionDecoder(ConceptEncoderPreTrainedModel):
             visible = input_ids != self.config.mask_token_id
             if attention_mask is not None:
                 visible = visible & attention_mask.bool()
-            mask = create_bidirectional_mask(
-                config=self.config,
-                inputs_embeds=concepts,
-                attention_mask=visible,
-                encoder_hidden_states=hidden_states,
-            )
             if num_visible_concepts is not None and self.config.concept_attention == "slot":
                 raise ValueError(
                     "num_visible_concepts with decoder_context='latent' needs concept_attention='softmax': with "
                     "'slot' the hidden concepts still take their share of the visible tokens"
                 )
             among = visible_concept_mask(self.config, concepts, concepts, num_visible_concepts)
-            concepts, _ = self.context_layer(concepts, hidden_states, mask, among, **kwargs)
+            concepts, _ = self.context_layer(concepts, hidden_states, visible, among, **kwargs)
             concepts = self.context_norm(concepts)  # (B, C, D)
         hidden_states = at_positions(hidden_states, positions)  # (B, K, D)
         concept_mask = visible_concept_mask(self.config, hidden_states, concepts, num_visible_concepts)
@@ -1035,7 +907,9 @@ class ConceptPerceiverDecoder(ConceptEncoderPreTrainedModel):
         """
         if position_ids is None:
             position_ids = torch.arange(token_embeddings.shape[1], device=concepts.device)[None]
-        queries = position_embedding(self.positions, position_ids, self.config.hidden_size, concepts.dtype)
+        queries = position_embedding(
+            self.positions, position_ids, self.config.hidden_size, concepts.dtype, self.config
+        )
         if self.config.decoder_query == "token+position":
             queries = queries + self.projection(token_embeddings)
         queries = at_positions(queries.expand(concepts.shape[0], -1, -1), positions)  # (B, K, D)

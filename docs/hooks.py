@@ -25,6 +25,7 @@ def on_startup(command, dirty):
 def root_pages() -> dict[str, str]:
     """Path in the repository -> path on the site, of the documents outside docs/."""
     named = {"README.md": "overview.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+    named |= {"SECURITY.md": "security.md", "CODE_OF_CONDUCT.md": "conduct.md"}
     cards = sorted(path.name for path in (ROOT / "model_cards").glob("*.md") if path.name != "template.md")
     return {**named, **{f"model_cards/{name}": f"cards/{name}" for name in cards}}
 

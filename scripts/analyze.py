@@ -1,38 +1,40 @@
 """Measure the concepts of a checkpoint.
 
-    python scripts/analyze.py runs/mine
-    python scripts/analyze.py runs/mine --dataset_name "texts/*.txt"
+    concept-encoder analyze runs/mine
+    concept-encoder analyze runs/mine --dataset_name "texts/*.txt"
 
 Reads the validation documents of the corpus named in CHECKPOINT/recipe.yaml, unless fields of the corpus follow.
 Prints the figures and writes geometry.json, ledger.json (bits per token through the concepts) and reading.json (who
 reads what).
 """
 
-from dataclasses import fields
+from typing import TYPE_CHECKING
 
-from concept_encoder.eval.concepts.analysis import analyze
-from concept_encoder.eval.concepts.geometry import GRADES
-from concept_encoder.trainers.data.corpora import DataArguments
-from concept_encoder.trainers.recipes import FieldParser, read_data
-from concept_encoder.utils.command_line import Command, run, say
-from concept_encoder.utils.results import GeometryResult, LedgerResult, Nulls, Spectrum
+import concept_encoder as ce
+from concept_encoder.utils.command_line import RECIPE_FIELDS, Command, run, say, suggest
+
+if TYPE_CHECKING:
+    from concept_encoder.utils.results import GeometryResult, LedgerResult, Spectrum
+
+
+def command() -> Command:
+    parser = Command(__file__, __doc__)
+    parser.add_argument("checkpoint", help="folder of a trained model")
+    parser.add_argument("--num_batches", type=int, help="batches of documents to encode (default: 20)")
+    parser.add_argument("--batch_size", type=int, help="documents per batch (default: 16)")
+    text = "documents of those to keep the ledger on (default: 128)"
+    parser.add_argument("--ledger_documents", type=int, help=text)
+    parser.add_argument("--output_dir", help="folder to write into (default: CHECKPOINT)")
+    parser.accept(RECIPE_FIELDS, ["data"])
+    return parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Command(__file__, __doc__)
-    parser.add_argument("checkpoint", help="folder of a trained model")
-    parser.add_argument("--num_batches", type=int, default=20, help="batches of documents to encode")
-    parser.add_argument("--batch_size", type=int, default=16, help="documents per batch")
-    parser.add_argument("--ledger_documents", type=int, default=128, help="documents of those to keep the ledger on")
-    parser.add_argument("--output_dir", help="folder to write into (default: CHECKPOINT)")
-    fields = FieldParser(DataArguments, prog=parser.prog)
-    parser.accept(fields)
-    args = parser.parse_args(argv)
+    parser = command()
+    arguments = parser.typed(argv)
+    checkpoint = arguments["checkpoint"]
     with parser.refusing():
-        data = read_data(args.overrides, fields, args.checkpoint)
-        result = analyze(
-            args.checkpoint, data, args.num_batches, args.batch_size, args.ledger_documents, args.output_dir
-        )
+        result = ce.analyze(**arguments, **parser.fields())
     _print_geometry(result.geometry)
     if result.geometry.spectrum is not None:
         _print_spectrum(result.geometry.spectrum)
@@ -40,15 +42,17 @@ def main(argv: list[str] | None = None) -> None:
         _print_ledger(result.ledger)
     else:
         print(
-            f"\n{args.checkpoint} holds no decoder of masked diffusion: no ledger, and of the reading the encoder's "
+            f"\n{checkpoint} holds no decoder of masked diffusion: no ledger, and of the reading the encoder's "
             "side only."
         )
-    folder = args.output_dir or args.checkpoint
+    folder = arguments.get("output_dir", checkpoint)
     say(f"\nWritten to {folder}: {', '.join(result.files)}.")
-    parser.suggest("report.py", folder)
+    suggest("report", folder)
 
 
-def _print_geometry(result: GeometryResult) -> None:
+def _print_geometry(result: "GeometryResult") -> None:
+    from concept_encoder.eval.concepts.geometry import GRADES
+
     print(
         f"Geometry of {result.num_concepts} concepts of width {result.hidden_size} over "
         f"{result.num_samples} documents of {result.corpus and result.corpus.dataset_name}\n"
@@ -63,11 +67,11 @@ def _print_geometry(result: GeometryResult) -> None:
     print(f"\n{len(graded)} of the reference's {len(GRADES)} grades are not fixed by construction: {counts}")
 
 
-def _print_spectrum(spectrum: Spectrum) -> None:
+def _print_spectrum(spectrum: "Spectrum") -> None:
     rows = {f"{view} {name}": row for view, table in spectrum.views.items() for name, row in table.items()}
     if spectrum.content_share is not None:
         rows["content_share"] = spectrum.content_share
-    nulls = "".join(f"{each.name:>16}" for each in fields(Nulls))
+    nulls = "".join(f"{name:>16}" for name in ("gaussian", "random_encoder", "static_slots"))
     print(f"\n{'Standard figures':<34}  {'value':>9}  {'95 % interval':<20}{nulls}")
     for name, row in rows.items():
         low_high = "" if row.interval is None else f"{row.interval[0]:.4g} to {row.interval[1]:.4g}"
@@ -75,7 +79,7 @@ def _print_spectrum(spectrum: Spectrum) -> None:
         print(f"  {name:<32}  {row.value:>9.4g}  {low_high:<20}{beside}")
 
 
-def _print_ledger(ledger: LedgerResult) -> None:
+def _print_ledger(ledger: "LedgerResult") -> None:
     print(f"\nBits per token through the concepts, over {ledger.tokens} tokens of {ledger.num_documents} documents")
     for name, figure in vars(ledger.bits_per_token).items():
         low, high = figure.interval

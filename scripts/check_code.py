@@ -1,6 +1,6 @@
 """Say whose code a checkpoint carries, before any of it is run.
 
-    python scripts/check_code.py owner/name --diff
+    concept-encoder check-code owner/name --diff
 
 Of an id on the Hub only Python and JSON files are fetched. Prints the commit to pin, and for each Python file whether
 it is this package's, by SHA-256. Nothing of it is imported.
@@ -8,23 +8,29 @@ it is this package's, by SHA-256. Nothing of it is imported.
 Exit code 0 all of it is this package's, 1 something differs, 2 bad input.
 """
 
-from concept_encoder.eval.hub.code_check import code_of
+import concept_encoder as ce
 from concept_encoder.utils.command_line import Command, run
 
 
-def main(argv: list[str] | None = None) -> None:
+def command() -> Command:
     parser = Command(__file__, __doc__)
     parser.add_argument("checkpoint", help="folder, or Hub id")
-    parser.add_argument("--revision", default="main", help="commit, branch or tag of a Hub id")
+    parser.add_argument("--revision", help="commit, branch or tag of a Hub id (default: main)")
     parser.add_argument("--diff", action="store_true", help="print how each file differs")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = command()
+    arguments = parser.typed(argv)
+    diff = arguments.pop("diff", False)
     with parser.refusing():
-        found = code_of(arguments.checkpoint, arguments.revision)
+        found = ce.check_code(**arguments)
     if found.commit is not None:
-        print(f'{arguments.checkpoint} at revision="{found.commit}"')
+        print(f'{arguments["checkpoint"]} at revision="{found.commit}"')
     for file in found.files:
         print(file.verdict)
-        if arguments.diff:
+        if diff:
             print(*file.difference, sep="\n", end="\n" if file.difference else "")
     for line in found.elsewhere:
         print(line)

@@ -1,6 +1,7 @@
-"""Compare recipes on equal data, steps and seeds.
+"""Compare recipes, or variants of one, on equal data, steps and seeds.
 
-    python scripts/compare.py prose_small tsdae --output_dir runs/compared
+    concept-encoder compare objectives --output_dir runs/objectives
+    concept-encoder compare prose_small tsdae --output_dir runs/compared
 
 Trains, analyses, scores and fine-tunes each, and prints one table, kept as comparison.json and comparison.md in the
 folder. A killed call goes on where it was when it is made again. Fields of a recipe that follow hold for all of them.
@@ -9,54 +10,53 @@ folder. A killed call goes on where it was when it is made again. Fields of a re
 import sys
 from pathlib import Path
 
-from concept_encoder.eval.benchmarks.comparison import (
-    COMPARISON_FILE,
-    TABLE_FILE,
-    compare,
-    format_comparison,
-    format_plans,
-    plan_comparison,
-)
-from concept_encoder.eval.benchmarks.protocols import PROTOCOLS, find_protocol
-from concept_encoder.trainers.recipes import Recipe, find_recipe, load_recipe, recipe_parser
-from concept_encoder.utils.command_line import Command, run, say
+import concept_encoder as ce
+from concept_encoder.utils.command_line import RECIPE_FIELDS, Command, run, say, suggest
 
-RECIPES = Path(__file__).parent / "recipes"
+NAMES = sorted(
+    path.stem for kind in ("comparisons", "recipes") for path in Path(__file__).parent.glob(f"{kind}/*.yaml")
+)
+
+
+def command() -> Command:
+    parser = Command(__file__, __doc__)
+    text = "a comparison, by name or as a .yaml file with `base` and `variants`; or two recipes or more"
+    parser.add_argument("recipes", nargs="+", metavar="COMPARISON", names=NAMES, help=text)
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help="of the comparison (default: all)")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder of the runs and the table")
+    parser.add_argument("--seeds", type=int, nargs="+", help="of training, for each recipe (default: 42)")
+    text = "to score frozen concepts on (default: stsb)"
+    parser.add_argument("--frozen", nargs="*", metavar="TASK", help=text)
+    text = "benchmarks to fine-tune on (default: stsb)"
+    parser.add_argument("--tasks", nargs="*", metavar="TASK", help=text)
+    parser.add_argument("--protocol", help="of the fine-tuning (default: bi_encoder)")
+    parser.add_argument("--dry_run", action="store_true", help="print size, steps and hours of the training, and stop")
+    parser.accept(RECIPE_FIELDS)
+    return parser
 
 
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    parser = Command(__file__, __doc__)
-    parser.add_argument("recipes", nargs="+", metavar="RECIPE", help="two or more, names in scripts/recipes or paths")
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder of the runs and the table")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[42], help="of training, for each recipe")
-    parser.add_argument("--frozen", nargs="*", default=["stsb"], metavar="TASK", help="to score frozen concepts on")
-    parser.add_argument("--tasks", nargs="*", default=["stsb"], metavar="TASK", help="benchmarks to fine-tune on")
-    parser.add_argument("--protocol", default="apart", help=f"of the fine-tuning: {', '.join(PROTOCOLS)}")
-    parser.add_argument("--dry_run", action="store_true", help="print size, steps and hours of the training, and stop")
-    fields = recipe_parser(parser.prog)
-    parser.accept(fields, besides=("seed",))
-    arguments = parser.parse_args(argv)
+    parser = command()
+    arguments = parser.typed(argv)
+    folder = arguments["output_dir"]
+    dry_run = arguments.pop("dry_run", False)
     with parser.refusing():
-        paths = [find_recipe(name, RECIPES) for name in arguments.recipes]
-        by_name = {path.stem: path for path in paths}
+        from concept_encoder.eval.benchmarks import comparison
 
-        def recipe_of(name: str, seed: int, folder: Path) -> Recipe:
-            own = ["--output_dir", str(folder), "--seed", str(seed)]
-            return load_recipe(by_name[name], [*arguments.overrides, *own], fields)
-
-        runs = (recipe_of, [path.stem for path in paths], arguments.seeds, arguments.output_dir)
-        protocol = find_protocol(arguments.protocol)
-        if arguments.dry_run:
-            print(format_plans(plan_comparison(*runs)))
+        fields = parser.fields()
+        if dry_run:
+            scored = ("frozen", "tasks", "protocol")
+            planned = {name: value for name, value in arguments.items() if name not in scored}
+            print(comparison.format_plans(comparison.plan_comparison(**planned, **fields)))
             parser.suggest_again(argv)
             return
-        result = compare(*runs, arguments.frozen, arguments.tasks, protocol)
-    print(format_comparison(result), end="")
-    say(f"Written to {arguments.output_dir}: {COMPARISON_FILE}, {TABLE_FILE}.")
-    parser.suggest(
-        "report.py", *(arguments.output_dir / path.stem / f"seed-{arguments.seeds[0]}" for path in paths[:2])
-    )
+        result = ce.compare(**arguments, **fields)
+    print(comparison.format_comparison(result), end="")
+    say(f"Written to {folder}: {comparison.COMPARISON_FILE}, {comparison.TABLE_FILE}.")
+    first = result.rows[0].seed
+    names = list(dict.fromkeys(row.recipe for row in result.rows))[:2]
+    suggest("report", *(folder / name / f"seed-{first}" for name in names))
 
 
 if __name__ == "__main__":

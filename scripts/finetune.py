@@ -1,56 +1,59 @@
 """Fine-tune a checkpoint on benchmarks.
 
-    python scripts/finetune.py runs/mine --tasks mrpc stsb --protocol tuned
+    concept-encoder finetune runs/mine --tasks mrpc stsb --protocol tuned
 
 Writes one JSON file per task into the folder finetune of the run and prints the scores beside chance, a bag of tokens
 and the same architecture without pretraining. A killed call goes on where it was when it is made again. Fields of the
 protocol that follow replace its values, and are then part of its name in the results.
 """
 
-from concept_encoder.eval.benchmarks.finetuning import RESULT_FOLDER, finetune_tasks
-from concept_encoder.eval.benchmarks.protocols import PROTOCOLS, find_protocol, protocol_parser
-from concept_encoder.eval.benchmarks.registry import BENCHMARKS
-from concept_encoder.eval.loading.checkpoints import results_folder
-from concept_encoder.eval.metrics.chance import task_words
-from concept_encoder.utils.command_line import Command, run, say
-from concept_encoder.utils.results import FinetuneResult
+from typing import TYPE_CHECKING
+
+import concept_encoder as ce
+from concept_encoder.utils.command_line import PROTOCOL_FIELDS, Command, run, say, suggest
+
+if TYPE_CHECKING:
+    from concept_encoder.utils.results import FinetuneResult
+
+TASKS = (
+    "mrpc stsb cola rte wnli sst2 qnli qqp mnli_matched mnli_mismatched paws sick_relatedness sick_entailment "
+    "microworld_similarity microworld_paraphrase microworld_entailment"
+).split()
+PROTOCOLS = ("reference", "tuned", "bi_encoder", "quick")
 
 
-def main(argv: list[str] | None = None) -> None:
+def command() -> Command:
     parser = Command(__file__, __doc__)
     parser.add_argument("checkpoint", help="run folder or Hub id of a pretrained concept encoder")
-    parser.add_argument(
-        "--tasks",
-        nargs="+",
-        required=True,
-        metavar="TASK",
-        help=f"{', '.join(BENCHMARKS)}, or your own as a .yaml file",
-    )
-    parser.add_argument("--protocol", required=True, help=f"hyper-parameters: {', '.join(PROTOCOLS)}")
+    text = f"{', '.join(TASKS)}, or your own as a .yaml file"
+    parser.add_argument("--tasks", nargs="+", required=True, metavar="TASK", names=TASKS, help=text)
+    text = f"hyper-parameters: {', '.join(PROTOCOLS)}"
+    parser.add_argument("--protocol", required=True, names=PROTOCOLS, help=text)
     parser.add_argument("--output_dir", help="run folder to write to (default: CHECKPOINT, when it is a folder)")
     parser.add_argument("--overwrite", action="store_true", help="discard existing results and their pieces first")
     parser.add_argument("--save_model", action="store_true", help="keep the fine-tuned model of the first seed")
-    fields = protocol_parser(parser.prog)
-    parser.accept(fields)
-    arguments = parser.parse_args(argv)
+    parser.accept(PROTOCOL_FIELDS)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = command()
+    arguments = parser.typed(argv)
     with parser.refusing():
-        changes = vars(fields.parse_args(arguments.overrides))
-        protocol = find_protocol(arguments.protocol).override(**changes)
-        output_dir = results_folder(arguments.checkpoint, arguments.output_dir)
-        results = finetune_tasks(
-            arguments.checkpoint,
-            arguments.tasks,
-            protocol,
-            output_dir,
-            overwrite=arguments.overwrite,
-            save_model=arguments.save_model,
-        )
+        from concept_encoder.eval.benchmarks.finetuning import RESULT_FOLDER
+        from concept_encoder.eval.loading.checkpoints import results_folder
+
+        protocol = ce.Protocol.load(arguments.pop("protocol"), **parser.fields())
+        folder = results_folder(arguments["checkpoint"], arguments.pop("output_dir", None))
+        results = ce.finetune(protocol=protocol, output_dir=folder, **arguments)
     _print_table(results)
-    say(f"\nWritten to {output_dir / RESULT_FOLDER}.")
-    parser.suggest("report.py", output_dir)
+    say(f"\nWritten to {folder / RESULT_FOLDER}.")
+    suggest("report", folder)
 
 
-def _print_table(results: list[FinetuneResult]) -> None:
+def _print_table(results: list["FinetuneResult"]) -> None:
+    from concept_encoder.eval.metrics.chance import task_words
+
     width = max(len(result.task) for result in results)
     titles = f"{'score':>9}  {'95 % interval':>15}  {'chance':>9}  {'bag':>9}  {'untrained':>9}"
     print(f"{'task':<{width}}  {'metric':<20}  {titles}")

@@ -1,9 +1,9 @@
 """Pretrain a concept encoder from a recipe.
 
-    python scripts/pretrain.py tiny
-    python scripts/pretrain.py diffusion_small --dry_run
-    python scripts/pretrain.py microworld --output_dir runs/mine --max_steps 500
-    accelerate launch scripts/pretrain.py diffusion_l2 --output_dir runs/large
+    concept-encoder pretrain tiny
+    concept-encoder pretrain prose_small --dry_run
+    concept-encoder pretrain microworld --output_dir runs/mine --max_steps 500
+    accelerate launch -m concept_encoder.scripts.pretrain diffusion_l2
 
 Any field of any section of the recipe follows as --field value.
 
@@ -12,39 +12,44 @@ Exit code 0 done, 1 the Hub said no, 2 bad input, 143 stopped by SIGTERM with it
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
+import concept_encoder as ce
+from concept_encoder.utils.command_line import RECIPE_FIELDS, Command, command_to_type, run, say, suggest
 
-from concept_encoder.eval.concepts.monitor import monitor_concepts
-from concept_encoder.eval.hub.publishing import assemble, explain
-from concept_encoder.trainers.planning import plan_pretraining
-from concept_encoder.trainers.pretraining import RESULT_FILE, pretrain
-from concept_encoder.trainers.recipes import Recipe, find_recipe, load_recipe, recipe_parser
-from concept_encoder.utils.command_line import Command, run, say
+if TYPE_CHECKING:
+    from concept_encoder import Recipe
 
-RECIPES = Path(__file__).parent / "recipes"
+RECIPES = sorted(path.stem for path in (Path(__file__).parent / "recipes").glob("*.yaml"))
+
+
+def command() -> Command:
+    parser = Command(__file__, __doc__)
+    parser.add_argument("recipe", names=RECIPES, help=f"path of a .yaml file, or one of {', '.join(RECIPES)}")
+    parser.add_argument("--dry_run", action="store_true", help="print plan, size, memory and hours, and stop")
+    parser.accept(RECIPE_FIELDS)
+    return parser
 
 
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    parser = Command(__file__, __doc__)
-    names = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
-    parser.add_argument("recipe", help=f"path of a .yaml file, or one of {names}")
-    parser.add_argument("--dry_run", action="store_true", help="print plan, size, memory and hours, and stop")
-    fields = recipe_parser(parser.prog)
-    parser.accept(fields)
-    args = parser.parse_args(argv)
+    parser = command()
+    arguments = parser.typed(argv)
     recipe = None
     with parser.refusing():
+        from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
+
+        from concept_encoder.trainers.planning import plan_pretraining
+
         try:
-            recipe = load_recipe(find_recipe(args.recipe, RECIPES), args.overrides, fields)
-            if args.dry_run:
+            recipe = ce.Recipe.load(arguments["recipe"], **parser.fields())
+            if "dry_run" in arguments:
                 plan = plan_pretraining(recipe)
                 if recipe.training.process_index == 0:
                     _print_plan(recipe, plan)
                     parser.suggest_again(argv)
                 return
-            result = pretrain(recipe, monitor=monitor_concepts, assemble=assemble)
+            result = ce.pretrain(recipe)
         except (HTTPError, LocalTokenNotFoundError) as error:
             parser.exit(1, f"{parser.prog}: error: {_hub_trouble(error, recipe)}\n")
     if recipe.training.process_index == 0:
@@ -55,10 +60,10 @@ def main(argv: list[str] | None = None) -> None:
         size = f"{(result.parameters.total or 0) / 1e6:.1f} M parameters"
         print(f"{result.steps} steps, {size}, {', '.join(figures)}")
         say(f"Written to {recipe.training.output_dir}.")
-        parser.suggest("analyze.py", recipe.training.output_dir)
+        suggest("analyze", recipe.training.output_dir)
 
 
-def _print_plan(recipe: Recipe, plan: dict) -> None:
+def _print_plan(recipe: "Recipe", plan: dict) -> None:
     model, data, parameters = recipe.model, recipe.data, plan["parameters"]
     processes = f"{plan['processes']} process" + ("es" if plan["processes"] > 1 else "")
     if plan["steps"] is None:
@@ -70,7 +75,7 @@ def _print_plan(recipe: Recipe, plan: dict) -> None:
     rows = {
         "model": f"{parameters['total'] / 1e6:.1f} M parameters, {parameters['encoder'] / 1e6:.1f} M in the encoder; "
         f"{model.num_concepts} concepts of width {model.hidden_size}",
-        "objective": f"{recipe.objective.corruption}, decoder_context {model.decoder_context}",
+        "objective": f"{recipe.objective.built_corruption.name}, decoder_context {model.decoder_context}",
         "data": f"{data.dataset_name}, {data.packing}, at most {data.max_length} tokens a text",
         "each step": f"{plan['texts_per_step']} texts, {plan['tokens_per_step']:.0f} tokens; "
         f"{processes} on {plan['device']}",
@@ -84,13 +89,16 @@ def _print_plan(recipe: Recipe, plan: dict) -> None:
         print(f"  {name:<11}{text}")
 
 
-def _hub_trouble(error: Exception, recipe: Recipe | None) -> str:
+def _hub_trouble(error: Exception, recipe: "Recipe | None") -> str:
+    from concept_encoder.eval.hub.publishing import explain
+    from concept_encoder.trainers.pretraining import RESULT_FILE
+
     if recipe is None or not recipe.training.push_to_hub:
         return " ".join(str(error).split())
     folder, repo_id = recipe.training.output_dir, recipe.training.hub_model_id or "owner/name"
-    again = f"python scripts/push_to_hub.py {folder} --repo_id {repo_id}"
     if not (Path(folder) / RESULT_FILE).exists():
         return explain(error, repo_id)
+    again = command_to_type("push", folder, "--repo_id", repo_id)
     return f"the run is complete in {folder}, but not on the Hub: {explain(error, repo_id, again)}"
 
 

@@ -1,6 +1,6 @@
 """Pretrain the BERT twin of a recipe.
 
-    python scripts/pretrain_twin.py prose_small --corruption mlm \\
+    concept-encoder pretrain-twin prose_small --corruption mlm \\
         --output_dir runs/bert
 
 A BERT of the recipe's sizes on its data, batches, steps and terms: what the bottleneck is compared with. It has no
@@ -9,28 +9,31 @@ decoder to cross, so the corruption has to be mlm. Similarity and fine-tuning ta
 
 from pathlib import Path
 
-from concept_encoder.eval.benchmarks.bert_twin import BertTwinForMaskedLM
-from concept_encoder.eval.concepts.monitor import monitor_concepts
-from concept_encoder.trainers.pretraining import pretrain
-from concept_encoder.trainers.recipes import find_recipe, load_recipe, recipe_parser
-from concept_encoder.utils.command_line import Command, run
+import concept_encoder as ce
+from concept_encoder.utils.command_line import RECIPE_FIELDS, Command, run, suggest
 
-RECIPES = Path(__file__).parent / "recipes"
+RECIPES = sorted(path.stem for path in (Path(__file__).parent / "recipes").glob("*.yaml"))
+
+
+def command() -> Command:
+    parser = Command(__file__, __doc__)
+    parser.add_argument("recipe", names=RECIPES, help="name in scripts/recipes, or path")
+    parser.accept(RECIPE_FIELDS)
+    return parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Command(__file__, __doc__)
-    parser.add_argument("recipe", help="name in scripts/recipes, or path")
-    fields = recipe_parser(parser.prog)
-    parser.accept(fields)
-    arguments = parser.parse_args(argv)
+    parser = command()
+    arguments = parser.typed(argv)
     with parser.refusing():
-        recipe = load_recipe(find_recipe(arguments.recipe, RECIPES), arguments.overrides, fields)
-        result = pretrain(recipe, monitor=monitor_concepts, head=BertTwinForMaskedLM)
+        from concept_encoder.eval.benchmarks.bert_twin import BertTwinForMaskedLM
+
+        recipe = ce.Recipe.load(arguments["recipe"], **parser.fields())
+        result = ce.pretrain(recipe, head=BertTwinForMaskedLM)
     rebuilding, size = result.evaluation.rebuilding, (result.parameters.total or 0) / 1e6
     bits = "" if rebuilding is None else f", {rebuilding.bits_per_token:.3f} bits per rebuilt token"
     print(f"{result.steps} steps, {size:.1f} M parameters{bits}")
-    parser.suggest("similarity.py", recipe.training.output_dir, "--tasks", "stsb")
+    suggest("similarity", recipe.training.output_dir, "--tasks", "stsb")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Write the report of a run.
 
-    python scripts/report.py runs/mine --gate gate_1
+    concept-encoder report runs/mine --gate gate_1
 
 Reads what the other commands left in RUN_DIR (pretrain.json, geometry.json, ledger.json, reading.json,
 finetune/*.json, similarity/*.json; at least one of them), writes report.json, report.md, report.html and figures/
@@ -12,31 +12,40 @@ on stderr.
 
 from pathlib import Path
 
-from concept_encoder.eval.report.gates import EXIT_CODES, load_gates
-from concept_encoder.eval.report.reference_run import write_reference_run
-from concept_encoder.eval.report.report import summary_table, write_report
-from concept_encoder.utils.command_line import Command, run, say
+import concept_encoder as ce
+from concept_encoder.utils.command_line import Command, run, say, suggest
+
+GATES = ("gate_1", "strict")
 
 
-def main(argv: list[str] | None = None) -> None:
+def command() -> Command:
     parser = Command(__file__, __doc__)
     subject = parser.add_mutually_exclusive_group(required=True)
     subject.add_argument("run_dir", type=Path, nargs="?", help="folder of a run")
     subject.add_argument("--reference", type=Path, metavar="DIR", help="report on the reference run's figures, in DIR")
     parser.add_argument("other_run_dir", type=Path, nargs="?", help="folder of a run to lay beside it")
-    parser.add_argument("--gate", choices=list(load_gates()), help="set of gates whose verdict is the exit code")
-    arguments = parser.parse_args(argv)
-    folder = arguments.reference or arguments.run_dir
+    parser.add_argument("--gate", choices=GATES, help="set of gates whose verdict is the exit code")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = command()
+    arguments = parser.typed(argv)
+    folder = arguments.get("reference") or arguments["run_dir"]
     with parser.refusing():
-        if arguments.reference:
+        from concept_encoder.eval.report.gates import EXIT_CODES
+        from concept_encoder.eval.report.reference_run import write_reference_run
+        from concept_encoder.eval.report.report import summary_table
+
+        if "reference" in arguments:
             write_reference_run(folder)
-        report = write_report(folder, arguments.other_run_dir)
+        report = ce.report(folder, arguments.get("other_run_dir"))
     print(summary_table(report))
     say(f"\nWritten to {folder}: report.html, report.md, report.json.")
     if (folder / "model.safetensors").is_file():
-        parser.suggest("push_to_hub.py", folder, "--repo_id", "owner/name", "--dry_run")
-    if arguments.gate:
-        verdict = next(row.verdict for row in report.gates if row.id == arguments.gate)
+        suggest("push", folder, "--repo_id", "owner/name", "--dry_run")
+    if "gate" in arguments:
+        verdict = next(row.verdict for row in report.gates if row.id == arguments["gate"])
         raise SystemExit(EXIT_CODES[verdict])
 
 

@@ -1,48 +1,49 @@
 """Score the frozen concepts of a checkpoint on similarity tasks.
 
-    python scripts/similarity.py runs/mine --tasks stsb
+    concept-encoder similarity runs/mine --tasks stsb
 
 Cosines without any training and a linear probe, beside the same architecture with random weights. Writes one JSON file
 per task into the folder similarity of the run.
 """
 
-from concept_encoder.eval.benchmarks.similarity import RESULT_FOLDER, SIMILARITY_TASKS, similarity_tasks
-from concept_encoder.eval.loading.checkpoints import results_folder
-from concept_encoder.utils.command_line import Command, run, say
-from concept_encoder.utils.results import SimilarityResult
+from typing import TYPE_CHECKING
+
+import concept_encoder as ce
+from concept_encoder.utils.command_line import Command, run, say, suggest
+
+if TYPE_CHECKING:
+    from concept_encoder.utils.results import SimilarityResult
+
+TASKS = ("stsb", "sick_relatedness", "microworld_similarity")
+
+
+def command() -> Command:
+    parser = Command(__file__, __doc__)
+    parser.add_argument("checkpoint", help="run folder or Hub id of a pretrained concept encoder")
+    text = f"{', '.join(TASKS)}, or your own as a .yaml file"
+    parser.add_argument("--tasks", nargs="+", required=True, metavar="TASK", names=TASKS, help=text)
+    parser.add_argument("--output_dir", help="run folder to write to (default: CHECKPOINT, when it is a folder)")
+    parser.add_argument("--max_length", type=int, help="tokens per sentence (default: 128)")
+    parser.add_argument("--max_train_examples", type=int, help="training pairs to fit on (default: all)")
+    parser.add_argument("--overwrite", action="store_true", help="discard existing results first")
+    return parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Command(__file__, __doc__)
-    parser.add_argument("checkpoint", help="run folder or Hub id of a pretrained concept encoder")
-    parser.add_argument(
-        "--tasks",
-        nargs="+",
-        required=True,
-        metavar="TASK",
-        help=f"{', '.join(SIMILARITY_TASKS)}, or your own as a .yaml file",
-    )
-    parser.add_argument("--output_dir", help="run folder to write to (default: CHECKPOINT, when it is a folder)")
-    parser.add_argument("--max_length", type=int, default=128, help="tokens per sentence")
-    parser.add_argument("--max_train_examples", type=int, help="training pairs to fit on (default: all)")
-    parser.add_argument("--overwrite", action="store_true", help="discard existing results first")
-    arguments = parser.parse_args(argv)
+    parser = command()
+    arguments = parser.typed(argv)
     with parser.refusing():
-        output_dir = results_folder(arguments.checkpoint, arguments.output_dir)
-        results = similarity_tasks(
-            arguments.checkpoint,
-            arguments.tasks,
-            output_dir,
-            max_length=arguments.max_length,
-            max_train_examples=arguments.max_train_examples,
-            overwrite=arguments.overwrite,
-        )
+        from concept_encoder.eval.benchmarks.similarity import RESULT_FOLDER
+        from concept_encoder.eval.loading.checkpoints import results_folder
+
+        folder = results_folder(arguments["checkpoint"], arguments.pop("output_dir", None))
+        results = ce.similarity(output_dir=folder, **arguments)
     _print_table(results)
-    say(f"\nWritten to {output_dir / RESULT_FOLDER}.")
-    parser.suggest("report.py", output_dir)
+    say(f"\nWritten to {folder / RESULT_FOLDER}.")
+    suggest("report", folder)
 
 
-def _print_table(results: list[SimilarityResult]) -> None:
+def _print_table(results: list["SimilarityResult"]) -> None:
     print(f"{'task':<24}{'method':<24}{'metric':<10}{'score':>9}  {'95 % interval':<17}{'untrained':>11}")
     for result in results:
         for row in result.rows:

@@ -1,6 +1,6 @@
 """Learn a small vocabulary from a corpus.
 
-    python scripts/train_tokenizer.py --vocab_size 8192 \\
+    concept-encoder train-tokenizer --vocab_size 8192 \\
         --output_dir runs/vocabulary --dataset_name "texts/*.txt" \\
         --tokenizer_name google-bert/bert-base-uncased
 
@@ -10,29 +10,31 @@ most of a step is the product with the vocabulary. Fields of the corpus follow.
 
 from pathlib import Path
 
-from concept_encoder.trainers.data.corpora import DataArguments, load_tokenizer, train_tokenizer
-from concept_encoder.trainers.recipes import FieldParser
-from concept_encoder.utils.command_line import Command, run, say
+import concept_encoder as ce
+from concept_encoder.utils.command_line import RECIPE_FIELDS, Command, run, say, suggest
+
+
+def command() -> Command:
+    parser = Command(__file__, __doc__)
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder to write; must not exist, or be empty")
+    parser.add_argument("--vocab_size", type=int, required=True, help="entries, special tokens included")
+    parser.accept(RECIPE_FIELDS, ["data"])
+    return parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Command(__file__, __doc__)
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder to write; must not exist")
-    parser.add_argument("--vocab_size", type=int, required=True, help="entries, special tokens included")
-    fields = FieldParser(DataArguments, prog=parser.prog)
-    parser.accept(fields)
-    args = parser.parse_args(argv)
-    folder = args.output_dir
+    parser = command()
+    arguments = parser.typed(argv)
+    folder = arguments["output_dir"]
     with parser.refusing():
-        (data,) = fields.parse_args_into_dataclasses(args.overrides, look_for_args_file=False)
-        if folder.exists():
-            raise ValueError(f"{folder} exists already; name a new folder")
-        tokenizer = train_tokenizer(data, args.vocab_size, load_tokenizer(data))
-        tokenizer.save_pretrained(folder)
+        fields = parser.fields()
+        tokenizer = ce.train_tokenizer(ce.DataArguments(**fields), **arguments)
     say(f"{len(tokenizer)} entries written to {folder}.")
-    corpus = [word for word in args.overrides if not word.startswith(("--tokenizer_name", "--max_train_documents"))]
+    corpus = [
+        f"--{name}={value}" for name, value in fields.items() if name not in ("tokenizer_name", "max_train_documents")
+    ]
     words = [*corpus, f"--tokenizer_name={folder}", f"--vocab_size={len(tokenizer)}", "--dry_run"]
-    parser.suggest("pretrain.py", "prose_small", *words)
+    suggest("pretrain", "prose_small", *words)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Whiten the embeddings of a checkpoint.
 
-    python scripts/whiten.py runs/mine --output_dir runs/mine-whitened \\
+    concept-encoder whiten runs/mine --output_dir runs/mine-whitened \\
         --dataset_name nyu-mll/glue --dataset_config_name stsb \\
         --text_column sentence1
 
@@ -11,24 +11,30 @@ like those that will be embedded: blocks of prose do not whiten sentences.
 
 from pathlib import Path
 
-from concept_encoder.eval.concepts.whitening import whiten
-from concept_encoder.trainers.data.corpora import DataArguments
-from concept_encoder.trainers.recipes import FieldParser, read_data
-from concept_encoder.utils.command_line import Command, run, say
+import concept_encoder as ce
+from concept_encoder.utils.command_line import RECIPE_FIELDS, Command, run, say, suggest
 
 
-def main(argv: list[str] | None = None) -> None:
+def command() -> Command:
     parser = Command(__file__, __doc__)
     parser.add_argument("checkpoint", help="folder of a trained model, or its Hub id")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder to write; must not exist, or be empty")
-    fields = FieldParser(DataArguments, prog=parser.prog)
-    parser.accept(fields)
-    args = parser.parse_args(argv)
+    parser.accept(RECIPE_FIELDS, ["data"])
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = command()
+    arguments = parser.typed(argv)
+    folder = arguments["output_dir"]
     with parser.refusing():
-        fitted = whiten(args.checkpoint, args.output_dir, read_data(args.overrides, fields, args.checkpoint))
+        from concept_encoder.trainers.recipes import read_data
+
+        data = read_data(arguments["checkpoint"], **parser.fields())
+        fitted = ce.whiten(data=data, **arguments)
     print(f"whitened over {fitted['texts']:,} texts, {fitted['rank']} directions vary")
-    say(f'Written to {args.output_dir}; SentenceTransformer("{args.output_dir}", trust_remote_code=True) reads it.')
-    parser.suggest("similarity.py", args.output_dir, "--tasks", "stsb")
+    say(f'Written to {folder}; SentenceTransformer("{folder}", trust_remote_code=True) reads it.')
+    suggest("similarity", folder, "--tasks", "stsb")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""Shared fixtures, and a Hub on 127.0.0.1 with caches of its own, set up before any Hugging Face library is imported.
+"""Shared fixtures, and a Hub on 127.0.0.1 with caches of its own.
 
-Those libraries read their environment at import, so this file imports none of them at its top.
+The Hugging Face libraries read their environment at import, so it is set before any of them is imported, and this file
+imports none at its top. The Hub starts when the first test asks for it; until then its port refuses every request.
 """
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +19,7 @@ from hypothesis import settings
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 LOCALHUB = SHARED / "localhub" / "localhub"
 SMALL_HUB = Path(__file__).parent / "support" / "small_hub.py"
+PORT = pytest.StashKey[socket.socket]()  # of the Hub, held until it starts
 
 # Property tests try the same cases in every run, and others with --hypothesis-profile=random.
 settings.register_profile("repeatable", derandomize=True, database=None)
@@ -35,8 +38,11 @@ def pytest_configure(config):
     for name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_MODULES_CACHE", "HF_ASSETS_CACHE", "HF_TOKEN_PATH"):
         os.environ.pop(name, None)  # each would win over HF_HOME
     os.environ |= {"HF_HOME": f"{home.name}/hf", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0"}
+    port = config.stash[PORT] = socket.socket()
+    config.add_cleanup(port.close)
+    port.bind(("127.0.0.1", 0))
     os.environ |= {
-        "HF_ENDPOINT": _start_hub(config, home.name),
+        "HF_ENDPOINT": f"http://127.0.0.1:{port.getsockname()[1]}",
         "HF_HUB_OFFLINE": "0",
         "HF_TOKEN": "hf_local",
         "HF_HUB_DISABLE_XET": "1",
@@ -46,23 +52,31 @@ def pytest_configure(config):
     }
 
 
-def _start_hub(config, folder):
+def pytest_itemcollected(item):
+    if "running_hub" in item.fixturenames:
+        item.add_marker("hub")
+
+
+@pytest.fixture(scope="session")
+def running_hub(request, tmp_path_factory):
     """localhub with its data where it is, else a small one of our own without any."""
+    port = request.config.stash[PORT]
     command = [sys.executable, SMALL_HUB]
     if LOCALHUB.exists():
-        command = [sys.executable, LOCALHUB, "--root", f"{folder}/hub", "--seed-dir", SHARED / "data"]
+        command = [sys.executable, LOCALHUB, "--root", tmp_path_factory.mktemp("hub"), "--seed-dir", SHARED / "data"]
+    command += ["--port", str(port.getsockname()[1])]
+    port.close()
     # The shell stops the server at the end of its input, so also when this process is killed and cleans nothing up.
     guarded = ["sh", "-c", '"$@" & cat >/dev/null; kill $!; wait', "hub", *command]
     server = subprocess.Popen(guarded, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    config.add_cleanup(lambda: server.communicate(timeout=30))
-    endpoint = server.stdout.readline().strip().partition("=")[2]
-    if not endpoint:
-        raise pytest.UsageError(f"{command[1]} did not start")
-    return endpoint
+    ready = server.stdout.readline().strip()
+    assert ready == f"HF_ENDPOINT={os.environ['HF_ENDPOINT']}", f"{command[1]} did not start"
+    yield
+    server.communicate(timeout=30)
 
 
 class Hub:
-    """The running Hub, localhub or the small one: faults to inject, requests it has seen."""
+    """What the tests ask of the Hub besides its own interface: faults to inject, requests it has seen."""
 
     def admin(self, what, method="GET", data=None):
         body = None if data is None else json.dumps(data).encode()
@@ -78,7 +92,8 @@ class Hub:
 
 
 @pytest.fixture
-def hub():
+def hub(running_hub):
+    """The Hub with no fault and an empty log; a test that asks for it is marked `hub`."""
     hub = Hub()
     hub.admin("log", "DELETE")
     yield hub

@@ -10,9 +10,10 @@ from statistics import median
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, TrainerCallback, set_seed
+from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from ..utils.progress import TrainingProgress
 from .data.corpora import load_pretraining_data, load_tokenizer
 from .pretraining import checkpoint_to_resume
 from .recipes import Recipe
@@ -27,7 +28,7 @@ def plan_pretraining(recipe: Recipe) -> dict[str, Any]:
     """Take `PROBE_STEPS` steps of a recipe on a sample of its corpus, in a folder that is removed again.
 
     Args:
-        recipe: from `load_recipe`; it is not changed, and its output folder is looked at but not made.
+        recipe: from `Recipe.load`; it is not changed, and its output folder is looked at but not made.
 
     Returns:
         `parameters` (`total`, `encoder`); `texts_per_step` over all processes and accumulated batches; `steps`, None
@@ -45,7 +46,7 @@ def plan_pretraining(recipe: Recipe) -> dict[str, Any]:
     texts = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
     train, _ = load_pretraining_data(_sample(recipe, texts * PROBE_STEPS), tokenizer)
     set_seed(training.seed)
-    model = recipe.objective.build_corruption().head(config)
+    model = recipe.objective.built_corruption.head(config)
     clock = _Clock()
     with tempfile.TemporaryDirectory() as folder:
         trainer = ConceptTrainer(
@@ -56,7 +57,7 @@ def plan_pretraining(recipe: Recipe) -> dict[str, Any]:
             processing_class=tokenizer,
             callbacks=[clock],
         )
-        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(TrainingProgress)
         trainer.train()
     on_gpu = training.device.type == "cuda"
     steps = training.max_steps if training.max_steps > 0 else None

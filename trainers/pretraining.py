@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 import platform
 import re
 import signal
@@ -9,22 +10,22 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-import yaml
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from datasets import Dataset, DatasetDict
 from huggingface_hub.errors import HTTPError
-from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, TrainerState, set_seed
+from transformers import PreTrainedTokenizerBase, TrainerState, set_seed
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..configuration_concept import ConceptEncoderConfig
 from ..modeling_concept import ConceptMaskedLMModel
-from ..utils.files import check_writable, write_atomically
-from ..utils.progress import TrainingProgress
+from ..utils.files import alone_in, check_writable
 from ..utils.results import (
     DataFacts,
     Environment,
@@ -37,11 +38,14 @@ from ..utils.results import (
     TrainingFacts,
     facts,
 )
-from .data.corpora import load_pretraining_data, load_tokenizer
+from .data.corpora import Data, load_pretraining_data, load_tokenizer, rows_in_memory, source_fields
 from .recipes import RECIPE_FILE, Recipe
+from .training.arguments import ConceptTrainingArguments
+from .training.objective_trainer import ConceptMonitor
 from .training.saving import damage, find_checkpoints, last_complete
-from .training.stopping import EXIT_STATUS
-from .training.trainer import ConceptMonitor, ConceptTrainer, UploadAssembler
+from .training.stopping import TrainingStopped
+from .training.trainer import ConceptTrainer
+from .training.uploads import UploadAssembler
 from .weights.warm_start import architecture, start_from_checkpoint, warm_start_embeddings
 
 logger = logging.getLogger(__name__)
@@ -49,101 +53,127 @@ logger = logging.getLogger(__name__)
 RESULT_FILE = "pretrain.json"
 
 
-def checkpoint_to_resume(output_dir: str, resume_from_checkpoint: str | None) -> str | None:
-    """Path to resume from; "last" is the newest checkpoint in `output_dir` that is whole. The same on all processes.
+def checkpoint_to_resume(output_dir: str, named: str | None) -> str | None:
+    """The checkpoint that training in `output_dir` goes on from: the one that is named, else the last that is whole.
+
+    Returns:
+        Its folder; None in a folder without checkpoints, where training begins.
 
     Raises:
-        ValueError: the folder holds a finished run, or an unfinished one that was not asked to go on, or no whole
-            checkpoint for "last"; the checkpoint that is named is torn.
+        ValueError: the folder holds a finished run, or torn checkpoints only; the checkpoint that is named is torn.
     """
-    found: list[Any] = [None, None]  # path and error: the main process looks, and the others do as it does
-    if PartialState().is_main_process:
-        try:
-            found[0] = _checkpoint_to_resume(output_dir, resume_from_checkpoint)
-        except ValueError as error:
-            found[1] = str(error)
-    broadcast_object_list(found)
-    if found[1] is not None:
-        raise ValueError(found[1])
-    return found[0]
-
-
-def _checkpoint_to_resume(output_dir: str, resume_from_checkpoint: str | None) -> str | None:
     if (Path(output_dir) / RESULT_FILE).exists():
         raise ValueError(
             f"{output_dir} already holds a finished run; choose another --output_dir or remove the folder"
         )
-    names = [folder.name for _, folder in find_checkpoints(output_dir)]
-    if resume_from_checkpoint is None:
-        if names:
-            raise ValueError(
-                f"{output_dir} holds an unfinished run ({names[-1]}); go on with --resume_from_checkpoint last, "
-                "or choose another --output_dir"
-            )
-        return None
-    if resume_from_checkpoint != "last":
-        trouble = damage(Path(resume_from_checkpoint))
+    if named is not None:
+        trouble = damage(Path(named)) if Path(named).is_dir() else "there is no such folder"
         if trouble is not None:
             raise ValueError(
-                f"--resume_from_checkpoint {resume_from_checkpoint} is no whole checkpoint: {trouble}; "
-                "choose another, or last"
+                f"resume_from_checkpoint={named} is no whole checkpoint: {trouble}; leave it out to go on from the "
+                f"last one of {output_dir} that is whole"
             )
-        return resume_from_checkpoint
-    if not names:
-        raise ValueError(f"--resume_from_checkpoint last: no checkpoint-* folder in {output_dir}")
+        return named
+    names = [folder.name for _, folder in find_checkpoints(output_dir)]
     last = last_complete(output_dir)
-    if last is None:
+    if names and last is None:
         raise ValueError(
-            f"--resume_from_checkpoint last: every checkpoint in {output_dir} is torn ({', '.join(names)}); remove "
-            "the folder and begin anew"
+            f"every checkpoint in {output_dir} is torn ({', '.join(names)}); remove the folder and begin again"
         )
     return last
 
 
+def _claim(training: ConceptTrainingArguments, held: ExitStack) -> str | None:
+    """The checkpoint to go on from, in a folder that is locked now; the main process looks, the others follow it."""
+    found: list[Any] = [None, None]
+    if PartialState().is_main_process:
+        try:
+            held.enter_context(alone_in(Path(training.output_dir)))
+            found[0] = checkpoint_to_resume(training.output_dir, training.resume_from_checkpoint)
+        except (ValueError, OSError) as error:
+            found[1] = error
+        if found[0] is not None and training.resume_from_checkpoint is None:
+            logger.warning(f"{training.output_dir} holds an unfinished run, which goes on from {Path(found[0]).name}")
+    broadcast_object_list(found)
+    if found[1] is not None:
+        raise found[1]
+    return found[0]
+
+
 def pretrain(
-    recipe: Recipe,
+    recipe: Recipe | str | os.PathLike,
     monitor: ConceptMonitor | None = None,
     assemble: UploadAssembler | None = None,
     head: type[ConceptMaskedLMModel] | None = None,
+    data: Data | None = None,
+    **fields: Any,
 ) -> PretrainResult:
     """Train `recipe` and leave model, tokenizer, `recipe.yaml` and `pretrain.json` in its output folder.
 
+    Called again with the same recipe after it was stopped, it goes on from the last checkpoint, bit for bit.
+
     Args:
-        recipe: from `load_recipe`.
+        recipe: from `Recipe.load`; or, with `fields`, what that takes.
         monitor: watches the geometry of the concepts while training; passed in, since it belongs to evaluation.
         assemble: chooses what is pushed to the Hub; passed in, since the card is made of what was measured.
         head: class to train in place of the corruption's own, which its `trained_as` names; with a configuration
             class of its own, which takes the fields of the recipe's.
+        data: texts to train on in place of the recipe's: a Hub id, a path, or rows in memory. A `DatasetDict` has a
+            validation split; a `Dataset` needs `validation_size`. What is in memory has to be given again to resume.
+        fields: of the recipe, such as `max_steps=100`.
 
     Returns:
         What `pretrain.json` holds.
 
     Raises:
-        ValueError: bad input; raised before anything is written.
+        ValueError: bad input, raised before anything is written; the folder holds a finished run, one of another
+            recipe, or one that another process is at work on.
         OSError: the folder cannot be written to, before anything is done; a checkpoint could not be written; a data
             worker was killed; the host of a stream was lost.
         MemoryError: it does not fit, in this process or in a data worker.
-        SystemExit: a SIGTERM came while training; the last checkpoint is of the step in which it came.
+        TrainingStopped: a SIGTERM came while training; the last checkpoint is of the step in which it came.
+        KeyboardInterrupt: at once, with the last checkpoint in its words.
     """
+    recipe = _resolved(recipe, data, fields)
+    check_writable(Path(recipe.training.output_dir))
+    with ExitStack() as held:
+        checkpoint = _claim(recipe.training, held)
+        return _pretrain(recipe, rows_in_memory(data), checkpoint, monitor, assemble, head)
+
+
+def _resolved(recipe: Recipe | str | os.PathLike, data: Data | None, fields: dict[str, Any]) -> Recipe:
+    """The recipe with its fields, and its data named."""
+    source = source_fields(data)
+    if not isinstance(recipe, Recipe):
+        return Recipe.load(recipe, **{**source, **fields})
+    if fields:
+        raise ValueError(f"{', '.join(fields)}: give fields to Recipe.load, or the recipe by its name")
+    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, **source))
+
+
+def _pretrain(
+    recipe: Recipe,
+    rows: Dataset | DatasetDict | None,
+    checkpoint: str | None,
+    monitor: ConceptMonitor | None,
+    assemble: UploadAssembler | None,
+    head: type[ConceptMaskedLMModel] | None,
+) -> PretrainResult:
     training = recipe.training
-    check_writable(Path(training.output_dir))
-    checkpoint = checkpoint_to_resume(training.output_dir, training.resume_from_checkpoint)
     tokenizer = load_tokenizer(recipe.data)
     config = recipe.model_config(tokenizer)
-    train, validation = load_pretraining_data(recipe.data, tokenizer)
+    train, validation = load_pretraining_data(recipe.data, tokenizer, rows)
     trainer = ConceptTrainer(
         model=_initial_model(recipe, config, tokenizer, head, fresh=checkpoint is None),
         args=training,
         objective_args=recipe.objective,
         monitor=monitor,
         assemble=assemble,
+        data_args=recipe.data,
         train_dataset=train,
         eval_dataset=validation,
         processing_class=tokenizer,
     )
-    for display in (ProgressCallback, PrinterCallback):
-        if trainer.pop_callback(display) is not None:
-            trainer.add_callback(TrainingProgress())
     resumed_at = 0
     if checkpoint is not None:  # now, since save_total_limit may remove it
         resumed_at = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")).global_step
@@ -152,8 +182,8 @@ def pretrain(
         outcome = trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - start
     if trainer.stop.agreed:
-        _say_where_it_stopped(trainer)
-        raise SystemExit(EXIT_STATUS)
+        step = trainer.state.global_step
+        raise TrainingStopped(step, Path(training.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}")
     trainer.evaluate()
     trainer.save_model(_internal_call=True)  # without the push, which waits for the files below
     result = _result(recipe, trainer, seconds, outcome.global_step - resumed_at)
@@ -161,7 +191,7 @@ def pretrain(
     if trainer.is_world_process_zero():
         folder = Path(training.output_dir)
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
-        write_atomically(folder / RECIPE_FILE, yaml.safe_dump(recipe.as_dict(), sort_keys=False))
+        recipe.save(folder / RECIPE_FILE)
         result.save(folder / RESULT_FILE)
     if training.push_to_hub:
         trainer.push_to_hub()
@@ -180,7 +210,7 @@ def _initial_model(
     training = recipe.training
     set_seed(training.seed)
     if head is None:
-        head = recipe.objective.build_corruption().head
+        head = recipe.objective.built_corruption.head
     else:
         config = head.config_class(**architecture(config))
     if training.start_from is not None and fresh:
@@ -191,25 +221,17 @@ def _initial_model(
     return model
 
 
-def _say_where_it_stopped(trainer: ConceptTrainer) -> None:
-    if trainer.is_world_process_zero():
-        logger.warning(
-            f"stopped by SIGTERM after step {trainer.state.global_step}, whose checkpoint is whole; go on with "
-            "--resume_from_checkpoint last"
-        )
-
-
 @contextmanager
 def _way_on_named(recipe: Recipe) -> Iterator[None]:
     """What the machine or the network ends training by, as errors that say what is kept and the way out."""
     try:
         yield
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(f"interrupted{_kept(recipe)}") from error
     except Exception as error:
         if recipe.training.dataloader_num_workers:
             _hear_no_more_of_workers()
-        said = _in_one_line(error)
-        last = next((folder.name for _, folder in reversed(find_checkpoints(recipe.training.output_dir))), None)
-        go_on = "" if last is None else f"; {last} is kept, go on with --resume_from_checkpoint last"
+        said, go_on = _in_one_line(error), _kept(recipe)
         lost = _lost_worker(error)
         if lost is not None:
             raise ChildProcessError(
@@ -223,6 +245,12 @@ def _way_on_named(recipe: Recipe) -> Iterator[None]:
                 f"gradient_accumulation_steps by the same factor{go_on}"
             ) from error
         raise
+
+
+def _kept(recipe: Recipe) -> str:
+    """What to say of the last checkpoint, and nothing where there is none."""
+    last = next((folder.name for _, folder in reversed(find_checkpoints(recipe.training.output_dir))), None)
+    return "" if last is None else f"; {last} is kept, the same command goes on from it"
 
 
 def _hear_no_more_of_workers() -> None:
@@ -273,11 +301,12 @@ def _result(recipe: Recipe, trainer: ConceptTrainer, seconds: float, steps: int)
     training = {name: getattr(args, name) for name in names.split()}
     training = {name: getattr(value, "value", value) for name, value in training.items()}
     texts = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    recorded = recipe.as_dict()
     return PretrainResult(
         recipe=recipe.name,
         model=facts(ModelFacts, architecture(model.config)),
-        data=facts(DataFacts, dataclasses.asdict(recipe.data)),
-        objective=dataclasses.asdict(recipe.objective),
+        data=facts(DataFacts, recorded["data"]),
+        objective=recorded["objective"],
         training=TrainingFacts(**training, texts_per_step=texts),
         parameters=Parameters(
             total=model.num_parameters(),

@@ -1,24 +1,32 @@
 """Recipes: one YAML file per run, with sections model, data, objective and training; any field can be overridden."""
 
 import dataclasses
-import json
-from argparse import Action
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from transformers import HfArgumentParser, PreTrainedTokenizerBase
+import yaml
+from transformers import PreTrainedTokenizerBase
 
 from ..configuration_concept import ConceptEncoderConfig
-from ..utils.command_line import Parser, did_you_mean
+from ..utils.command_line import did_you_mean
+from ..utils.fields import annotations, help_text, typed, words_to_fields
+from ..utils.files import recorded_source, write_atomically
 from ..utils.untrusted import inside, read_yaml
 from .data.corpora import DataArguments
+from .objectives.corruptions import CORRUPTIONS
 from .objectives.objective import ObjectiveArguments
 from .training.arguments import ConceptTrainingArguments
 
 RECIPE_FILE = "recipe.yaml"
+RECIPES = Path(__file__).resolve().parents[1] / "scripts" / "recipes"
+OF_A_DATASET = ("dataset_config_name", "dataset_revision")
 # Taken from the tokenizer, so that they cannot contradict it.
 _FROM_TOKENIZER = ("pad_token_id", "mask_token_id", "bos_token_id", "eos_token_id")
+# Data sets, tokenizers and checkpoints, perhaps of this machine: named so that they say nothing about it.
+_SOURCES = ("dataset_name", "tokenizer_name", "start_from", "warm_start_embeddings", "deepspeed", "fsdp_config")
 # Of this machine or this call, not of the run.
 _NOT_RECORDED = ("output_dir", "logging_dir", "resume_from_checkpoint", "disable_tqdm", "use_cpu")
 
@@ -30,7 +38,7 @@ def _model_arguments() -> type:
         if name in (*_FROM_TOKENIZER, "pooler_whitening", "auto_map"):
             continue
         default = getattr(ConceptEncoderConfig, name)
-        if float in get_args(annotation):  # argparse knows float and float | None, not float | int
+        if float in get_args(annotation):  # 0 and 0.0 are the same knob
             annotation = float | None if type(None) in get_args(annotation) else float
         if name == "vocab_size":
             annotation, default = int | None, None  # None: the tokenizer's
@@ -39,12 +47,13 @@ def _model_arguments() -> type:
 
 
 ModelArguments = _model_arguments()
-SECTIONS = {
+SECTIONS: dict[str, type] = {
     "model": ModelArguments,
     "data": DataArguments,
     "objective": ObjectiveArguments,
     "training": ConceptTrainingArguments,
 }
+_ANNOTATIONS = {section: annotations(cls) for section, cls in SECTIONS.items()}
 
 
 @dataclass
@@ -56,6 +65,58 @@ class Recipe:
     data: DataArguments
     objective: ObjectiveArguments
     training: ConceptTrainingArguments
+
+    @classmethod
+    def load(cls, name_or_path: str | os.PathLike, **fields: Any) -> "Recipe":
+        """A recipe of the package by its name, or a YAML file by its path, with `fields` in place of its own.
+
+        A file has the sections model, data, objective and training. With `extends: other` it starts from the recipe
+        `other` of the same folder, or of a path that begins there, and replaces the fields that it names. `None`, and
+        `null` in a file, take a field back to its default; with another `dataset_name`, so are its configuration and
+        revision.
+
+        Args:
+            name_or_path: such as "tiny", or a path that ends in .yaml; the name of the file is the recipe's.
+            fields: each goes to its section by its name, such as `learning_rate=1e-4`.
+
+        Raises:
+            ValueError: unknown recipe, section or field; a field in the wrong section; a value that a field cannot
+                have, inf and nan among them; fields that contradict each other; a recipe to extend that is missing, or
+                extends this one.
+            OSError: the file cannot be read.
+        """
+        path = find_recipe(name_or_path)
+        sections, own = _read_sections(path), {}
+        for name, value in fields.items():
+            section = next((each for each, known in _ANNOTATIONS.items() if name in known), None)
+            if section is None:
+                raise ValueError(f"unknown field {name!r}{_hint(name)}")
+            own.setdefault(section, {})[name] = _typed(name, value, section)
+        sections = {section: _over(sections.get(section, {}), own.get(section, {})) for section in SECTIONS}
+        given = {
+            section: {name: value for name, value in values.items() if value is not None}
+            for section, values in sections.items()
+        }
+        given["training"].setdefault("output_dir", f"runs/{path.stem}")
+        return cls(path.stem, **{section: SECTIONS[section](**values) for section, values in given.items()})
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write `as_dict` as a YAML file that `load` reads."""
+        write_atomically(Path(path), yaml.safe_dump(self.as_dict(), sort_keys=False))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Sections of plain values: `training` as far as it differs from the defaults, no path of this machine."""
+        defaults = ConceptTrainingArguments(output_dir=self.training.output_dir).to_dict()
+        training = {
+            name: value
+            for name, value in self.training.to_dict().items()
+            if value != defaults[name] and name not in _NOT_RECORDED
+        }
+        sections = {name: dataclasses.asdict(getattr(self, name)) for name in ("model", "data", "objective")}
+        sections["training"] = training
+        for fields in sections.values():
+            fields |= {name: recorded_source(fields[name]) for name in _SOURCES if isinstance(fields.get(name), str)}
+        return sections
 
     def model_config(self, tokenizer: PreTrainedTokenizerBase) -> ConceptEncoderConfig:
         """The model's configuration, with vocabulary and special tokens of `tokenizer`; ValueError where it does not
@@ -84,65 +145,38 @@ class Recipe:
         self.objective.check(config, self.data.partner_column is not None)
         return config
 
-    def as_dict(self) -> dict[str, Any]:
-        """Sections of plain values: `training` as far as it differs from the defaults, without paths."""
-        defaults = ConceptTrainingArguments(output_dir=self.training.output_dir)
-        training = {}
-        for name in (f.name for f in dataclasses.fields(ConceptTrainingArguments) if f.init):
-            value = getattr(self.training, name)
-            if value != getattr(defaults, name) and name not in _NOT_RECORDED:
-                training[name] = getattr(value, "value", value)
-        sections = {name: dataclasses.asdict(getattr(self, name)) for name in ("model", "data", "objective")}
-        return {**sections, "training": training}
+
+def recipe_names() -> list[str]:
+    """Names of the recipes of the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
-def recipe_data(checkpoint: Path) -> dict[str, Any]:
-    """The data section of a checkpoint's recipe, empty where there is none; ValueError for unknown fields."""
-    path = checkpoint / RECIPE_FILE
-    if not path.is_file():
-        return {}
-    content = read_yaml(path) or {}
-    section = (content.get("data") or {}) if isinstance(content, dict) else content
-    if not isinstance(section, dict):
-        raise ValueError(f"{path} is not a recipe: its data section must map fields to values, got {section!r}")
-    fields = [field.name for field in dataclasses.fields(DataArguments)]
-    unknown = sorted(str(name) for name in set(section) - set(fields))
-    if unknown:
-        raise ValueError(
-            f"{path} has unknown data fields: {', '.join(unknown)}. The known fields are: {', '.join(fields)}"
-        )
-    return section
+def fields_from_words(words: Sequence[str], sections: Iterable[str] = tuple(SECTIONS)) -> dict[str, Any]:
+    """Typed fields of command-line words, as `Recipe.load` takes them; see `words_to_fields`."""
+    known = {name: kind for each in sections for name, kind in _ANNOTATIONS[each].items()}
+    return words_to_fields(words, known, hint=_hint)
 
 
-class FieldParser(HfArgumentParser, Parser):
-    """Parser of the fields of dataclasses, as `--field value`, each in the one spelling that recipes have too."""
-
-    def __init__(self, *classes: type, prog: str):
-        HfArgumentParser.__init__(self, classes, prog=prog)
-
-    def add_argument(self, *names: Any, **kwargs: Any) -> Action:
-        spelled = [name for name in names if "-" not in name[2:]]
-        return super().add_argument(*spelled, **kwargs)
+def fields_help(sections: Iterable[str] = tuple(SECTIONS)) -> str:
+    """Every field of the sections: what it may hold, its default and what it is for."""
+    return "\n\n".join(f"{section}:\n{help_text(SECTIONS[section])}" for section in sections)
 
 
-def read_data(overrides: list[str], parser: FieldParser, checkpoint: str) -> DataArguments:
-    """The corpus of a checkpoint's recipe, with the fields that `overrides` name, such as `["--max_length=64"]`.
-
-    Raises:
-        ValueError: as `recipe_data`; fields that contradict each other.
-        SystemExit: an override that argparse refuses (it prints why).
-    """
-    parser.set_defaults(**recipe_data(Path(checkpoint)))
-    return parser.parse_args_into_dataclasses(overrides, look_for_args_file=False)[0]
-
-
-def recipe_parser(prog: str = "RECIPE") -> FieldParser:
-    """Parser of every field of every section."""
-    return FieldParser(*SECTIONS.values(), prog=prog)
+def read_data(checkpoint: str | os.PathLike, **fields: Any) -> DataArguments:
+    """The corpus of a checkpoint's recipe, with `fields` in place of its own; ValueError as from `Recipe.load`."""
+    path = Path(checkpoint) / RECIPE_FILE
+    recorded = _read_sections(inside(path.parent, RECIPE_FILE)).get("data", {}) if path.is_file() else {}
+    for name in fields:
+        if name not in _ANNOTATIONS["data"]:
+            raise ValueError(f"unknown field {name!r}{did_you_mean(name, _ANNOTATIONS['data'])}")
+    recorded = _over(recorded, {name: _typed(name, value, "data") for name, value in fields.items()})
+    return DataArguments(**{name: value for name, value in recorded.items() if value is not None})
 
 
-def find_recipe(name: str, folder: Path) -> Path:
-    """`name` as a path, or as the name of a recipe in `folder`; ValueError that lists them otherwise."""
+def find_recipe(name: str | os.PathLike, folder: Path = RECIPES) -> Path:
+    """`name` as a path that ends in .yaml, or as the name of a recipe in `folder`; ValueError that lists them
+    otherwise."""
+    name = os.fspath(name)
     path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
     is_name = name.endswith((".yaml", ".yml")) or path.parent == folder
     # The stem names the folder of the run.
@@ -152,34 +186,8 @@ def find_recipe(name: str, folder: Path) -> Path:
     return path
 
 
-def load_recipe(path: Path, overrides: list[str], parser: FieldParser) -> Recipe:
-    """Read a recipe and apply command-line `overrides` such as `["--learning_rate", "1e-4"]`.
-
-    A recipe with `extends: other` starts from the recipe `other` of the same folder (or a path that begins there) and
-    replaces the fields that it names; `null` takes a field back to its default.
-
-    Raises:
-        ValueError: not a mapping of sections; unknown section or field; a field in the wrong section; a recipe to
-            extend that is missing, or extends this one.
-        SystemExit: an override that argparse refuses (it prints why).
-    """
-    argv = []
-    for fields in _read_sections(path).values():
-        for name, value in fields.items():
-            if value not in (None, []):  # argparse has no empty list
-                argv += _as_flags(name, value)
-    defaults = ["--output_dir", f"runs/{path.stem}"]
-    known = {f.name for cls in SECTIONS.values() for f in dataclasses.fields(cls) if f.init}
-    for word in overrides:
-        field = word.removeprefix("--").split("=")[0]
-        if word.startswith("--") and field not in known | {f"no_{name}" for name in known}:
-            raise ValueError(f"unknown field {field!r}{did_you_mean(field, known)}")
-    parsed = parser.parse_args_into_dataclasses(defaults + argv + overrides, look_for_args_file=False)
-    return Recipe(path.stem, *parsed)
-
-
 def _read_sections(path: Path, below: tuple[Path, ...] = ()) -> dict[str, dict[str, Any]]:
-    """Section -> field -> value of a recipe and of what it extends, its own values on top."""
+    """Section -> field -> typed value of a recipe and of what it extends, its own values on top."""
     if path.resolve() in below:
         chain = " extends ".join(each.stem for each in (*below, path))
         raise ValueError(f"{path}: a recipe cannot extend itself: {chain}")
@@ -192,39 +200,47 @@ def _read_sections(path: Path, below: tuple[Path, ...] = ()) -> dict[str, dict[s
         try:
             named = str(inside(path.parent, str(base)))
             found = find_recipe(named if named.endswith((".yaml", ".yml")) else str(base), path.parent)
+            inside(path.parent, str(found.relative_to(path.parent)))  # a name without a suffix may be a link's
         except ValueError as error:
             raise ValueError(f"{path}: extends: {error}") from None
         sections = _read_sections(found, (*below, path.resolve()))
     for section, fields in content.items():
         if section not in SECTIONS:
-            raise ValueError(f"{path}: unknown section {section!r}. Sections: {', '.join(SECTIONS)}")
+            legal = ", ".join(SECTIONS)
+            raise ValueError(
+                f"{path}: unknown section {section!r}. Sections: {legal}{did_you_mean(section, SECTIONS)}"
+            )
         if not isinstance(fields, dict | None):
             raise ValueError(f"{path}: section {section!r} must map fields to values, got {fields!r}")
-        for name, value in (fields or {}).items():
-            _check_field(path, section, name, value)
-        sections[section] = {**sections.get(section, {}), **(fields or {})}
+        try:
+            own = {name: _typed(name, value, section) for name, value in (fields or {}).items()}
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        sections[section] = _over(sections.get(section, {}), own)
     return sections
 
 
-def _as_flags(name: str, value: Any) -> list[str]:
-    if isinstance(value, list):
-        return [f"--{name}", *(str(item) for item in value)]
-    return [f"--{name}={json.dumps(value) if isinstance(value, dict) else value}"]
+def _over(fields: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """`fields` with `own` on top; a configuration and a revision belong to the data set that they were named with."""
+    if "dataset_name" in own:
+        fields = {name: value for name, value in fields.items() if name not in OF_A_DATASET}
+    return {**fields, **own}
 
 
-def _check_field(path: Path, section: str, name: str, value: Any) -> None:
-    owners = {key: [f.name for f in dataclasses.fields(cls) if f.init] for key, cls in SECTIONS.items()}
-    if name in owners[section]:
-        many = next(f for f in dataclasses.fields(SECTIONS[section]) if f.name == name).default_factory is list
-        # The Trainer's own fields may be mappings, or either of one value and several.
-        wrong = dict if many else (dict, list)
-        if section != "training" and isinstance(value, wrong):
-            raise ValueError(f"{path}: field {name!r} takes {'a list' if many else 'one value'}, got {value!r}")
-        for item in value if isinstance(value, list) else []:
-            if str(item).startswith("--"):  # would be read as another field
-                raise ValueError(f"{path}: field {name!r} cannot hold {item!r}")
-        return
-    for other, names in owners.items():
+def _typed(name: Any, value: Any, section: str) -> Any:
+    """The value of a field of a section; None takes it back to its default."""
+    own = _ANNOTATIONS[section]
+    if name in own:
+        return None if value is None else typed(f"{section}.{name}", value, own[name])
+    for other, names in _ANNOTATIONS.items():
         if name in names:
-            raise ValueError(f"{path}: field {name!r} belongs in section {other!r}, not {section!r}")
-    raise ValueError(f"{path}: unknown field {name!r} in section {section!r}{did_you_mean(name, owners[section])}")
+            raise ValueError(f"field {name!r} belongs in section {other!r}, not {section!r}")
+    raise ValueError(f"unknown field {name!r} in section {section!r}{_hint(name, own)}")
+
+
+def _hint(name: Any, known: Iterable[str] | None = None) -> str:
+    """What to put behind an unknown field: where it stands, or those that are like it."""
+    owner = next((each for each, cls in CORRUPTIONS.items() if name in annotations(cls)), None)
+    if owner is not None:
+        return f"; it is a setting of a corruption: corruption: {{{owner}: {{{name}: ...}}}}"
+    return did_you_mean(name, [field for each in _ANNOTATIONS.values() for field in each] if known is None else known)

@@ -1,24 +1,25 @@
-"""What the command lines of all scripts have in common: help that fits a screen, errors of one line, quiet pipes."""
+"""What all commands have in common: help that fits a screen, errors of one line, quiet pipes.
+
+Nothing heavy is imported before the arguments are read, so that `--help` and completion answer at once.
+"""
 
 import argparse
 import difflib
 import os
 import shlex
-import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
-from huggingface_hub.errors import HTTPError, StrictDataclassError
-
-from .progress import silence_libraries
-
-USER_ERRORS = (ValueError, OSError, MemoryError, FloatingPointError, StrictDataclassError, HTTPError)
+NAME = "concept-encoder"
+RECIPE_FIELDS = "concept_encoder.trainers.recipes"
+PROTOCOL_FIELDS = "concept_encoder.eval.benchmarks.protocols"
 CLOSED_PIPE = 141  # 128 + SIGPIPE, what a shell says of `cat` before `head`
+INTERRUPTED = 130  # 128 + SIGINT
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -65,58 +66,98 @@ class Parser(argparse.ArgumentParser):
 
 
 class Command(Parser):
-    """The parser of a script: its docstring is the help, with purpose, example and exit codes.
+    """The parser of a command: its module's docstring is the help, with purpose, example and exit codes.
+
+    An option has no default of its own: what is not typed is left to the function that does the work.
 
     Args:
-        file: `__file__` of the script.
-        doc: `__doc__` of the script.
+        file: `__file__` of the module; the command has its name, with dashes.
+        doc: `__doc__` of the module.
     """
 
     def __init__(self, file: str, doc: str | None):
-        super().__init__(prog=Path(file).name, description=doc)
-        self.folder = Path(file).parent
+        path = Path(file)
+        is_ours = path.parent.name == "scripts"  # and not one of this repository's own, which are run as files
+        super().__init__(prog=f"{NAME} {command_name(path.stem)}" if is_ours else path.name, description=doc)
+        self.home: str | None = None
+        self.sections: tuple[list[str], ...] = ()
+        self.words: list[str] = []
         self.add_argument("-h", "--help", action="help", help="show this and stop")
 
-    def accept(self, fields: argparse.ArgumentParser, besides: tuple[str, ...] = ()) -> None:
-        """Let every option of `fields` follow too, but for those that this parser has already and `besides`.
+    def add_argument(self, *words: Any, names: Iterable[str] = (), **options: Any) -> argparse.Action:
+        """As ever; `names` are what completion offers."""
+        action = super().add_argument(*words, **options)
+        if names:
+            setattr(action, "completer", lambda **_: names)  # noqa: B010 (argcomplete asks for it)
+        return action
 
-        They are not in the help: `--fields` lists them. The words are left as they are, as `arguments.overrides`.
+    def accept(self, home: str, *sections: list[str]) -> None:
+        """Let fields follow as `--field value`.
+
+        Args:
+            home: module whose `fields_from_words` reads them and whose `fields_help` lists them.
+            sections: what those two are told besides.
         """
+        self.home, self.sections = home, sections
         text = "list every field that can follow as --field value, and stop"
-        self.add_argument("--fields", action=_ListFields, listing=fields, help=text)
-        self.set_defaults(overrides=[])
-        for action in fields._actions:
-            own = [name for name in action.option_strings if name not in self._option_string_actions]
-            own = [name for name in own if name.lstrip("-") not in besides]
-            if own:
-                self.add_argument(*own, dest="overrides", nargs=action.nargs, action=_Override, help=argparse.SUPPRESS)
+        self.add_argument("--fields", action=_ListFields, help=text)
+
+    def fields(self) -> dict[str, Any]:
+        """Name -> value of the fields that were typed; ValueError as their home has it."""
+        assert self.home is not None
+        return import_module(self.home).fields_from_words(self.words, *self.sections)
 
     def parse_args(self, args=None, namespace=None):
         arguments, unknown = self.parse_known_args(args, namespace)
-        if unknown:
+        self.words = unknown
+        if unknown and self.home is None:
             name = unknown[0].partition("=")[0]
             self.error(f"unknown argument {name!r}{did_you_mean(name, self._option_string_actions)}")
         return arguments
 
+    def typed(self, args: list[str] | None = None) -> dict[str, Any]:
+        """Name -> value of what was typed, but for the fields, and nothing else."""
+        found = vars(self.parse_args(args))
+        return {name: value for name, value in found.items() if value is not None and value is not False}
+
     @contextmanager
     def refusing(self) -> Iterator[None]:
-        """What a user can cause, inside of this, ends in one line and exit code 2."""
+        """The work of a command: what a user can cause, inside of this, ends in one line and exit code 2, Ctrl-C in
+        one line and 130, an error with an `exit_status`, such as `TrainingStopped`, in one line and that."""
+        if _Shell.started_this:
+            _settle()
         try:
             yield
         except BrokenPipeError:
             raise
-        except USER_ERRORS as error:
-            self.error(str(error))
-
-    def suggest(self, script: str, *words: str | Path) -> None:
-        """Say the command to type next."""
-        found = shutil.which("python")
-        python = "python" if found == sys.executable else _short(sys.executable)
-        say(f"Next: {shlex.join([python, _short(self.folder / script), *map(str, words)])}")
+        except KeyboardInterrupt as error:
+            self.exit(INTERRUPTED, f"{self.prog}: {str(error) or 'interrupted'}\n")
+        except Exception as error:
+            if isinstance(error, _user_errors()):
+                self.error(str(error))
+            status = getattr(error, "exit_status", None)
+            if status is None:
+                raise
+            self.exit(status, f"{self.prog}: {error}\n")
 
     def suggest_again(self, argv: list[str]) -> None:
         """Say the same command without `--dry_run`."""
-        self.suggest(self.prog, *(word for word in argv if word != "--dry_run"))
+        say(f"Next: {shlex.join([*self.prog.split(), *(word for word in argv if word != '--dry_run')])}")
+
+
+def command_name(module: str) -> str:
+    """Name of the command that is in a module of scripts/."""
+    return module.replace("_", "-")
+
+
+def command_to_type(name: str, *words: str | os.PathLike) -> str:
+    """A command as it is typed, on any machine."""
+    return shlex.join([NAME, name, *(os.fspath(word) for word in words)])
+
+
+def suggest(name: str, *words: str | os.PathLike) -> None:
+    """Say the command to type next."""
+    say(f"Next: {command_to_type(name, *words)}")
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
@@ -131,46 +172,51 @@ def say(*lines: str) -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """`main` of a script that was started from a shell: no bars in a log, no traceback where a pipe is closed.
-
-    Numbers below 1e-38 count as 0, since a CPU takes a hundred times as long for products of them, and gradients
-    through sharp attention are full of them. Threads inherit that, if it comes before the first of them.
-    """
-    silence_libraries()
-    torch.set_flush_denormal(True)
+    """`main` of a command that was started from a shell: no traceback where a pipe is closed or Ctrl-C is typed."""
+    _Shell.started_this = True
     try:
         try:
             main()
         finally:
             sys.stdout.flush()
+    except KeyboardInterrupt as error:
+        say(str(error) or "interrupted")
+        raise SystemExit(INTERRUPTED) from None
     except BrokenPipeError:
         # Python would complain when it flushes stdout again at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(CLOSED_PIPE) from None
 
 
-def _short(path: str | Path) -> str:
-    """As seen from the working directory, if it is below."""
-    path = os.path.abspath(path)
-    return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else path
+class _Shell:
+    started_this = False  # process; a test that calls a command's `main` is another's
+
+
+def _settle() -> None:
+    """No bars in a log, and no time for tiny numbers.
+
+    Numbers below 1e-38 count as 0, since a CPU takes a hundred times as long for products of them, and gradients
+    through sharp attention are full of them. Threads inherit that, if it comes before the first of them.
+    """
+    import torch
+
+    from .progress import silence_libraries
+
+    silence_libraries()
+    torch.set_flush_denormal(True)
 
 
 class _ListFields(argparse.Action):
-    def __init__(self, option_strings, dest, listing, help):
+    def __init__(self, option_strings, dest, help):
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=help)
-        self.listing = listing
 
     def __call__(self, parser, namespace, values, option_string=None):
-        self.listing.print_help()
+        print(import_module(parser.home).fields_help(*parser.sections))
         parser.exit()
 
 
-class _Override(argparse.Action):
-    """Keeps the words of a field as they were given."""
+def _user_errors() -> tuple[type[BaseException], ...]:
+    """Looked up when there is one: the Hub's errors take half a second to import."""
+    from huggingface_hub.errors import HTTPError, StrictDataclassError
 
-    def __call__(self, parser, namespace, values, option_string=None):
-        if isinstance(values, list):
-            words = [option_string, *values]
-        else:
-            words = [option_string] if values is None else [f"{option_string}={values}"]
-        namespace.overrides = [*namespace.overrides, *words]
+    return ValueError, OSError, MemoryError, FloatingPointError, StrictDataclassError, HTTPError

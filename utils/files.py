@@ -1,13 +1,18 @@
 """Files of a run: what a tokenizer may consist of, and results that are written whole or not at all."""
 
+import glob
 import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+
+LOCK_FILE = ".lock"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -68,14 +73,79 @@ def replaced_together(folder: Path, last: str) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """A folder to fill, which gets its name `target` when all is in it; when the block raises there is none."""
+    """A folder to fill, which gets its name `target` when all is in it and on the disk.
+
+    When the block raises, or is killed, there is none: the same call can be made again. A kill leaves a folder whose
+    name begins with a dot next to it, which can be removed.
+    """
     parent = target.resolve().parent
     parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".", dir=parent) as scratch:
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=parent) as scratch:
         staged = Path(scratch) / target.name
         staged.mkdir()
         yield staged
+        sync_folder(staged)
         os.replace(staged, target)
+
+
+def recorded_source(name: str | None) -> str | None:
+    """A data set, tokenizer or checkpoint as the files of a run name it, which other people read: never by a path of
+    this machine.
+
+    What is below the working folder is `./path`, what lies elsewhere its last name; a Hub id stays as it is.
+    """
+    if name is None:
+        return None
+    path = os.path.abspath(os.path.expanduser(name))
+    if not (os.path.isabs(os.path.expanduser(name)) or os.path.exists(path) or glob.glob(path, recursive=True)):
+        return name
+    return f"./{os.path.relpath(path)}" if Path(path).is_relative_to(Path.cwd()) else os.path.basename(path)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Within, no other process that asks for it works in `folder`, which is made; what stays empty is removed.
+
+    The system holds the lock, and drops it when the process ends in any way.
+
+    Raises:
+        ValueError: another process is at work there.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK_FILE, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ValueError(
+            f"another process is at work in {folder}; wait until it has ended, or choose another --output_dir"
+        ) from error
+    try:
+        yield
+    finally:
+        (folder / LOCK_FILE).unlink(missing_ok=True)  # still locked: who has it open tries again, on a new one
+        lock.release()
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()
+
+
+@contextmanager
+def disk_trouble_named(path: Path) -> Iterator[None]:
+    """OSError for all that keeps a file from being written; safetensors, torch and tokenizers say it in other ways."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, OSError | SafetensorError | RuntimeError) and type(error) is not Exception:
+            raise
+        said = " ".join(str(error).split())
+        raise OSError(f"{path} could not be written; what was there before is whole. {said}") from error
+
+
+def check_new(folder: Path) -> None:
+    """ValueError unless `folder` is yet to be made, or empty."""
+    if folder.exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None):
+        raise ValueError(f"{folder} is not empty; name a new folder")
 
 
 def check_writable(folder: Path) -> None:

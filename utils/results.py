@@ -859,7 +859,7 @@ class ContaminationResult(Result):
     """contamination.json: what was dropped from a corpus to keep it clean of benchmarks."""
 
     kind: ClassVar = "contamination"
-    command: ClassVar = "build_corpus"
+    command: ClassVar = "build-corpus"
     rule: str
     benchmark_sentences: dict[str, Count]
     sources: list[SourceRow]

@@ -6,6 +6,7 @@ pickle beside them.
 """
 
 import json
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import yaml
 from huggingface_hub.errors import HTTPError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-MOST_VALUES = 100_000  # of a YAML file
+MOST_CHARACTERS, MOST_VALUES, LONGEST_NUMBER = 500_000, 30_000, 100  # of a YAML file
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -32,30 +33,85 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> Any:
-    """What a YAML file holds, as plain values; ValueError where it is no YAML, OSError where it cannot be opened.
+    """What a YAML file holds, as plain values; ValueError where it is no YAML, OSError where it cannot be opened."""
+    with path.open(encoding="utf-8") as file:
+        try:
+            return parse_yaml(file.read(MOST_CHARACTERS + 1))
+        except ValueError as error:  # UnicodeDecodeError is one
+            raise ValueError(f"{path} cannot be read as YAML: {error}") from error
 
-    A few lines of aliases can stand for more values than memory holds, or for themselves: `MOST_VALUES` are read.
+
+def parse_yaml(text: str) -> Any:
+    """What a YAML text holds, as plain values.
+
+    A few lines can stand for more values than memory holds, or for themselves: their number, aliases written out, is
+    bounded before any of them is made.
+
+    Raises:
+        ValueError: no YAML; a key written twice in one mapping; a merge key (`<<`); more than `MOST_CHARACTERS`, or
+            than `MOST_VALUES` values.
     """
+    if len(text) > MOST_CHARACTERS:
+        raise ValueError(f"it has more than {MOST_CHARACTERS:,} characters")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        waiting, seen = [content], 0
-        while waiting:
-            value, seen = waiting.pop(), seen + 1
-            if seen > MOST_VALUES:
-                raise ValueError(f"with its aliases written out it has more than {MOST_VALUES:,} values")
-            if isinstance(value, dict):
-                waiting += value.values()
-            elif isinstance(value, list | tuple | set):
-                waiting += value
-        return content
+        loader = _StrictLoader(text)
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses what is legal YAML and never meant: keys written twice, and values without end."""
+
+    def __init__(self, text: str):
+        super().__init__(text)
+        self._values = 0
+        self._sizes: dict[int, int] = {}  # id of a node -> values in it
+
+    def compose_node(self, parent, index):
+        is_alias, before = self.check_event(yaml.AliasEvent), self._values
+        node = super().compose_node(parent, index)
+        if is_alias:
+            self._values += self._sizes.get(id(node), MOST_VALUES)  # what it stands in has no size yet
+        else:
+            self._values += 1
+            self._sizes[id(node)] = self._values - before
+        line = node.start_mark.line + 1
+        if node.tag == "tag:yaml.org,2002:merge" and isinstance(parent, yaml.MappingNode) and index is None:
+            raise ValueError(f"line {line} has a merge key (<<); write its fields out")
+        if node.tag in _NUMBERS and len(node.value) > LONGEST_NUMBER:  # 1:1:1 takes time by the square of its length
+            raise ValueError(f"line {line} has a number of {len(node.value)} characters")
+        if self._values > MOST_VALUES:
+            raise ValueError(f"with its aliases written out it has more than {MOST_VALUES:,} values")
+        return node
+
+    def construct_mapping(self, node, deep=False):
+        lines: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            line = key_node.start_mark.line + 1
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                continue  # refused below
+            if key in lines:
+                raise ValueError(f"line {line} has the key {key!r} again, which line {lines[key]} has; keep one")
+            lines[key] = line
+        return super().construct_mapping(node, deep)
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The file `name` of `folder`; ValueError for a name, or a link, that leads out of it."""
-    path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
+    """The file `name` of `folder`; ValueError for a name, or a link, that leads out of it.
+
+    The Hub's cache is no way out: a snapshot's files are links to the `blobs` of their own repository.
+    """
+    path, home = folder / name, folder.resolve()
+    homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+    if not any(path.resolve().is_relative_to(each) for each in homes):
         raise ValueError(f"{name!r} leads out of {folder}; put the file itself into the folder")
     return path
 

@@ -12,7 +12,7 @@ from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold
 
 from ...utils.results import Published
 from ..metrics.benchmark_score import benchmark_score
-from .registry import Benchmark, find_benchmark
+from .registry import Task, find_benchmark
 
 PUBLISHED_SCORES = Path(__file__).with_name("published.json")
 FOLDS = 5
@@ -20,7 +20,7 @@ SEARCH_EXAMPLES = 10_000  # of larger training splits, a sample of this size cho
 INVERSE_REGULARIZATION = tuple(float(strength) for strength in np.logspace(-2, 2, 9))
 
 
-def bag_of_tokens(benchmark: Benchmark, train: Dataset, validation: Dataset) -> np.ndarray:
+def bag_of_tokens(benchmark: Task, train: Dataset, validation: Dataset) -> np.ndarray:
     """Predictions of a linear model on TF-IDF vectors, which knows no word order and no text but the training split.
 
     TF-IDF with 1 + log counts over the words of all training sentences, unit length. A single sentence is its vector.
@@ -84,7 +84,7 @@ def published_scores(task: str) -> list[Published]:
     ]
 
 
-def _check_examples(benchmark: Benchmark, labels: np.ndarray) -> None:
+def _check_examples(benchmark: Task, labels: np.ndarray) -> None:
     if benchmark.problem_type == "regression":
         counts = {"examples": len(labels)}
     else:
@@ -111,7 +111,7 @@ def _features(vectors: list[sparse.csr_matrix]) -> sparse.csr_matrix:
     return sparse.hstack([abs(first - second), product, sparse.csr_matrix(dense)], format="csr")
 
 
-def _regularised(benchmark: Benchmark, features: sparse.csr_matrix, labels: np.ndarray) -> LogisticRegression | Ridge:
+def _regularised(benchmark: Task, features: sparse.csr_matrix, labels: np.ndarray) -> LogisticRegression | Ridge:
     """The model with the regularisation that cross-validates best, not fitted yet."""
     if benchmark.problem_type == "regression":
         model, folds = Ridge(solver="sparse_cg"), KFold(FOLDS, shuffle=True, random_state=0)

@@ -1,7 +1,8 @@
-"""Recipes side by side: trained on equal data for equal steps with paired seeds, measured alike, one table."""
+"""Recipes, or variants of one, side by side: equal data, equal steps, paired seeds, measured alike, one table."""
 
 import dataclasses
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -9,8 +10,8 @@ from typing import Any
 
 from ...trainers.planning import plan_pretraining
 from ...trainers.pretraining import RESULT_FILE, pretrain
-from ...trainers.recipes import Recipe
-from ...trainers.training.saving import find_checkpoints
+from ...trainers.recipes import RECIPES, Recipe, find_recipe
+from ...utils.command_line import did_you_mean
 from ...utils.files import write_atomically
 from ...utils.results import (
     ComparisonResult,
@@ -25,23 +26,25 @@ from ...utils.results import (
     SimilarityResult,
     TaskScore,
 )
+from ...utils.untrusted import inside, read_yaml
 from ..concepts.analysis import FILES, analyze
 from ..concepts.monitor import monitor_concepts
-from .finetuning import finetune, result_path
+from .finetuning import finetune_task, result_path
 from .protocols import Protocol
-from .registry import find_benchmark
-from .similarity import find_similarity_task, similarity_tasks
+from .registry import Task, find_benchmark
+from .similarity import find_similarity_task, similarity
 from .similarity import result_path as similarity_path
 
 logger = logging.getLogger(__name__)
+COMPARISONS = RECIPES.parent / "comparisons"
 COMPARISON_FILE, TABLE_FILE = "comparison.json", "comparison.md"
 # Of the training section, what has to be equal for tokens and steps to be; of the data section everything does.
 EQUAL = ("max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps")
-ANALYSIS = (20, 16, 128)  # batches, documents of each, documents of the ledger: the defaults of scripts/analyze.py
 # Title -> method of the similarity result, of the run and of its random twin.
 FROZEN = {"cosine": "cosine, mean", "whitened": "cosine, mean whitened", "probe": "linear probe"}
 FROZEN_TWIN = {"whitened, twin": "cosine, mean whitened", "probe, twin": "linear probe"}
 DASH = "–"
+Comparison = str | os.PathLike | Sequence[str | os.PathLike]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +79,68 @@ MEASURES = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One of the recipes that are compared: a recipe, and what is changed in it."""
+
+    name: str
+    recipe: str | os.PathLike
+    fields: Mapping[str, Any]
+
+    def load(self, seed: int, folder: Path, fields: Mapping[str, Any]) -> Recipe:
+        """The recipe of a run with a seed, in a folder, with `fields` on top."""
+        own = {**self.fields, **fields, "seed": seed, "output_dir": str(folder)}
+        return dataclasses.replace(Recipe.load(self.recipe, **own), name=self.name)
+
+
+def find_variants(comparison: Comparison, only: Sequence[str] = ()) -> list[Variant]:
+    """What a comparison compares.
+
+    Args:
+        comparison: several names or paths of recipes; or the name of a comparison of the package, or the path of a
+            YAML file with `base`, the name of a recipe or of a file next to it, `variants`, name -> fields that it
+            changes, and `fields` that all have.
+        only: names of the variants to take; none: all.
+
+    Raises:
+        ValueError: an unknown comparison, recipe or variant; not such a file.
+        OSError: the file cannot be read.
+    """
+    if not isinstance(comparison, str | os.PathLike) and len(comparison) == 1:
+        (comparison,) = comparison
+    if not isinstance(comparison, str | os.PathLike):
+        return _among([Variant(find_recipe(each).stem, each, {}) for each in comparison], only)
+    name = os.fspath(comparison)
+    path = Path(name) if name.endswith((".yaml", ".yml")) else COMPARISONS / f"{name}.yaml"
+    if not path.is_file() or (path.parent != COMPARISONS and not name.endswith((".yaml", ".yml"))):
+        known = ", ".join(sorted(each.stem for each in COMPARISONS.glob("*.yaml")))
+        raise ValueError(f"Unknown comparison {name!r}. Available: {known}; or a .yaml file, or two recipes or more")
+    content = read_yaml(path)
+    if not isinstance(content, dict) or not {"base", "variants"} <= set(content) <= {"base", "fields", "variants"}:
+        raise ValueError(f"{path} must hold `base` and `variants`, and may hold `fields`; got {content!r}")
+    common, variants = content.get("fields") or {}, content["variants"]
+    parts = [common, *variants.values()] if isinstance(variants, dict) and variants else [variants or ""]
+    if not all(isinstance(each, dict | None) for each in parts):
+        raise ValueError(f"{path}: `variants` must map names to fields, and `fields` names to values")
+    base = str(content["base"])
+    recipe = inside(path.parent, base) if base.endswith((".yaml", ".yml")) else base
+    return _among([Variant(str(each), recipe, {**common, **(own or {})}) for each, own in variants.items()], only)
+
+
+def _check_fields(fields: Mapping[str, Any]) -> None:
+    for name, instead in (("seed", "seeds"), ("output_dir", "the output_dir of the comparison")):
+        if name in fields:
+            raise ValueError(f"{name} differs from run to run of a comparison; give {instead}")
+
+
+def _among(variants: list[Variant], only: Sequence[str]) -> list[Variant]:
+    names = [variant.name for variant in variants]
+    for name in only:
+        if name not in names:
+            raise ValueError(f"Unknown variant {name!r}. Available: {', '.join(names)}{did_you_mean(name, names)}")
+    return [variant for variant in variants if not only or variant.name in only]
+
+
 def check_comparable(recipes: Sequence[Recipe]) -> None:
     """ValueError that names the first field by which two recipes would not train on equal data for equal steps."""
     names = [recipe.name for recipe in recipes]
@@ -96,27 +161,29 @@ def _equal_fields(recipe: Recipe) -> dict[str, Any]:
 
 
 def compare(
-    recipe_of: Callable[[str, int, Path], Recipe],
-    names: Sequence[str],
-    seeds: Sequence[int],
-    output_dir: Path,
-    frozen: Sequence[str],
-    tasks: Sequence[str],
-    protocol: Protocol,
+    recipes: Comparison,
+    output_dir: str | os.PathLike,
+    *,
+    variants: Sequence[str] = (),
+    seeds: Sequence[int] = (42,),
+    frozen: Sequence[str | Task] = ("stsb",),
+    tasks: Sequence[str | Task] = ("stsb",),
+    protocol: Protocol | str = "bi_encoder",
+    **fields: Any,
 ) -> ComparisonResult:
-    """Train, analyse, score and fine-tune each recipe with each seed, and lay the figures side by side.
+    """Train, analyse, score and fine-tune each variant with each seed, and lay the figures side by side.
 
     A killed call, made again, goes on where it was: with the last checkpoint of a run, and with what is not measured
     yet. Runs lie in `output_dir/<recipe>/seed-<seed>` and are ordinary run folders.
 
     Args:
-        recipe_of: (name, seed, run folder) -> resolved recipe.
-        names: of the recipes.
-        seeds: of training, the same for all recipes.
+        recipes, variants: what to compare, as `find_variants` has it.
         output_dir: gets comparison.json and comparison.md.
-        frozen: similarity tasks, or task files, to score the frozen concepts on; may be empty.
-        tasks: benchmarks, or task files, to fine-tune on, by `protocol`; may be empty.
+        seeds: of training, the same for all.
+        frozen: similarity tasks to score the frozen concepts on; may be empty.
+        tasks: tasks to fine-tune on, by `protocol`; may be empty.
         protocol: of the fine-tuning.
+        fields: of the recipes, for all of them.
 
     Returns:
         What comparison.json holds: a row per recipe and seed with every figure, and means over seeds.
@@ -125,23 +192,29 @@ def compare(
         ValueError: recipes that are not comparable or unknown tasks, before anything is trained; whatever the steps
             raise.
     """
-    check_comparable([recipe_of(name, seeds[0], output_dir / name) for name in names])
+    output_dir = Path(output_dir)
+    protocol = Protocol.load(protocol) if isinstance(protocol, str) else protocol
+    chosen = find_variants(recipes, variants)
+    _check_fields(fields)
+    check_comparable([variant.load(seeds[0], output_dir / variant.name, fields) for variant in chosen])
     benchmarks = [find_benchmark(task) for task in tasks]
     similar = {find_similarity_task(task).name: task for task in frozen}
     tuned = [benchmark.name for benchmark in benchmarks]
     rows = []
     for seed in seeds:  # all recipes with the first seed first: a table after the first round
-        for name in names:
+        for variant in chosen:
+            name = variant.name
             folder = output_dir / name / f"seed-{seed}"
             logger.warning(f"comparing: {name}, seed {seed}, in {folder}")
-            _train(recipe_of, name, seed, folder)
+            recipe = variant.load(seed, folder, fields)
+            _train(recipe, folder)
             if not (folder / FILES["geometry"]).exists():
-                analyze(folder, recipe_of(name, seed, folder).data, *ANALYSIS)
+                analyze(folder, recipe.data)
             missing = [given for task, given in similar.items() if not similarity_path(folder, task).exists()]
-            similarity_tasks(str(folder), missing, folder)
+            similarity(str(folder), missing, folder)
             for benchmark in benchmarks:
                 if not result_path(folder, benchmark.name, protocol).exists():
-                    finetune(str(folder), benchmark, protocol, folder)
+                    finetune_task(str(folder), benchmark, protocol, folder)
             figures = _figures(folder, similar, tuned, protocol)
             rows.append(ComparisonRow(recipe=name, seed=seed, figures=figures))
             result = ComparisonResult(protocol=protocol.name, rows=rows, means=_means(rows))
@@ -152,25 +225,36 @@ def compare(
 
 
 def plan_comparison(
-    recipe_of: Callable[[str, int, Path], Recipe], names: Sequence[str], seeds: Sequence[int], output_dir: Path
+    recipes: Comparison,
+    output_dir: str | os.PathLike,
+    *,
+    variants: Sequence[str] = (),
+    seeds: Sequence[int] = (42,),
+    **fields: Any,
 ) -> dict[str, dict[str, Any]]:
-    """What the training of a comparison will cost, from a few steps of each recipe; nothing of them is kept.
+    """What the training of a comparison will cost, from a few steps of each variant; nothing of them is kept.
 
     Args as of `compare`.
 
     Returns:
-        Recipe -> what `plan_pretraining` returns, and `runs` and `hours_left` of the seeds that have not finished,
+        Variant -> what `plan_pretraining` returns, and `runs` and `hours_left` of the seeds that have not finished,
         those that were interrupted counted whole; no `hours_left` where only the size of the corpus decides the steps.
 
     Raises:
         ValueError: recipes that are not comparable; whatever `plan_pretraining` raises.
     """
-    check_comparable([recipe_of(name, seeds[0], output_dir / name) for name in names])
+    output_dir, chosen = Path(output_dir), find_variants(recipes, variants)
+    _check_fields(fields)
+    check_comparable([variant.load(seeds[0], output_dir / variant.name, fields) for variant in chosen])
     plans = {}
-    for name in names:
-        plan = plan_pretraining(recipe_of(name, seeds[0], output_dir / name / "plan"))
-        runs = sum(not (output_dir / name / f"seed-{seed}" / RESULT_FILE).exists() for seed in seeds)
-        plans[name] = {**plan, "runs": runs, "hours_left": None if plan["hours"] is None else runs * plan["hours"]}
+    for variant in chosen:
+        plan = plan_pretraining(variant.load(seeds[0], output_dir / variant.name / "plan", fields))
+        runs = sum(not (output_dir / variant.name / f"seed-{seed}" / RESULT_FILE).exists() for seed in seeds)
+        plans[variant.name] = {
+            **plan,
+            "runs": runs,
+            "hours_left": None if plan["hours"] is None else runs * plan["hours"],
+        }
     return plans
 
 
@@ -191,12 +275,9 @@ def format_plans(plans: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join([*lines, f"hours of training to come: {total}; evaluation, saving and all scoring come on top"])
 
 
-def _train(recipe_of: Callable[[str, int, Path], Recipe], name: str, seed: int, folder: Path) -> None:
+def _train(recipe: Recipe, folder: Path) -> None:
     if (folder / RESULT_FILE).exists():
         return
-    recipe = recipe_of(name, seed, folder)
-    if find_checkpoints(folder):
-        recipe.training.resume_from_checkpoint = "last"
     pretrain(recipe, monitor=monitor_concepts)
 
 

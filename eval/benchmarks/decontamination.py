@@ -1,21 +1,25 @@
 """Training corpora made of several sources and kept clean of the benchmarks they will be judged on."""
 
 import dataclasses
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, concatenate_datasets, load_dataset
+from datasets import Dataset, concatenate_datasets
 from sklearn.feature_extraction.text import HashingVectorizer
 
 from ...trainers.data.corpora import DataArguments, load_corpus
+from ...trainers.recipes import RECIPES, find_recipe
+from ...utils.files import check_new, disk_trouble_named, recorded_source, whole_folder
 from ...utils.progress import progress
 from ...utils.results import ContaminationResult, SourceFacts, SourceRow
 from ...utils.untrusted import read_yaml
-from .registry import Benchmark, find_benchmark, resolve_dataset_id
+from .registry import Task, find_benchmark, read_tables
 
+PLANS = RECIPES.parent / "corpora"
 TRAIN_FILE, CHECK_FILE = "train.parquet", "contamination.json"
 NEAR = 0.5  # resemblance from which two sentences count as the same
 CHUNK = 20_000  # sentences compared at a time
@@ -41,16 +45,20 @@ class CorpusPlan:
     """Which sources make a corpus, and which benchmarks it must not hold a sentence of."""
 
     sources: tuple[DataArguments, ...]
-    keep_clean_of: tuple[Benchmark, ...]
+    keep_clean_of: tuple[Task, ...]
 
 
-def load_plan(path: Path) -> CorpusPlan:
+def load_plan(name_or_path: str | os.PathLike) -> CorpusPlan:
     """Plan of a YAML file: `sources`, each a mapping of corpus flags of pretraining, and `keep_clean_of`, task names.
+
+    Args:
+        name_or_path: name in scripts/corpora, or a path that ends in .yaml.
 
     Raises:
         ValueError: not such a file, an unknown field or task, a value of the wrong kind, or sources of which some are
             pairs and some are not.
     """
+    path = find_recipe(name_or_path, PLANS)
     plan = read_yaml(path)
     if not isinstance(plan, dict) or set(plan) != {"sources", "keep_clean_of"} or not all(plan.values()):
         raise ValueError(f"{path} must hold `sources` and `keep_clean_of`, each with at least one entry")
@@ -76,11 +84,11 @@ def _source(path: Path, fields: Mapping[str, Any]) -> DataArguments:
     return DataArguments(**given, packing="truncated")
 
 
-def build_corpus(plan: CorpusPlan, output_dir: Path) -> ContaminationResult:
+def build_corpus(plan: CorpusPlan | str | os.PathLike, output_dir: str | os.PathLike) -> ContaminationResult:
     """Write the training rows of all sources that share no sentence with a benchmark's other splits.
 
     Args:
-        plan: from `load_plan`.
+        plan: from `load_plan`, or what that takes.
         output_dir: folder, new or empty, of train.parquet (columns `text` and, of pairs, `partner`) and
             contamination.json. Its name can be given as `dataset_name`.
 
@@ -90,8 +98,9 @@ def build_corpus(plan: CorpusPlan, output_dir: Path) -> ContaminationResult:
     Raises:
         ValueError: output_dir holds something; nothing is left of a source; whatever `load_corpus` raises.
     """
-    if output_dir.exists() and any(output_dir.iterdir()):
-        raise ValueError(f"{output_dir} is not empty; name a new folder")
+    plan = plan if isinstance(plan, CorpusPlan) else load_plan(plan)
+    output_dir = Path(output_dir)
+    check_new(output_dir)
     held_out = {row.name: held_out_sentences(row) for row in plan.keep_clean_of}
     index = SentenceIndex(sentence for sentences in held_out.values() for sentence in sentences)
     kept, rows = [], []
@@ -103,23 +112,26 @@ def build_corpus(plan: CorpusPlan, output_dir: Path) -> ContaminationResult:
             raise ValueError(f"every row of {source.dataset_name!r} matches a benchmark; leave the source out")
         kept.append(clean)
         named = {name: value for name, value in dataclasses.asdict(source).items() if name in SOURCE_FIELDS}
+        named["dataset_name"] = recorded_source(source.dataset_name)
         counts = {"rows": len(corpus), "exact": int(exact.sum()), "near": int((near & ~exact).sum())}
         rows.append(SourceRow(source=SourceFacts(**named), **counts, kept=len(clean)))
-    output_dir.mkdir(parents=True, exist_ok=True)
-    concatenate_datasets(kept).to_parquet(output_dir / TRAIN_FILE)
     sentences = {name: len(found) for name, found in held_out.items()}
     result = ContaminationResult(rule=RULE, benchmark_sentences=sentences, sources=rows)
-    result.save(output_dir / CHECK_FILE)
+    with disk_trouble_named(output_dir), whole_folder(output_dir) as staged:
+        concatenate_datasets(kept).to_parquet(staged / TRAIN_FILE)
+        result.save(staged / CHECK_FILE)
     result.folder = output_dir
     return result
 
 
-def held_out_sentences(benchmark: Benchmark) -> list[str]:
-    """Every text of a benchmark outside its training split, labelled or not."""
-    splits = load_dataset(resolve_dataset_id(benchmark.dataset_id), benchmark.config)
-    others = [name for name in splits if name != benchmark.train_split]
-    columns = benchmark.sentence_columns
-    return sorted({text for name in others for column in columns for text in splits[name][column]})
+def held_out_sentences(benchmark: Task) -> list[str]:
+    """Every text of a benchmark outside its training split, labelled or not; ValueError as `open_tables`."""
+    found: set[str] = set()
+    for name, table in read_tables(benchmark, benchmark.config).items():
+        for column in benchmark.sentence_columns if name != benchmark.train_split else ():
+            table.check_texts(column, f"Task {benchmark.name}: sentence column")
+            found.update(text for text in table.rows[column] if text is not None)
+    return sorted(found)
 
 
 def format_contamination(result: ContaminationResult) -> str:

@@ -12,15 +12,16 @@ import torch
 import transformers
 
 from ...utils.command_line import say
+from ...utils.files import recorded_source
 from ...utils.progress import progress
 from ...utils.results import BagCell, ControlFacts, Environment, FinetuneResult, PredictionsResult, TaskScore
-from ..loading.checkpoints import check_checkpoint, checkpoint_folder, load_tokenizer, random_twin
+from ..loading.checkpoints import check_checkpoint, checkpoint_folder, load_tokenizer, random_twin, results_folder
 from ..metrics.benchmark_score import benchmark_score
 from ..metrics.chance import judge
 from ..metrics.intervals import bootstrap_intervals, control_scores, mean_scores, paired_bootstrap
 from .baselines import bag_of_tokens, published_scores
 from .protocols import OVERRIDABLE, Protocol
-from .registry import Benchmark, chance_level, find_benchmark
+from .registry import Task, chance_level, find_benchmark
 from .tuning import Cells, PreparedTask, Tuned, count_cells, prepare_task, run_protocol
 
 RESULT_FOLDER = "finetune"
@@ -47,17 +48,23 @@ def cells_folder(output_dir: str | os.PathLike, task: str, protocol: Protocol) -
     return path.parent / path.stem
 
 
-def finetune_tasks(
+def finetune(
     checkpoint: str,
-    tasks: Sequence[str],
-    protocol: Protocol,
-    output_dir: str | os.PathLike,
+    tasks: Sequence[str | Task],
+    protocol: Protocol | str,
+    output_dir: str | os.PathLike | None = None,
     *,
     overwrite: bool = False,
     save_model: bool = False,
 ) -> list[FinetuneResult]:
-    """`finetune` on each task in turn, after checking everything that needs no training. Results in the same order."""
-    benchmarks = [find_benchmark(task) for task in dict.fromkeys(tasks)]
+    """`finetune_task` on each task in turn, after checking everything that needs no training.
+
+    Returns:
+        The results in the order of the tasks.
+    """
+    output_dir = results_folder(checkpoint, output_dir)
+    protocol = Protocol.load(protocol) if isinstance(protocol, str) else protocol
+    benchmarks = list({row.name: row for row in map(find_benchmark, tasks)}.values())
     for benchmark in benchmarks:
         _refuse_existing(output_dir, benchmark.name, protocol, overwrite)
     check_checkpoint(checkpoint_folder(checkpoint))
@@ -65,13 +72,13 @@ def finetune_tasks(
     for i, benchmark in enumerate(benchmarks, start=1):
         say(f"[{i}/{len(benchmarks)}] {benchmark.name}, protocol {protocol.name}")
         options = {"overwrite": overwrite, "save_model": save_model}
-        results.append(finetune(checkpoint, benchmark, protocol, output_dir, **options))
+        results.append(finetune_task(checkpoint, benchmark, protocol, output_dir, **options))
     return results
 
 
-def finetune(
+def finetune_task(
     checkpoint: str,
-    benchmark: Benchmark,
+    benchmark: Task,
     protocol: Protocol,
     output_dir: str | os.PathLike,
     *,
@@ -124,7 +131,7 @@ def finetune(
     return result
 
 
-def at_chance(benchmark: Benchmark, predictions: Sequence[Sequence[float]], labels: np.ndarray) -> dict[str, bool]:
+def at_chance(benchmark: Task, predictions: Sequence[Sequence[float]], labels: np.ndarray) -> dict[str, bool]:
     """Which scores cannot be told from those of a constant prediction, scored on the same examples.
 
     Args:
@@ -173,7 +180,11 @@ def _result(task: PreparedTask, own: Tuned, bag: BagCell, twin: Tuned) -> tuple[
         steps=first.steps,
         padding_share=first.padding_share,
         seconds=round(sum(run.seconds for run in own.runs), 3),
-        dataset={"id": benchmark.dataset_id, "config": benchmark.config, "licence": benchmark.licence},
+        dataset={
+            "id": recorded_source(benchmark.dataset_id),
+            "config": benchmark.config,
+            "licence": benchmark.licence,
+        },
         head=first.head,
         newly_initialized=first.newly_initialized,
         dropped=first.dropped,
@@ -203,7 +214,7 @@ def _result(task: PreparedTask, own: Tuned, bag: BagCell, twin: Tuned) -> tuple[
 
 
 def _scores(
-    benchmark: Benchmark, own: Tuned, by_control: dict[str, list[list[float]]], labels: np.ndarray
+    benchmark: Task, own: Tuned, by_control: dict[str, list[list[float]]], labels: np.ndarray
 ) -> dict[str, TaskScore]:
     """Every metric of the run, against chance and controls."""
     name, predictions = benchmark.scored_as, [run.predictions for run in own.runs]

@@ -1,17 +1,16 @@
 """Named fine-tuning protocols: everything of a fine-tuning run but the checkpoint and the task, as data."""
 
 import dataclasses
-from argparse import SUPPRESS, Action, ArgumentError
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin
 
 from transformers import SchedulerType
-from transformers.hf_argparser import string_to_bool
 
-from ...utils.command_line import Parser
+from ...utils.fields import annotations, typed, words_to_fields
 
-Comparison = Literal["joint", "apart"]
+Comparison = Literal["cross_encoder", "bi_encoder"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +44,9 @@ class Protocol:
     max_grad_norm: float
     bf16: bool
     """automatic mixed precision"""
-    comparison: Comparison = "joint"
-    """how the sentences of a pair meet. joint: as one text, `A [SEP] B`; apart: each is encoded alone, a regression is
-    fitted by the cosine of the two and classes by a linear layer on `[a; b; |a - b|; a * b]`"""
+    comparison: Comparison = "cross_encoder"
+    """how the sentences of a pair meet. cross_encoder: as one text, `A [SEP] B`; bi_encoder: each is encoded alone, a
+    regression is fitted by the cosine of the two and classes by a linear layer on `[a; b; |a - b|; a * b]`"""
 
     def __post_init__(self):
         for name in ("learning_rates", "batch_sizes", "seeds"):
@@ -83,6 +82,22 @@ class Protocol:
                 "is 0; give one setting, or a selection_size such as 0.1"
             )
 
+    @classmethod
+    def load(cls, name: str, **fields: Any) -> "Protocol":
+        """A protocol by its name in `PROTOCOLS`, or by the name that a result of an overridden one bears.
+
+        `fields` take the place of its own; ValueError that lists them for an unknown one, and as `override`.
+        """
+        own, *changes = re.split(r"\+(?=\w+=)", name)
+        if own not in PROTOCOLS:
+            raise ValueError(f"Unknown protocol {own!r}. Available: {', '.join(PROTOCOLS)}")
+        written = {field: _read(field, text) for field, _, text in (change.partition("=") for change in changes)}
+        try:
+            protocol = PROTOCOLS[own].override(**written)
+        except ValueError as error:
+            raise ValueError(f"protocol {name!r}: {error}") from None
+        return protocol.override(**fields)
+
     @property
     def grid(self) -> list[tuple[float, int]]:
         """Every (learning rate, batch size) to select from."""
@@ -101,7 +116,8 @@ class Protocol:
         unknown = [name for name in changes if name not in OVERRIDABLE]
         if unknown:
             raise ValueError(f"Unknown protocol field {unknown[0]!r}. Available: {', '.join(OVERRIDABLE)}")
-        own, *before = self.name.split("+")
+        changes = {name: typed(name, value, _ANNOTATIONS[name]) for name, value in changes.items()}
+        own, *before = re.split(r"\+(?=\w+=)", self.name)
         said = {part.partition("=")[0]: part for part in before}
         said |= {key: f"{key}={_listed(value)}" for key, value in changes.items()}
         name = "+".join([own, *(said[key] for key in OVERRIDABLE if key in said)])
@@ -114,7 +130,16 @@ def _listed(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
+def _read(field: str, text: str) -> Any:
+    """The inverse of `_listed`."""
+    kind = _ANNOTATIONS.get(field)
+    if kind is not None and get_origin(kind) is tuple:
+        return tuple(text.split(","))
+    return None if text == "None" else text
+
+
 OVERRIDABLE = tuple(f.name for f in dataclasses.fields(Protocol) if f.name not in ("name", "epochs_by_task"))
+_ANNOTATIONS = {name: kind for name, kind in annotations(Protocol).items() if name in OVERRIDABLE}
 
 # Learning rate, batch size and the epochs of five tasks as published with the reference run; the other fields are
 # those of its public evaluation script, which also ran in bf16 and kept the best epoch on validation: not done here.
@@ -157,7 +182,7 @@ PROTOCOLS: dict[str, Protocol] = {
         **_COMMON,
     ),
     "tuned": Protocol(name="tuned", **_TUNED),
-    "apart": Protocol(name="apart", comparison="apart", **_TUNED),
+    "bi_encoder": Protocol(name="bi_encoder", comparison="bi_encoder", **_TUNED),
     "quick": Protocol(
         name="quick",
         learning_rates=(1e-3,),
@@ -172,47 +197,13 @@ PROTOCOLS: dict[str, Protocol] = {
 }
 
 
-def find_protocol(name: str) -> Protocol:
-    """Protocol by name, also by one that `override` has made; ValueError that lists them for an unknown one."""
-    own, *changes = name.split("+")
-    if own not in PROTOCOLS:
-        raise ValueError(f"Unknown protocol {own!r}. Available: {', '.join(PROTOCOLS)}")
-    words = []
-    for change in changes:
-        field, _, values = change.partition("=")
-        if field not in OVERRIDABLE:
-            raise ValueError(f"Unknown protocol field {field!r} in {name!r}. Available: {', '.join(OVERRIDABLE)}")
-        words += [f"--{field}", *values.split(",")]
-    parser = protocol_parser("")
-    parser.exit_on_error = False
-    try:
-        return PROTOCOLS[own].override(**vars(parser.parse_args(words)))
-    except ArgumentError as error:
-        raise ValueError(f"protocol {name!r}: {error}") from error
+def fields_from_words(words: Sequence[str]) -> dict[str, Any]:
+    """Typed fields of command-line words, as `Protocol.load` takes them; see `words_to_fields`."""
+    return words_to_fields(words, _ANNOTATIONS)
 
 
-def protocol_parser(prog: str) -> Parser:
-    """Parser of the fields that can be overridden, as `--field value`; what is not given is not in the namespace."""
-    parser = Parser(prog=prog, argument_default=SUPPRESS)
-    for each in dataclasses.fields(Protocol):
-        if each.name not in OVERRIDABLE:
-            continue
-        values = ", ".join(f"{name} {_listed(getattr(own, each.name))}" for name, own in PROTOCOLS.items())
-        options: dict[str, Any] = {"help": values}
-        if each.type is bool:
-            options["type"] = string_to_bool
-        elif get_origin(each.type) is Literal:
-            options["choices"] = get_args(each.type)
-        else:  # of `tuple[float, ...]` and `int | None` the first
-            options["type"] = (get_args(each.type) or (each.type,))[0]
-        if get_origin(each.type) is tuple:
-            options |= {"nargs": "+", "action": _Values}
-        parser.add_argument(f"--{each.name}", **options)
-    return parser
-
-
-class _Values(Action):
-    """Several values, as the tuple that a protocol holds."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        setattr(namespace, self.dest, tuple(values))
+def fields_help() -> str:
+    """A line per field that can be replaced: its value in each protocol."""
+    rows = {name: ((own.name, getattr(own, name)) for own in PROTOCOLS.values()) for name in OVERRIDABLE}
+    lines = [f"  --{name}  {', '.join(f'{own} {_listed(value)}' for own, value in row)}" for name, row in rows.items()]
+    return "\n".join(lines)

@@ -2,25 +2,21 @@
 
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote
 
 import numpy as np
-from datasets import Dataset, DatasetDict, Value, load_dataset
-from datasets.data_files import EmptyDatasetError
-from huggingface_hub import HfApi
-from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+from datasets import ClassLabel, Dataset, DatasetDict, Value
 
-from ...trainers.data.corpora import MICROWORLD
+from ...trainers.data.corpora import MICROWORLD, in_memory_name
 from ...trainers.data.microworld import microworld_task
+from ...trainers.data.tables import Table, check_varied, open_tables, resolve_dataset_id
 from ...utils.untrusted import read_yaml
 from ..metrics.benchmark_score import TASK_METRICS
 
 MICROWORLD_SIZES = {"train": 4000, "validation": 1000}
-PARQUET_REVISION = "refs/convert/parquet"  # branch on which the Hub exports every dataset
-UNLABELLED = -1  # what GLUE writes where the labels are hidden
+NAME = r"[a-z][a-z0-9_]*"  # of a task, and so of its files
 
 CHANCE_RULES = {
     "accuracy": "majority class",
@@ -32,14 +28,23 @@ CHANCE_RULES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Benchmark:
-    """One task: where its data is, what its columns mean, how it is scored."""
+class Task:
+    """One task: where its data is, what its columns mean, how it is scored.
+
+        Task(name="mine", data=splits, sentence_columns=("text",), num_labels=4, like="mnli_matched")
+
+    Raises:
+        ValueError: a name that cannot be a file's, no data or two sources of them, no metrics, a kind of label that
+            the metrics cannot score.
+    """
 
     name: str
     """key in `BENCHMARKS`, and in `TASK_METRICS` unless it is `like` another"""
-    dataset_id: str
+    dataset_id: str = ""
     """Hub id (an old one-word id is resolved), local folder, or "microworld" for the embedded tasks"""
-    config: str | None
+    data: DatasetDict | None = field(default=None, repr=False, compare=False)
+    """the splits themselves, in memory, in place of `dataset_id`, which then says their digest"""
+    config: str | None = None
     """dataset configuration; None where the dataset has one only"""
     train_split: str = "train"
     validation_split: str = "validation"
@@ -55,14 +60,46 @@ class Benchmark:
     """direction of the primary metric"""
     head: str = "ConceptEncoderForSequenceClassificationPerceiver"
     """model class that is fine-tuned"""
-    licence: str
+    licence: str = "not stated"
     notes: str = ""
     like: str | None = None
     """the task whose metrics a user's own one has"""
 
     def __post_init__(self):
+        if not re.fullmatch(NAME, self.name):
+            raise ValueError(f"a task's name must be small letters, digits and _, got {self.name!r}")
+        if self.data is not None and self.dataset_id in ("", in_memory_name(self.data)):
+            object.__setattr__(self, "dataset_id", in_memory_name(self.data))
+        elif self.data is not None or not self.dataset_id:
+            raise ValueError(f"Task {self.name} needs either data or a dataset_id, got {self.dataset_id or 'neither'}")
         if self.scored_as not in TASK_METRICS:
-            raise ValueError(f"Task {self.scored_as!r} has no metrics. Tasks with metrics: {', '.join(TASK_METRICS)}")
+            raise ValueError(
+                f"Task {self.scored_as!r} has no metrics. Tasks with metrics: {', '.join(TASK_METRICS)}; name one of "
+                "them as `like`"
+            )
+        used = [*self.sentence_columns, self.label_column]
+        twice = sorted(column for column in set(used) if used.count(column) > 1)
+        if twice:
+            raise ValueError(
+                f"Task {self.name} uses column {twice[0]!r} twice; sentence_columns and label_column must differ"
+            )
+        for split in (self.train_split, self.validation_split):
+            if not re.fullmatch(r"\w+(\.\w+)*", split):
+                raise ValueError(
+                    f"Task {self.name}: a split must be a whole one, such as train or validation, got {split!r}"
+                )
+        if self.train_split == self.validation_split and self.validation_config in (None, self.config):
+            raise ValueError(
+                f"Task {self.name}: train_split and validation_split are both {self.train_split!r}: the score would "
+                "be of rows that were trained on; name another split"
+            )
+        is_graded = "pearson" in self.metrics
+        if is_graded != (self.problem_type == "regression") or (is_graded and self.num_labels != 1):
+            needed = "regression and num_labels 1" if is_graded else "single_label_classification"
+            raise ValueError(
+                f"Task {self.name} is scored by {', '.join(self.metrics)}, which needs problem_type {needed}, got "
+                f"{self.problem_type} and {self.num_labels}"
+            )
 
     @property
     def scored_as(self) -> str:
@@ -86,11 +123,11 @@ class Benchmark:
         return "; ".join(f"{metric}: {rule}" for metric, rule in rules.items())
 
 
-def _glue(name: str, licence: str, config: str | None = None, **fields) -> Benchmark:
-    return Benchmark(name=name, dataset_id="nyu-mll/glue", config=config or name, licence=licence, **fields)
+def _glue(name: str, licence: str, config: str | None = None, **fields) -> Task:
+    return Task(name=name, dataset_id="nyu-mll/glue", config=config or name, licence=licence, **fields)
 
 
-def _mnli(name: str) -> Benchmark:
+def _mnli(name: str) -> Task:
     return _glue(
         name,
         "OANC and others",
@@ -102,20 +139,16 @@ def _mnli(name: str) -> Benchmark:
     )
 
 
-def _sick(name: str, **fields) -> Benchmark:
+def _sick(name: str, **fields) -> Task:
     columns = ("sentence_A", "sentence_B")
     licence = "CC BY-NC-SA 3.0"
-    return Benchmark(
-        name=name, dataset_id="RobZamp/sick", config=None, sentence_columns=columns, licence=licence, **fields
-    )
+    return Task(name=name, dataset_id="RobZamp/sick", config=None, sentence_columns=columns, licence=licence, **fields)
 
 
-def _microworld(task: str, **fields) -> Benchmark:
+def _microworld(task: str, **fields) -> Task:
     notes = f"embedded, generated: {MICROWORLD_SIZES['train']} train, {MICROWORLD_SIZES['validation']} validation"
     licence = "Apache-2.0"
-    return Benchmark(
-        name=f"microworld_{task}", dataset_id=MICROWORLD, config=task, licence=licence, notes=notes, **fields
-    )
+    return Task(name=f"microworld_{task}", dataset_id=MICROWORLD, config=task, licence=licence, notes=notes, **fields)
 
 
 _REGRESSION: dict[str, Any] = {"problem_type": "regression", "num_labels": 1}
@@ -130,7 +163,7 @@ _ROWS = (
     _mnli("mnli_mismatched"),
     _glue("qnli", "CC BY-SA 4.0", sentence_columns=("question", "sentence")),
     _glue("wnli", "research", notes="validation is adversarial to train: below-chance scores are common"),
-    Benchmark(
+    Task(
         name="paws",
         dataset_id="google-research-datasets/paws",
         config="labeled_final",
@@ -143,14 +176,15 @@ _ROWS = (
     _microworld("paraphrase"),
     _microworld("entailment", num_labels=3),
 )
-BENCHMARKS: dict[str, Benchmark] = {row.name: row for row in _ROWS}
+BENCHMARKS: dict[str, Task] = {row.name: row for row in _ROWS}
 
 
-def find_benchmark(name: str, among: Collection[str] = BENCHMARKS, what: str = "task") -> Benchmark:
-    """Row of the registry, or of a task file.
+def find_benchmark(name: str | Task, among: Collection[str] = BENCHMARKS, what: str = "task") -> Task:
+    """Row of the registry, or of a task file, or a task of the caller's own.
 
     Args:
-        name: of one of `among`, or path of a .yaml file with a task that is like one of them.
+        name: of one of `among`, or path of a .yaml file with a task that is like one of them, or a task scored like
+            one of them.
         among: names in `BENCHMARKS`.
         what: they are, for the message.
 
@@ -158,6 +192,10 @@ def find_benchmark(name: str, among: Collection[str] = BENCHMARKS, what: str = "
         ValueError: an unknown name, the message lists them; a task file that `own_benchmark` refuses.
         OSError: the file cannot be read.
     """
+    if isinstance(name, Task):
+        if name.scored_as not in among:
+            raise ValueError(f"Task {name.name} is scored like {name.scored_as}, no {what}: {', '.join(among)}")
+        return name
     if name.endswith(".yaml"):
         return own_benchmark(Path(name), among)
     if name not in among:
@@ -165,7 +203,7 @@ def find_benchmark(name: str, among: Collection[str] = BENCHMARKS, what: str = "
     return BENCHMARKS[name]
 
 
-def own_benchmark(path: Path, among: Collection[str] = BENCHMARKS) -> Benchmark:
+def own_benchmark(path: Path, among: Collection[str] = BENCHMARKS) -> Task:
     """The task that a YAML file describes, named as the file is.
 
     Fields: `like`, a task of `among` whose metrics and kind of label it has; `dataset_id`, a Hub id or a folder with
@@ -183,13 +221,13 @@ def own_benchmark(path: Path, among: Collection[str] = BENCHMARKS) -> Benchmark:
     required = ("like", "dataset_id", "sentence_columns")
     if not isinstance(given, dict) or not set(required) <= set(given) <= set(legal):
         raise ValueError(f"{path} must hold {', '.join(required)}, and may hold {', '.join(legal)}; got {given!r}")
-    for field in texts:
-        if not isinstance(given.get(field, ""), str):
-            raise ValueError(f"{path}: {field} must be a text, got {given[field]!r}")
+    for name in texts:
+        if not isinstance(given.get(name, ""), str):
+            raise ValueError(f"{path}: {name} must be a text, got {given[name]!r}")
     columns = given["sentence_columns"]
     if not isinstance(columns, list) or len(columns) not in (1, 2) or not all(isinstance(c, str) for c in columns):
         raise ValueError(f"{path}: sentence_columns must list one column or two, got {columns!r}")
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", path.stem) or path.stem in BENCHMARKS:
+    if not re.fullmatch(NAME, path.stem) or path.stem in BENCHMARKS:
         raise ValueError(
             f"{path}: its name without .yaml is the task's; take small letters, digits and _, and none of "
             f"{', '.join(BENCHMARKS)}"
@@ -203,13 +241,17 @@ def own_benchmark(path: Path, among: Collection[str] = BENCHMARKS) -> Benchmark:
             f"{path}: num_labels can be set where accuracy is the only metric, such as like: mnli_matched; "
             f"{like.name} has {', '.join(like.metrics)}"
         )
-    if type(num_labels) is not int or num_labels < 1:
-        raise ValueError(f"{path}: num_labels must be a whole number of classes, got {num_labels!r}")
+    least = min(like.num_labels, 2)
+    if type(num_labels) is not int or num_labels < least:
+        raise ValueError(f"{path}: num_labels must be a whole number of classes, at least {least}, got {num_labels!r}")
     fields = {"config": None, **given, "sentence_columns": tuple(columns), "num_labels": num_labels}
-    return Benchmark(name=path.stem, problem_type=like.problem_type, licence="the user's own data", **fields)
+    try:
+        return Task(name=path.stem, problem_type=like.problem_type, licence="the user's own data", **fields)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
-def load_benchmark(benchmark: str | Benchmark, splits: Sequence[str] = ("train", "validation")) -> DatasetDict:
+def load_benchmark(benchmark: str | Task, splits: Sequence[str] = ("train", "validation")) -> DatasetDict:
     """Data of a task in one normal form, every row of it labelled.
 
     Args:
@@ -226,24 +268,53 @@ def load_benchmark(benchmark: str | Benchmark, splits: Sequence[str] = ("train",
         ConnectionError, FileNotFoundError: as `datasets` raises them when the Hub or the dataset cannot be reached.
     """
     row = find_benchmark(benchmark) if isinstance(benchmark, str) else benchmark
-    sources = {
-        "train": (row.config, row.train_split),
-        "validation": (row.validation_config or row.config, row.validation_split),
-    }
-    unknown = [split for split in splits if split not in sources]
+    configs = {"train": row.config, "validation": row.validation_config or row.config}
+    names = {"train": row.train_split, "validation": row.validation_split}
+    unknown = [split for split in splits if split not in names]
     if unknown:
-        raise ValueError(f"Unknown split {unknown[0]!r} of task {row.name}. Available: {', '.join(sources)}")
+        raise ValueError(f"Unknown split {unknown[0]!r} of task {row.name}. Available: {', '.join(names)}")
+    opened = {config: read_tables(row, config) for config in dict.fromkeys(configs[split] for split in splits)}
     loaded = {}
     for split in splits:
-        if row.dataset_id == MICROWORLD:
-            dataset = microworld_task(str(row.config), split, MICROWORLD_SIZES[split])
-        else:
-            dataset = _load_split(row, *sources[split])
-        loaded[split] = _normalised(dataset, row, split)
+        tables, name = opened[configs[split]], names[split]
+        where = f"Task {row.name}, split {name}"
+        if name not in tables:
+            found = ", ".join(sorted(tables))
+            source = f"{row.dataset_id} (config {configs[split]})"
+            raise ValueError(f"{where}: there is no such split in {source}. Splits: {found}")
+        try:
+            with tables[name].origin.naming():
+                loaded[split] = _normalised(tables[name], row)
+            if split == "train":
+                check_varied(loaded[split]["label"])
+                if row.num_labels > len(loaded[split]):
+                    raise ValueError(f"num_labels is {row.num_labels}, and there are only {len(loaded[split])} rows")
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+    if row.like is not None and len(loaded) == 2:
+        rows = {split: set(zip(*table.to_dict().values(), strict=True)) for split, table in loaded.items()}
+        if rows["validation"] <= rows["train"]:
+            raise ValueError(
+                f"Task {row.name}: every row of {row.validation_split} is in {row.train_split} too, so that it would "
+                "score what was learned by heart; give other rows"
+            )
     return DatasetDict(loaded)
 
 
-def chance_level(benchmark: Benchmark, labels: Sequence[float] | np.ndarray) -> tuple[dict[str, float], str]:
+def read_tables(row: Task, config: str | None) -> dict[str, Table]:
+    """Every split of a task's data; ValueError and OSError as `open_tables`."""
+    if row.data is not None:
+        return open_tables(row.data)
+    if row.dataset_id == MICROWORLD:
+        tables = {split: microworld_task(str(config), split, size) for split, size in MICROWORLD_SIZES.items()}
+        return open_tables(tables)
+    try:
+        return open_tables(resolve_dataset_id(row.dataset_id), config, field="dataset_id")
+    except ValueError as error:
+        raise ValueError(f"Task {row.name}: cannot load {row.dataset_id} (config {config}): {error}") from error
+
+
+def chance_level(benchmark: Task, labels: Sequence[float] | np.ndarray) -> tuple[dict[str, float], str]:
     """Score of a model that has learned nothing but the label distribution of the split it is scored on.
 
     Args:
@@ -271,79 +342,16 @@ def chance_level(benchmark: Benchmark, labels: Sequence[float] | np.ndarray) -> 
     return levels, benchmark.chance_rule
 
 
-def resolve_dataset_id(dataset_id: str) -> str:
-    """Canonical `owner/name` of an old one-word Hub id, which `datasets` refuses; others and folders unchanged."""
-    if "/" in dataset_id or Path(dataset_id).is_dir():
-        return dataset_id
-    try:
-        return HfApi().dataset_info(dataset_id).id
-    except RepositoryNotFoundError as error:
-        raise ValueError(f"Unknown dataset {dataset_id!r}: give a Hub id as owner/name, or a local folder") from error
-
-
-def _load_split(row: Benchmark, config: str | None, split: str) -> Dataset:
-    dataset_id = resolve_dataset_id(row.dataset_id)
-    try:
-        return load_dataset(dataset_id, config, split=split)
-    except EmptyDatasetError:
-        reason = "no data files"
-    except RuntimeError as error:
-        # datasets has no class of its own for this.
-        if "Dataset scripts are no longer supported" not in str(error):
-            raise
-        reason = "a loading script, which datasets no longer runs"
-    except ValueError as error:
-        raise ValueError(
-            f"Task {row.name}: cannot load {dataset_id} (config {config}, split {split}): {error}"
-        ) from error
-    if Path(dataset_id).is_dir():
-        raise ValueError(f"Task {row.name}: {dataset_id} holds {reason}; put <config>/<split>*.parquet files there")
-    folder = f"{config or 'default'}/{split}"
-    try:
-        tree = HfApi().list_repo_tree(dataset_id, folder, revision=PARQUET_REVISION, repo_type="dataset")
-        files = [entry.path for entry in tree if entry.path.endswith(".parquet")]
-    except (RevisionNotFoundError, EntryNotFoundError) as error:
-        raise ValueError(
-            f"Task {row.name}: {dataset_id} holds {reason}, and {PARQUET_REVISION} has no {folder} to use instead"
-        ) from error
-    # Not load_dataset(dataset_id, revision=...): that caches under the id, and datasets would answer the next call
-    # for the id itself from there.
-    root = f"hf://datasets/{dataset_id}@{quote(PARQUET_REVISION, safe='')}"
-    return load_dataset("parquet", data_files={split: [f"{root}/{file}" for file in files]}, split=split)
-
-
-def _normalised(dataset: Dataset, row: Benchmark, split: str) -> Dataset:
-    where = f"Task {row.name}, split {split}"
-    names = [f"sentence{i}" for i in range(1, len(row.sentence_columns) + 1)]
-    columns = dict(zip((*row.sentence_columns, row.label_column), (*names, "label"), strict=True))
-    missing = [column for column in columns if column not in dataset.column_names]
-    if missing:
-        raise ValueError(f"{where}: no column {missing[0]!r}. Columns: {', '.join(dataset.column_names)}")
-    if len(dataset) == 0:
-        raise ValueError(f"{where}: no rows")
-    dataset = dataset.select_columns(list(columns))
-    dataset = dataset.rename_columns({old: new for old, new in columns.items() if old != new})
-    rows = dataset[:]
-    for name in names:
-        without = sum(sentence is None for sentence in rows[name])
-        if without:
-            raise ValueError(f"{where}: {without} of {len(dataset)} rows have no {name}")
-    _check_labels(rows["label"], row, where)
-    if row.problem_type == "regression":
-        dataset = dataset.cast_column("label", Value("float32"))
-    return dataset
-
-
-def _check_labels(labels: list, row: Benchmark, where: str) -> None:
-    unlabelled = sum(label is None or label == UNLABELLED or label != label for label in labels)  # NaN is not itself
-    if unlabelled:
-        raise ValueError(
-            f"{where}: {unlabelled} of {len(labels)} rows have no label (null or {UNLABELLED}); "
-            "test splits hide theirs, use a labelled split"
-        )
-    if row.problem_type == "regression":
-        return
-    legal = set(range(row.num_labels))
-    illegal = sorted({str(label) for label in labels if label not in legal})
-    if illegal:
-        raise ValueError(f"{where}: labels must be class ids 0 to {row.num_labels - 1}, got {', '.join(illegal[:5])}")
+def _normalised(table: Table, row: Task) -> Dataset:
+    """Columns `sentence1`, `sentence2` of pairs, and `label`; ValueError as `load_benchmark`."""
+    columns = {column: f"sentence{i}" for i, column in enumerate(row.sentence_columns, start=1)}
+    for column in columns:
+        table.check_texts(column, "sentence column", null=False)
+    regression = row.problem_type == "regression"
+    labels = table.labels(row.label_column, None if regression else row.num_labels)
+    if regression:
+        check_varied(labels)
+    assert isinstance(table.rows, Dataset)
+    kind = table.rows.features[row.label_column]
+    kind = kind if isinstance(kind, ClassLabel) else Value(str(labels.dtype))
+    return table.rows.select_columns(list(columns)).rename_columns(columns).add_column("label", labels, feature=kind)

@@ -25,11 +25,12 @@ from ..loading.checkpoints import (
     load_tokenizer,
     longest_text,
     random_twin,
+    results_folder,
     weights_digest,
 )
 from ..metrics.benchmark_score import benchmark_score
 from ..metrics.intervals import bootstrap_intervals, control_scores
-from .registry import Benchmark, find_benchmark, load_benchmark
+from .registry import Task, find_benchmark, load_benchmark
 
 RESULT_FOLDER = "similarity"
 SIMILARITY_TASKS = ("stsb", "sick_relatedness", "microworld_similarity")
@@ -68,15 +69,15 @@ def result_path(output_dir: str | os.PathLike, task: str) -> Path:
     return Path(output_dir) / RESULT_FOLDER / f"{task}.json"
 
 
-def find_similarity_task(name: str) -> Benchmark:
-    """Row of one of `SIMILARITY_TASKS`, or of a task file that is like one; errors as `find_benchmark`."""
+def find_similarity_task(name: str | Task) -> Task:
+    """Row of one of `SIMILARITY_TASKS`, or a task, or a task file, that is like one; errors as `find_benchmark`."""
     return find_benchmark(name, SIMILARITY_TASKS, "similarity task")
 
 
-def similarity_tasks(
+def similarity(
     checkpoint: str,
-    tasks: Sequence[str],
-    output_dir: str | os.PathLike,
+    tasks: Sequence[str | Task],
+    output_dir: str | os.PathLike | None = None,
     *,
     max_length: int = 128,
     max_train_examples: int | None = None,
@@ -89,8 +90,8 @@ def similarity_tasks(
 
     Args:
         checkpoint: folder or Hub id of a pretrained concept encoder, with its tokenizer.
-        tasks: names in `SIMILARITY_TASKS`, or task files.
-        output_dir: run folder; the untrained twin is kept in `random_init/` there.
+        tasks: names in `SIMILARITY_TASKS`, task files, or tasks.
+        output_dir: run folder, None for the checkpoint's own; the untrained twin is kept in `random_init/` there.
         max_length: tokens per sentence, special tokens included; bounded by the encoder's learned positions.
         max_train_examples: training pairs used, drawn at random; None: all.
         overwrite: replace existing results.
@@ -108,7 +109,8 @@ def similarity_tasks(
         raise ValueError(f"max_length must be at least 3, got {max_length}")
     if max_train_examples is not None and max_train_examples < 20:
         raise ValueError(f"max_train_examples must be at least 20, got {max_train_examples}")
-    benchmarks = [find_similarity_task(task) for task in dict.fromkeys(tasks)]
+    output_dir = results_folder(checkpoint, output_dir)
+    benchmarks = list({row.name: row for row in map(find_similarity_task, tasks)}.values())
     for benchmark in benchmarks:
         _refuse_existing(result_path(output_dir, benchmark.name), overwrite)
     folder = checkpoint_folder(checkpoint)
@@ -136,7 +138,7 @@ def score_frozen(
     encoder: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     data: DatasetDict,
-    benchmark: Benchmark,
+    benchmark: Task,
     max_length: int,
     description: str,
 ) -> Frozen:
@@ -240,9 +242,7 @@ def _encoded_pairs(
         yield rows, (concepts[: len(rows)], concepts[len(rows) :])
 
 
-def _probe(
-    features: np.ndarray, labels: np.ndarray, unseen: np.ndarray, benchmark: Benchmark
-) -> tuple[np.ndarray, float]:
+def _probe(features: np.ndarray, labels: np.ndarray, unseen: np.ndarray, benchmark: Task) -> tuple[np.ndarray, float]:
     """(n,) predictions for unseen features, and the alpha chosen on a split of the training pairs."""
     options = {"test_size": SELECTION_SIZE, "random_state": SELECTION_SEED}
     fit_on, select_on = train_test_split(np.arange(len(labels)), **options)
@@ -262,7 +262,7 @@ def _ridge(alpha: float):
 
 
 def _result(
-    benchmark: Benchmark, data: DatasetDict, scored: Mapping[str, Frozen], max_length: int, weights: str
+    benchmark: Task, data: DatasetDict, scored: Mapping[str, Frozen], max_length: int, weights: str
 ) -> SimilarityResult:
     labels, name = np.asarray(data[SPLIT]["label"]), benchmark.scored_as
     own, twin = scored["run"], scored["random_init"]

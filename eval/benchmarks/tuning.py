@@ -37,9 +37,9 @@ from ...utils.results import BagCell, SeedCell, Setting, SweepCell, SweepRow
 from ..loading.checkpoints import load_classifier, longest_text, weights_digest
 from ..metrics.benchmark_score import benchmark_score
 from .protocols import Protocol
-from .registry import Benchmark, load_benchmark
+from .registry import Task, load_benchmark
 
-PAIR_HEAD = "ConceptEncoderForSentencePairClassification"  # of comparisons of texts encoded apart
+PAIR_HEAD = "ConceptEncoderForSentencePairClassification"  # of bi-encoders
 SUBSET_SEED = 0  # of the share to select on and of `max_train_examples`: the same for every seed and control
 MODEL_FOLDER = "model"
 BATCHING = "length-grouped"  # part of what decides a cell: those of other batching are not its like
@@ -49,7 +49,7 @@ BATCHING = "length-grouped"  # part of what decides a cell: those of other batch
 class PreparedTask:
     """A benchmark ready to train on: loaded, capped, tokenised."""
 
-    benchmark: Benchmark
+    benchmark: Task
     protocol: Protocol
     tokenizer: PreTrainedTokenizerBase
     max_length: int
@@ -69,8 +69,8 @@ class PreparedTask:
         return self.protocol.epochs_for(self.benchmark.name)
 
     @property
-    def apart(self) -> bool:
-        return encodes_apart(self.benchmark, self.protocol)
+    def bi_encoder(self) -> bool:
+        return is_bi_encoder(self.benchmark, self.protocol)
 
     @property
     def pair_comparison(self) -> str:
@@ -79,7 +79,7 @@ class PreparedTask:
 
     @property
     def head(self) -> str:
-        return PAIR_HEAD if self.apart else self.benchmark.head
+        return PAIR_HEAD if self.bi_encoder else self.benchmark.head
 
 
 Cell = TypeVar("Cell", SweepCell, SeedCell, BagCell)
@@ -95,16 +95,16 @@ class Tuned:
     runs: list[SeedCell]
 
 
-def encodes_apart(benchmark: Benchmark, protocol: Protocol) -> bool:
+def is_bi_encoder(benchmark: Task, protocol: Protocol) -> bool:
     """Whether the two texts of an example are encoded apart."""
-    return protocol.comparison == "apart" and len(benchmark.sentence_columns) == 2
+    return protocol.comparison == "bi_encoder" and len(benchmark.sentence_columns) == 2
 
 
 def prepare_task(
-    benchmark: Benchmark, protocol: Protocol, tokenizer: PreTrainedTokenizerBase, config: ConceptEncoderConfig
+    benchmark: Task, protocol: Protocol, tokenizer: PreTrainedTokenizerBase, config: ConceptEncoderConfig
 ) -> PreparedTask:
     """Load, cap and tokenise a benchmark; raises whatever `load_benchmark` does."""
-    apart = encodes_apart(benchmark, protocol)
+    bi_encoder = is_bi_encoder(benchmark, protocol)
     max_length = longest_text(config, protocol.max_length)
     texts = load_benchmark(benchmark)
     cap = protocol.max_train_examples
@@ -114,7 +114,7 @@ def prepare_task(
     def encode(batch: Mapping[str, list]) -> Mapping[str, list]:
         sentences = [batch[name] for name in ("sentence1", "sentence2") if name in batch]
         options = {"truncation": True, "max_length": max_length, "return_token_type_ids": False}
-        if not apart:
+        if not bi_encoder:
             return tokenizer(*sentences, **options)
         sides = zip("ab", sentences, strict=True)
         return {f"{name}_{side}": rows for side, texts in sides for name, rows in tokenizer(texts, **options).items()}
@@ -273,7 +273,7 @@ def _lengths(data: Dataset) -> list[int]:
     return [sum(map(len, texts)) for texts in zip(*_token_ids(data), strict=True)]
 
 
-def _rank(benchmark: Benchmark, metrics: Mapping[str, float | None]) -> float:
+def _rank(benchmark: Task, metrics: Mapping[str, float | None]) -> float:
     """What selection maximises: the primary metric, undefined below everything."""
     score = metrics[benchmark.primary_metric]
     if score is None:
@@ -329,7 +329,7 @@ def _seed_cell(
             f"(here {setting.learning_rate})"
         )
     predictions = _predictions(task.benchmark, logits)
-    if task.apart and task.pair_comparison == "cosine":
+    if task.bi_encoder and task.pair_comparison == "cosine":
         low, high = task.label_range
         predictions = predictions * (high - low) + low
     if model_folder is not None:
@@ -349,7 +349,7 @@ def _seed_cell(
     )
 
 
-def _predictions(benchmark: Benchmark, logits: np.ndarray) -> np.ndarray:
+def _predictions(benchmark: Task, logits: np.ndarray) -> np.ndarray:
     """(n,) class ids, or values for regression, of (n, num_labels) logits."""
     return logits[:, 0] if benchmark.problem_type == "regression" else logits.argmax(axis=-1)
 
@@ -448,7 +448,7 @@ def _train(
     set_seed(seed)  # before the head is drawn
     fields: dict[str, str] = {}
     collator: Callable = DataCollatorWithPadding(task.tokenizer)
-    if task.apart:
+    if task.bi_encoder:
         fields, collator = {"pair_comparison": task.pair_comparison}, PairCollator(task.tokenizer, task.label_range)
     model, keys = load_classifier(folder, task.head, row, **fields)
 

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
 from ...configuration_concept import ConceptEncoderConfig
 from ...modeling_concept import ConceptEncoderForDiffusionMLM, ConceptEncoderModel
-from ...trainers.data.corpora import DataArguments, load_corpus
-from ...utils.files import replaced_together
+from ...trainers.data.corpora import Data, DataArguments, load_corpus, rows_in_memory, source_fields
+from ...trainers.recipes import read_data
+from ...utils.files import recorded_source, replaced_together
 from ...utils.results import AttentionResult, DataFacts, GeometryResult, LedgerResult, facts
 from ..loading.checkpoints import load_model, load_tokenizer, random_encoder, read_config
 from .attention import concept_reading
@@ -52,12 +54,13 @@ class Analysis:
 
 
 def analyze(
-    checkpoint: str | Path,
-    data: DataArguments,
-    num_batches: int,
-    batch_size: int,
-    ledger_documents: int,
-    output_dir: str | Path | None = None,
+    checkpoint: str | os.PathLike,
+    data: DataArguments | Data | None = None,
+    num_batches: int = 20,
+    batch_size: int = 16,
+    ledger_documents: int = 128,
+    output_dir: str | os.PathLike | None = None,
+    **fields: Any,
 ) -> Analysis:
     """Measure a checkpoint's concepts on a sample of the validation documents and write what was found.
 
@@ -67,30 +70,36 @@ def analyze(
 
     Args:
         checkpoint: folder as written by `save_pretrained`, any head, with tokenizer files.
-        data: corpus to read, sampled by `corpus_seed`. Packing, tokenizer and limits on documents play no part: the
-            tokenizer is the checkpoint's.
+        data: corpus to read, sampled by `corpus_seed`: a Hub id, a path, or rows in memory, of a `DatasetDict` the
+            validation split. None: the corpus of the checkpoint's recipe. Packing, tokenizer and limits on documents
+            play no part: the tokenizer is the checkpoint's.
         num_batches, batch_size: documents = num_batches * batch_size; the reference's per-batch figures average over
             the batches.
         ledger_documents: how many of them, the first ones, the ledger is kept on; at most all.
         output_dir: folder of geometry.json, ledger.json and reading.json, which take their places together,
             geometry.json last. `None`: the checkpoint.
+        fields: of `DataArguments`, in place of those of the checkpoint's recipe.
 
     Raises:
         ValueError: not a concept-encoder checkpoint, weights missing, too few documents, max_length beyond the
             model's positions, a count below its least value.
     """
     _check_counts(num_batches, batch_size, ledger_documents)
+    rows = None if isinstance(data, DataArguments) else rows_in_memory(data)
+    if not isinstance(data, DataArguments):
+        data = read_data(checkpoint, **{**source_fields(data), **fields})
     encoder, head = load_models(checkpoint)
     _check_length(encoder.config, data.max_length)
     tokenizer = load_tokenizer(Path(checkpoint), encoder.config)
-    texts = _documents(data, num_batches, batch_size)
+    texts = _documents(data, rows, num_batches, batch_size)
     batches = _encode(tokenizer, texts, batch_size, data.max_length)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     concepts = collect_concepts(encoder, batches, device)
     random_concepts = collect_concepts(random_encoder(encoder.config), batches, device)
     normal = 1 / encoder.norm.weight.detach().double().cpu().numpy()
     corpus = {name: value for name, value in dataclasses.asdict(data).items() if name in CORPUS_FIELDS}
-    common: dict[str, Any] = {"checkpoint": str(checkpoint), "corpus": facts(DataFacts, corpus)}
+    corpus["dataset_name"] = recorded_source(data.dataset_name)
+    common: dict[str, Any] = {"checkpoint": recorded_source(str(checkpoint)), "corpus": facts(DataFacts, corpus)}
     lies = geometry(concepts, random_concepts, batch_size, normal, **common)
     ledger = None
     if head is not None:
@@ -107,7 +116,7 @@ def analyze(
     return found
 
 
-def load_models(checkpoint: str | Path) -> tuple[ConceptEncoderModel, ConceptEncoderForDiffusionMLM | None]:
+def load_models(checkpoint: str | os.PathLike) -> tuple[ConceptEncoderModel, ConceptEncoderForDiffusionMLM | None]:
     """Encoder of any concept-encoder checkpoint and, if it is one of masked diffusion, the head around that encoder.
 
     In float32 and evaluation mode.
@@ -153,9 +162,13 @@ def _check_length(config: ConceptEncoderConfig, max_length: int) -> None:
         )
 
 
-def _documents(data: DataArguments, num_batches: int, batch_size: int) -> list[str]:
+def _documents(
+    data: DataArguments, rows: Dataset | DatasetDict | None, num_batches: int, batch_size: int
+) -> list[str]:
     count = num_batches * batch_size
-    corpus = load_corpus(dataclasses.replace(data, max_validation_documents=count), "validation")
+    if isinstance(rows, Dataset):  # read as they are, none of them held out
+        rows = DatasetDict({data.validation_split: rows})
+    corpus = load_corpus(dataclasses.replace(data, max_validation_documents=count), "validation", rows)
     texts = [row["text"] for row in corpus]
     if len(texts) < count:
         full = len(texts) // batch_size

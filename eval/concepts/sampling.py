@@ -4,8 +4,9 @@ Everything here ends in `ConceptEncoderForDiffusionMLM.generate`; `sampling` sta
 to `generator`. Letters: B texts, N tokens, C concepts, D hidden size.
 """
 
+import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -15,7 +16,67 @@ from ...modeling_concept import ConceptEncoderForDiffusionMLM
 from ..loading.checkpoints import checkpoint_folder, load_tokenizer
 from .analysis import load_models
 
+Mode = Literal["reconstruct", "infill", "continue", "interpolate", "swap"]
 PARALLEL = 1e-4  # sine of an angle below which two concepts are one direction
+
+
+def generate(
+    checkpoint: str | os.PathLike,
+    texts: Sequence[str],
+    mode: Mode = "reconstruct",
+    *,
+    num_tokens: int | None = None,
+    rest_only: bool = False,
+    num_texts: int | None = None,
+    swap_concepts: Sequence[int] | None = None,
+    seed: int = 0,
+    **sampling: Any,
+) -> list[str]:
+    """Texts sampled through the concepts of a checkpoint.
+
+    Args:
+        checkpoint: folder or Hub id of a model pretrained by masked diffusion, with its tokenizer.
+        texts: what to begin with; two for the modes "interpolate" and "swap".
+        mode: "reconstruct", "infill" (each [MASK] of a text), "continue", "interpolate" or "swap", as the functions of
+            this module do it.
+        num_tokens, rest_only: of `continue_texts`.
+        num_texts: of `interpolate`.
+        swap_concepts: indices, of `swap`.
+        seed: of the draws.
+        sampling: further arguments of the model's `generate`, such as `num_steps=16` and `temperature=1.0`.
+
+    Raises:
+        ValueError: an argument that belongs to another mode, or is missing for this one; as `load_sampler` and the
+            function of the mode.
+        FileNotFoundError: no such folder.
+    """
+    belongs: dict[str, tuple[str, Any]] = {
+        "continue": ("num_tokens", num_tokens),
+        "interpolate": ("num_texts", num_texts),
+        "swap": ("swap_concepts", swap_concepts),
+    }
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
+    for owner, (name, value) in belongs.items():
+        if (value is not None) != (mode == owner):
+            raise ValueError(f"{name} belongs to mode {owner}, which needs it; got mode {mode}")
+    if rest_only and mode != "continue":
+        raise ValueError(f"rest_only belongs to mode continue; got mode {mode}")
+    if mode in ("interpolate", "swap") and len(texts) != 2:
+        raise ValueError(f"mode {mode} needs two texts, got {len(texts)}")
+    model, tokenizer = load_sampler(os.fspath(checkpoint))
+    sampling["generator"] = torch.Generator(model.device).manual_seed(seed)
+    if mode == "reconstruct":
+        return reconstruct(model, tokenizer, texts, **sampling)
+    if mode == "infill":
+        return infill(model, tokenizer, texts, **sampling)
+    if num_tokens is not None:
+        return continue_texts(model, tokenizer, texts, num_tokens, rest_only, **sampling)
+    first, second = texts
+    if num_texts is not None:
+        return interpolate(model, tokenizer, first, second, num_texts, **sampling)
+    assert swap_concepts is not None
+    return swap(model, tokenizer, first, second, swap_concepts, **sampling)
 
 
 def load_sampler(checkpoint: str) -> tuple[ConceptEncoderForDiffusionMLM, PreTrainedTokenizerBase]:

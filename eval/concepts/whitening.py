@@ -11,12 +11,13 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 from ... import modeling_concept
 from ...configuration_concept import ConceptEncoderConfig
 from ...trainers.data.corpora import DataArguments, load_corpus
-from ...utils.files import replaced_together
+from ...utils.files import check_new, disk_trouble_named, whole_folder
 from ...utils.progress import progress
 from ..loading.checkpoints import check_checkpoint, checkpoint_folder, load_model, load_tokenizer, longest_text
 from ..loading.surfaces import sentence_transformers_files
 
 SMALLEST_VARIANCE = 1e-6  # relative: below it a direction is empty, as the one that the output LayerNorm takes away
+NO_VARIANCE = 1e-12  # of the mean square: rounding
 BATCH_SIZE = 64
 
 
@@ -39,10 +40,9 @@ def whiten(checkpoint: str, output_dir: Path, data: DataArguments) -> dict[str, 
 
     Raises:
         ValueError: output_dir holds files; a checkpoint that is whitened already, fine-tuned, no concept encoder's or
-            without some of its weights; fewer than two texts; whatever `load_corpus` raises.
+            without some of its weights; fewer than two texts, or only equal ones; whatever `load_corpus` raises.
     """
-    if output_dir.is_dir() and any(output_dir.iterdir()):
-        raise ValueError(f"{output_dir} is not empty; name a new folder")
+    check_new(output_dir)
     folder = checkpoint_folder(checkpoint)
     config = check_checkpoint(folder, [ConceptEncoderConfig])
     if config.pooler_whitening:
@@ -60,12 +60,14 @@ def whiten(checkpoint: str, output_dir: Path, data: DataArguments) -> dict[str, 
     if len(means) < 2:
         raise ValueError(f"whitening needs at least 2 texts, got {len(means)}")
     mean, matrix = whitening(means)
+    if matrix.shape[1] == 0:
+        raise ValueError(f"the {len(means)} texts are all alike to the encoder: there is nothing to whiten by")
     with torch.no_grad():
         weight = torch.zeros(len(mean), len(mean), dtype=torch.float64)
         weight[: matrix.shape[1]] = torch.from_numpy(matrix.T)
         encoder.whitening.weight.copy_(weight)
         encoder.whitening.bias.copy_(-weight @ torch.from_numpy(mean))
-    with replaced_together(output_dir, last="model.safetensors") as staged:
+    with disk_trouble_named(output_dir), whole_folder(output_dir) as staged:
         model.save_pretrained(staged)
         tokenizer.save_pretrained(staged)
         for name, content in sentence_transformers_files().items():
@@ -97,5 +99,6 @@ def whitening(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     mean = vectors.mean(0)
     variances, directions = np.linalg.eigh(np.atleast_2d(np.cov(vectors, rowvar=False)))
-    kept = variances > SMALLEST_VARIANCE * variances[-1]
+    least = max(SMALLEST_VARIANCE * variances[-1], NO_VARIANCE * np.square(vectors).mean())
+    kept = variances > least
     return mean, directions[:, kept] / np.sqrt(variances[kept])

@@ -1,13 +1,18 @@
 """The concept explorer as a Gradio app, the same on this machine and in a Space; needs the extra `explore`."""
 
 import functools
+import os
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import gradio as gr
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import PlainTextResponse
 
 from . import pages
-from .explorer import Explorer, Reading
+from .explorer import MAX_STEPS, MAX_TEMPERATURE, Explorer, Reading, check_number
 
 CSS = pages.TEMPLATES / "explorer.css"
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"]
@@ -18,6 +23,14 @@ element.addEventListener("click", (event) => {
   if (row) trigger("click", {concept: Number(row.cells[0].textContent)});
 });
 """
+HOSTS = ("localhost", "127.0.0.1")
+# All that the pages and gradio's clients ask for; what is left out takes files, hands them out, or fetches for others.
+ROUTES = re.compile(
+    r"/|/(assets|static|svelte)/.+|/(config|theme\.css|robots\.txt|favicon\.ico|manifest\.json)/?"
+    r"|/gradio_api/(app_id|config|info|login_check|reset|startup-events|theme\.css|token|user|cancel)/?"
+    r"|/gradio_api/(call|run|api|heartbeat|queue)/.+"
+)
+MAX_BODY = 1_000_000  # bytes of a request
 STEPS = 16  # decoder calls that the slider begins with, as `generate` does
 COLUMNS = ["concept", "reads most", "spread in bits", "share read"]
 
@@ -39,23 +52,55 @@ def build_app(explorer: Explorer) -> gr.Blocks:
 
 
 def launch_app(app: gr.Blocks, **options: Any) -> Any:
-    """Serve the app with its own looks; `options` are those of `gradio.Blocks.launch`."""
-    return app.launch(theme=THEME, css_paths=CSS, footer_links=[], **options)
+    """Serve the app with its own looks; `options` are those of `gradio.Blocks.launch`.
+
+    Other sites cannot reach it through a visitor's browser: requests have to be made to this machine by name. Where
+    `server_name` or GRADIO_SERVER_NAME opens it to others, and in a Space, any name will do.
+    """
+    opened = "SPACE_ID" in os.environ or (options.get("server_name") or os.environ.get("GRADIO_SERVER_NAME"))
+    hosts = ["*"] if opened not in (None, "", *HOSTS) else list(HOSTS)
+    middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False), Middleware(Door)]
+    own = {"theme": THEME, "css_paths": CSS, "footer_links": [], "app_kwargs": {"middleware": middleware}}
+    return app.launch(**own, **options)
 
 
-def _run(
-    triggers: Sequence[Any], function: Callable, inputs: Sequence[Any], outputs: Sequence[Any], name: str
-) -> None:
-    """`function` on each of the triggers; one model call at a time, and a ValueError becomes a message."""
+class Door:
+    """Lets through the requests of `ROUTES`, up to `MAX_BODY`."""
+
+    def __init__(self, app: Any):
+        self.app = app
+
+    async def __call__(self, scope: dict[str, Any], receive: Callable, send: Callable) -> None:
+        refusal = None
+        if scope["type"] == "http":
+            size = dict(scope["headers"]).get(b"content-length", b"0" if scope["method"] != "POST" else b"")
+            if not ROUTES.fullmatch(scope["path"].removeprefix(scope.get("root_path", ""))):
+                refusal = PlainTextResponse("There is nothing here.", 404)
+            elif not size.isdigit():
+                refusal = PlainTextResponse("Say how long the request is.", 411)
+            elif int(size) > MAX_BODY:
+                refusal = PlainTextResponse(f"A request may have {MAX_BODY:,} bytes.", 413)
+        await (refusal or self.app)(scope, receive, send)
+
+
+def _plainly(function: Callable) -> Callable:
+    """A ValueError of it becomes a message."""
 
     @functools.wraps(function)
-    def plainly(*args):
+    def call(*args):
         try:
             return function(*args)
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from None
 
-    gr.on(triggers, plainly, inputs, outputs, concurrency_limit=1, concurrency_id="model", api_name=name)
+    return call
+
+
+def _run(
+    triggers: Sequence[Any], function: Callable, inputs: Sequence[Any], outputs: Sequence[Any], name: str
+) -> None:
+    """`function` on each of the triggers; one model call at a time."""
+    gr.on(triggers, _plainly(function), inputs, outputs, concurrency_limit=1, concurrency_id="model", api_name=name)
 
 
 def _read_tab(explorer: Explorer, app: gr.Blocks) -> None:
@@ -78,6 +123,7 @@ def _read_tab(explorer: Explorer, app: gr.Blocks) -> None:
     def show(reading: Reading | None, direction: str, concept: int):
         if reading is None:
             return "", ""
+        check_number("The concept", concept, 0, explorer.num_concepts - 1, whole=True)
         return pages.reading_map(reading, direction, concept), pages.reading_of(reading, concept)
 
     def on_row(event: gr.EventData) -> int:
@@ -85,7 +131,11 @@ def _read_tab(explorer: Explorer, app: gr.Blocks) -> None:
 
     _run([read.click, app.load], on_read, [text, direction, concept], [state, table, heat, detail], "read")
     gr.on(
-        [direction.change, concept.change], show, [state, direction, concept], [heat, detail], api_visibility="private"
+        [direction.change, concept.change],
+        _plainly(show),
+        [state, direction, concept],
+        [heat, detail],
+        api_visibility="private",
     )
     heat.click(on_row, None, concept, api_visibility="private", show_progress="hidden")
 
@@ -124,7 +174,8 @@ def _compare_tab(explorer: Explorer) -> None:
 def _infill_tab(explorer: Explorer) -> None:
     if not _can(explorer, "infill"):
         return
-    mask, special = explorer.tokenizer.mask_token, explorer.tokenizer.all_special_tokens
+    mask = explorer.tokenizer.mask_token
+    frame = explorer.tokenizer.convert_ids_to_tokens(explorer.frame)
     text = gr.Textbox(
         explorer.examples[3], label=f"Text, {mask} wherever a word is to be", lines=3, elem_id="infill-text"
     )
@@ -134,7 +185,7 @@ def _infill_tab(explorer: Explorer) -> None:
     result = gr.HTML(elem_id="infill-result")
 
     def on_infill(text: str, num_steps: int, temperature: float, seed: float) -> str:
-        return pages.infilling(explorer.infill(text, num_steps, temperature, int(seed)), mask, special)
+        return pages.infilling(explorer.infill(text, num_steps, temperature, seed), mask, frame)
 
     _run([infill.click], on_infill, [text, steps, temperature, seed], [result], "infill")
 
@@ -150,7 +201,7 @@ def _rebuild_tab(explorer: Explorer) -> None:
     result = gr.HTML(elem_id="rebuild-result")
 
     def on_rebuild(text: str, count: int, num_steps: int, temperature: float, seed: float) -> str:
-        return pages.rebuilding(explorer.rebuild(text, count, num_steps, temperature, int(seed)), count)
+        return pages.rebuilding(explorer.rebuild(text, count, num_steps, temperature, seed), count)
 
     _run([rebuild.click, count.release], on_rebuild, [text, count, steps, temperature, seed], [result], "rebuild")
 
@@ -168,11 +219,11 @@ def _button(label: str, name: str) -> gr.Button:
 
 
 def _steps_slider() -> gr.Slider:
-    return gr.Slider(1, 64, STEPS, step=1, label="Decoder calls", min_width=240)
+    return gr.Slider(1, MAX_STEPS, STEPS, step=1, label="Decoder calls", min_width=240)
 
 
 def _temperature_slider() -> gr.Slider:
-    return gr.Slider(0, 2, 0, step=0.1, label="Temperature", min_width=240)
+    return gr.Slider(0, MAX_TEMPERATURE, 0, step=0.1, label="Temperature", min_width=240)
 
 
 def _seed_box() -> gr.Number:

@@ -4,9 +4,11 @@ Arrays and strings only; `explorer_app` draws them. One call at a time: infillin
 generates. Letters: N tokens of a text, C concepts.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ from ..concepts.attention import ReadingSums, attention_weights
 from ..loading.checkpoints import checkpoint_folder, load_tokenizer, longest_text, random_encoder
 
 MAX_TOKENS = 128  # of a text, special tokens included: more do not fit a screen
+MAX_CHARACTERS = 10_000  # of a text, looked at before it is tokenised
+MAX_STEPS, MAX_TEMPERATURE = 64, 2.0
 MAX_COUNTS = 16  # numbers of concepts that a curve has
 MASK_EVERY = 5  # words, in the example of infilling
 ENGLISH = (
@@ -36,7 +40,7 @@ ENGLISH = (
 )
 ACTIVITIES = ("swap", "infill", "rebuild")
 HOW_TO_INFILL = (
-    "python scripts/pretrain.py microworld --decoder_context latent --corruption two_view --output_dir runs/infilling"
+    "concept-encoder pretrain microworld --decoder_context latent --corruption two_view --output_dir runs/infilling"
 )
 
 
@@ -144,14 +148,19 @@ class Explorer:
         return {}
 
     @property
+    def corruption(self) -> str | None:
+        """Name of the corruption it was trained by, None where its run does not say."""
+        return None if self.run is None else next(iter(self.run.objective.get("corruption") or {}), None)
+
+    @property
     def cautions(self) -> dict[str, str]:
         """What to know of those of `ACTIVITIES` that this checkpoint can do, as far as its run says."""
         objective = {} if self.run is None else self.run.objective
         cautions = {}
-        if objective and objective.get("corruption") not in ("mlm", "two_view"):
+        if self.corruption not in (None, "mlm", "two_view"):
             cautions["infill"] = (
                 f"Its encoder has never met {self.tokenizer.mask_token} in training (corruption "
-                f"{objective.get('corruption')}): what it reads of a text with gaps is guesswork."
+                f"{self.corruption}): what it reads of a text with gaps is guesswork."
             )
         if objective and not objective.get("nested_concepts"):
             cautions["rebuild"] = (
@@ -217,20 +226,22 @@ class Explorer:
         The most probable token everywhere, so that what differs is the swap's doing. ValueError as from `read`, for
         an index outside [0, C), for none, and where the checkpoint cannot.
         """
-        model = self._sampler("swap")
+        model = self._sampler("swap", num_steps)
+        for index in indices or []:
+            check_number("A concept", index, 0, self.num_concepts - 1, whole=True)
         for text in (first, second):
             self._encode(text)
         options = {"num_steps": num_steps, "temperature": 0.0}
         before = [sampling.reconstruct(model, self.tokenizer, [text], **options)[0] for text in (first, second)]
-        return before, sampling.swap(model, self.tokenizer, first, second, indices, **options)
+        return before, sampling.swap(model, self.tokenizer, first, second, indices or [], **options)
 
     def infill(self, text: str, num_steps: int, temperature: float, seed: int) -> list[InfillStep]:
         """The canvas before the first decoder call and after each; ValueError as from `read`, for a text without
         [MASK], and where the checkpoint cannot."""
-        model = self._sampler("infill")
+        model = self._sampler("infill", num_steps, temperature, seed)
+        batch = self._encode(text, split_special_tokens=False)
         if self.tokenizer.mask_token not in text:
             raise ValueError(f"There is no {self.tokenizer.mask_token} in the text; put one wherever a word is to be.")
-        batch = self._encode(text, split_special_tokens=False)
         canvases, logits = [], []
 
         def listen(module, args, kwargs, output) -> None:
@@ -257,12 +268,11 @@ class Explorer:
 
         ValueError as from `read`, for a number outside [1, C], and where the checkpoint cannot.
         """
-        model = self._sampler("rebuild")
-        if not 1 <= num_concepts <= self.num_concepts:
-            raise ValueError(f"The number of concepts must lie in [1, {self.num_concepts}], got {num_concepts}.")
+        model = self._sampler("rebuild", num_steps, temperature, seed)
+        check_number("The number of concepts", num_concepts, 1, self.num_concepts, whole=True)
         batch = self._encode(text)
         ids = batch["input_ids"][0]
-        special = torch.isin(ids, torch.tensor(self.tokenizer.all_special_ids, device=ids.device))
+        special = torch.isin(ids, torch.tensor(self.frame, device=ids.device))
         concepts = self.encoder(**batch).last_hidden_state  # (1, C, D)
         generator = torch.Generator(model.device).manual_seed(seed)
         out = model.generate(
@@ -281,19 +291,40 @@ class Explorer:
         right = (out == ids)[~special].tolist()
         return Rebuilt(self._tokens(ids[~special]), self._tokens(out[~special]), right, accuracy)
 
-    def _sampler(self, activity: str) -> ConceptEncoderForDiffusionMLM:
+    @property
+    def frame(self) -> list[int]:
+        """Ids of the tokens that stand around texts, and in place of no word, as [UNK] and [MASK] do."""
+        return sorted(
+            set(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id, self.tokenizer.mask_token_id}
+        )
+
+    def _sampler(
+        self, activity: str, num_steps: int, temperature: float = 0.0, seed: int = 0
+    ) -> ConceptEncoderForDiffusionMLM:
+        """The model, if it can do the activity, and by these settings."""
         if activity in self.missing or self.model is None:
             raise ValueError(self.missing[activity])
+        check_number("The number of decoder calls", num_steps, 1, MAX_STEPS, whole=True)
+        check_number("The temperature", temperature, 0, MAX_TEMPERATURE)
+        check_number("The seed", seed, 0, 2**63 - 1, whole=True)
         return self.model
 
     def _encode(self, text: str, split_special_tokens: bool = True) -> dict[str, Tensor]:
         """A batch of one text; [MASK] in it is plain characters with `split_special_tokens`."""
-        if not text.strip():
+        if not isinstance(text, str) or not text.strip():
             raise ValueError("There is no text; type one.")
+        if len(text) > MAX_CHARACTERS:
+            raise ValueError(
+                f"The text has {len(text):,} characters; at most {MAX_CHARACTERS:,} are read. Shorten it."
+            )
+        text = text.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair is no character
         batch = sampling.encode_texts(self.encoder, self.tokenizer, [text], split_special_tokens=split_special_tokens)
-        count, longest = batch["input_ids"].shape[1], longest_text(self.encoder.config, MAX_TOKENS)
-        if count > longest:
-            raise ValueError(f"The text has {count} tokens; at most {longest} can be shown. Shorten it.")
+        ids = batch["input_ids"][0]
+        longest = longest_text(self.encoder.config, MAX_TOKENS)
+        if len(ids) > longest:
+            raise ValueError(f"The text has {len(ids)} tokens; at most {longest} can be shown. Shorten it.")
+        if set(ids.tolist()) <= {*self.frame, self.tokenizer.unk_token_id}:
+            raise ValueError("This checkpoint knows none of these words; use words like those of the examples.")
         return batch
 
     def _tokens(self, ids: Tensor) -> list[str]:
@@ -301,6 +332,13 @@ class Explorer:
 
     def _shown(self, token: str) -> str:
         return self.tokenizer.convert_tokens_to_string([token]).strip() or token
+
+
+def check_number(name: str, value: Any, least: float, most: float, whole: bool = False) -> None:
+    """ValueError unless a value that came over the network is a number in [least, most], and a whole one if asked."""
+    legal = isinstance(value, int if whole else int | float) and not isinstance(value, bool) and least <= value <= most
+    if not legal:
+        raise ValueError(f"{name} must be a {'whole ' if whole else ''}number in [{least}, {most}], got {value!r}.")
 
 
 def load_explorer(checkpoint: str, revision: str | None = None) -> Explorer:
@@ -325,6 +363,33 @@ def load_explorer(checkpoint: str, revision: str | None = None) -> Explorer:
     run = results.PretrainResult.load(path) if path.is_file() else None
     name = folder.resolve().name if Path(checkpoint).is_dir() else checkpoint
     return Explorer(name, encoder, model, tokenizer, run)
+
+
+def explore(
+    checkpoint: str | os.PathLike | None = None,
+    revision: str | None = None,
+    port: int | None = None,
+    open_browser: bool = True,
+) -> None:
+    """Serve the explorer of a checkpoint as a page on this machine, until it is interrupted.
+
+    Args:
+        checkpoint: folder or Hub id of any concept encoder; None is the newest of `runs/microworld-*`.
+        revision: commit, branch or tag of a Hub id.
+        port: of the page; None is the first free one from 7860.
+        open_browser: open the page too.
+
+    Raises:
+        ValueError: gradio is not installed; as `load_explorer` and `newest_run`.
+        FileNotFoundError: no such folder.
+    """
+    if find_spec("gradio") is None:
+        raise ValueError("the explorer needs gradio: pip install 'concept-encoder[explore]'")
+    from .app import build_app, launch_app
+
+    found = newest_run(Path("runs")) if checkpoint is None else checkpoint
+    app = build_app(load_explorer(os.fspath(found), revision))
+    launch_app(app, server_port=port, inbrowser=open_browser)
 
 
 def newest_run(folder: Path) -> Path:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ...utils.command_line import NAME
 from ..report.pages import page_environment
 from .explorer import Comparison, Explorer, InfillStep, Reading, Rebuilt
 
@@ -24,14 +25,14 @@ def head(explorer: Explorer) -> str:
         f"decoder context: {config.decoder_context}" if explorer.model is not None else "no diffusion decoder",
     ]
     if run:
-        facts.append(f"trained on {run.data.dataset_name}, {run.steps} steps, {run.objective.get('corruption')}")
+        facts.append(f"trained on {run.data.dataset_name}, {run.steps} steps, {explorer.corruption}")
     return PIECES.head(explorer.name, facts)
 
 
 def notice(explorer: Explorer, activity: str) -> str:
     """Why the checkpoint cannot do `activity`, or what to know when it can; empty where there is nothing to say."""
     if activity in explorer.missing:
-        text, found, command = explorer.missing[activity].partition("python scripts/")
+        text, found, command = explorer.missing[activity].partition(f"{NAME} ")
         return PIECES.notice("Not with this checkpoint.", text, found + command)
     if activity in explorer.cautions:
         return PIECES.notice("Mind:", explorer.cautions[activity], "")

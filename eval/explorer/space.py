@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[2]
 # The package's own requirements and those of its extras train and eval; Gradio itself is the Space's sdk_version.
 REQUIREMENTS = (
     "torch transformers safetensors huggingface_hub accelerate datasets numpy pyarrow pyyaml scipy tokenizers tqdm "
-    "evaluate jinja2 markdown matplotlib psutil scikit-learn"
+    "argcomplete evaluate jinja2 markdown matplotlib psutil scikit-learn"
 ).split()
 
 
@@ -40,7 +40,7 @@ def write_space(checkpoint: str, revision: str | None, folder: str | Path) -> st
     if Path(checkpoint).is_dir() or not is_hub_id(checkpoint):
         raise ValueError(
             f"a Space loads its checkpoint from the Hub, and {checkpoint!r} is no Hub id; push it first with "
-            "scripts/push_to_hub.py"
+            "concept-encoder push"
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not an empty folder; give another --space_dir")
@@ -62,7 +62,7 @@ def write_space(checkpoint: str, revision: str | None, folder: str | Path) -> st
 
 def _copy_package(folder: Path) -> None:
     """The files that the wheel has."""
-    files = [*PACKAGE.glob("*.py"), PACKAGE / "model_cards" / "template.md"]
+    files = [*PACKAGE.glob("*.py"), PACKAGE / "__init__.pyi", PACKAGE / "model_cards" / "template.md"]
     for part in ("utils", "trainers", "eval"):
         files += [path for path in (PACKAGE / part).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     for path in files:

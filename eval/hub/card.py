@@ -113,7 +113,9 @@ def _tasks(report: Report, task_id: str | None) -> list[FinetuneResult]:
     tasks = [task for task in report.downstream if task.id == task_id]
     if not tasks:
         known = ", ".join(task.id for task in report.downstream) or "none"
-        raise ValueError(f"the report has no score of {task_id}, only of: {known}; write it again with report.py")
+        raise ValueError(
+            f"the report has no score of {task_id}, only of: {known}; write it again with concept-encoder report"
+        )
     return tasks
 
 

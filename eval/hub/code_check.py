@@ -15,7 +15,7 @@ from ...utils.untrusted import is_hub_id, read_object
 
 logger = logging.getLogger(__name__)
 CODE = tuple(Path(module.__file__ or "") for module in (configuration_concept, modeling_concept))
-COMMAND = "python scripts/check_code.py"
+COMMAND = "concept-encoder check-code"
 # Fields of config.json by which transformers fetches or runs what is neither here nor in this package.
 FOREIGN_FIELDS = ("attn_implementation", "_attn_implementation", "quantization_config", "custom_pipelines")
 
@@ -66,7 +66,7 @@ class CheckpointCode(NamedTuple):
     elsewhere: list[str]
 
 
-def code_of(checkpoint: str, revision: str = "main") -> CheckpointCode:
+def check_code(checkpoint: str, revision: str = "main") -> CheckpointCode:
     """The code of a folder, or of a repository on the Hub, of which nothing but Python and JSON files is fetched.
 
     Raises:

@@ -27,7 +27,7 @@ CHECKED_SHAPES = ((1, 1), (1, 12), (2, 9), (5, 3), (2, 600))  # texts, tokens, c
 CHECK_FILE = "export_check.json"
 
 
-def export_checkpoint(checkpoint: str, output_dir: str | os.PathLike, export_format: str) -> dict[str, Any]:
+def export(checkpoint: str, output_dir: str | os.PathLike, format: str) -> dict[str, Any]:
     """Write a checkpoint as one graph with dynamic batch size and length, if it computes what the model computes.
 
     A classifier is exported with its head, from any other checkpoint the encoder; always in float32. The graph's
@@ -38,7 +38,7 @@ def export_checkpoint(checkpoint: str, output_dir: str | os.PathLike, export_for
         checkpoint: folder or Hub id.
         output_dir: new folder for `model.onnx` or `model.pt2`, configuration, tokenizer and `export_check.json`;
             `transformers.exporters.ExportedModel.from_pretrained` loads it.
-        export_format: `"onnx"` or `"pt2"`.
+        format: `"onnx"` or `"pt2"`.
 
     Returns:
         What `export_check.json` holds: exported class, format, compared shapes and the largest difference.
@@ -48,9 +48,9 @@ def export_checkpoint(checkpoint: str, output_dir: str | os.PathLike, export_for
         ValueError: unknown format or missing packages for it; not a whole concept encoder checkpoint; a difference
             beyond `TOLERANCE`, and then nothing is written.
     """
-    if export_format not in EXPORTERS:
-        raise ValueError(f"Unknown format {export_format!r}. Available: {', '.join(EXPORTERS)}")
-    missing = [name for name in ONNX_PACKAGES if find_spec(name) is None] if export_format == "onnx" else []
+    if format not in EXPORTERS:
+        raise ValueError(f"Unknown format {format!r}. Available: {', '.join(EXPORTERS)}")
+    missing = [name for name in ONNX_PACKAGES if find_spec(name) is None] if format == "onnx" else []
     if missing:
         raise ValueError(f"ONNX needs {', '.join(missing)}: pip install 'concept-encoder[onnx]'")
     if Path(output_dir).exists():
@@ -58,7 +58,7 @@ def export_checkpoint(checkpoint: str, output_dir: str | os.PathLike, export_for
     folder = checkpoint_folder(checkpoint)
     model = load_exportable(folder)
     tokenizer = load_tokenizer(folder, model.config)
-    exporter, config = EXPORTERS[export_format]
+    exporter, config = EXPORTERS[format]
     sample = random_texts(model.config, 2, longest_text(model.config, 7))
     texts = Dim("texts")
     limited = model.config.position_embedding_type == "learned"
@@ -69,7 +69,7 @@ def export_checkpoint(checkpoint: str, output_dir: str | os.PathLike, export_for
         exported.save_pretrained(staged)
         check = {
             "exported": type(model).__name__,
-            "format": export_format,
+            "format": format,
             **compare(model, ExportedModel.from_pretrained(staged)),
         }
         tokenizer.save_pretrained(staged)

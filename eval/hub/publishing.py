@@ -149,7 +149,7 @@ def _read_report(source: Path) -> tuple[Report | None, str | None, list[str]]:
     absent = [name for name in (*REPORT_FILES, *figures) if not (source / name).is_file()]
     if absent:
         raise ValueError(
-            f"the report of {source} lacks {', '.join(absent)}; write it again: scripts/report.py {source}"
+            f"the report of {source} lacks {', '.join(absent)}; write it again: concept-encoder report {source}"
         )
     return report, None, [*REPORT_FILES, *figures]
 
@@ -164,11 +164,11 @@ def _fresh_report(run: Path) -> tuple[Report | None, bool]:
     files = [name for found in read_results(run).values() for name in found] if results else []
     if report.run.files != files:
         changed = ", ".join(sorted(set(report.run.files) ^ set(files)))
-        raise ValueError(f"{path} is not of these results ({changed}); write it again: scripts/report.py {run}")
+        raise ValueError(f"{path} is not of these results ({changed}); write it again: concept-encoder report {run}")
     return report, True
 
 
-def checkpoints(run_dir: Path) -> list[tuple[int, Path]]:
+def checkpoint_folders(run_dir: Path) -> list[tuple[int, Path]]:
     """(step, folder) of the intermediate checkpoints of a run, in order.
 
     Raises:
@@ -207,9 +207,11 @@ def _notes(source: Path, report_files: list[str], measured: bool, taken: set[str
         for name in other_code(source)
     ]
     if not measured:
-        notes.append(f"nothing was measured, and the card says so; scripts/analyze.py {source} is a start")
+        notes.append(f"nothing was measured, and the card says so; concept-encoder analyze {source} is a start")
     elif not report_files and (source / "pretrain.json").is_file():
-        notes.append(f"the card is made of the result files; scripts/report.py {source} adds a report with figures")
+        notes.append(
+            f"the card is made of the result files; concept-encoder report {source} adds a report with figures"
+        )
     return notes
 
 
@@ -220,7 +222,7 @@ def _is_training_state(path: Path) -> bool:
 # ------------------------------------------------------------------------------------------------------------ pushing
 
 
-def push(
+def push_folder(
     folder: Path, repo_id: str, revision: str = "main", private: bool = False, message: str = "Push"
 ) -> CommitInfo:
     """Make a branch hold the files of `folder`, in one commit on what it holds now.

@@ -20,7 +20,7 @@ from ...trainers.weights.warm_start import architecture
 from ...utils.files import whole_folder
 from ...utils.untrusted import inside, is_hub_id, read_object, read_tokenizer
 from ..benchmarks.bert_twin import TWINS, BertTwinConfig, BertTwinModel
-from ..benchmarks.registry import Benchmark
+from ..benchmarks.registry import Task
 from ..hub.code_check import FOREIGN_FIELDS, warn_of_other_code
 
 PRETRAINING_PREFIXES = ("decoder.", "lm_head.")  # weights of the pretraining head, dropped here
@@ -44,7 +44,7 @@ def _read(folder: Path, families: Families) -> _Checkpoint:
 
 
 def load_classifier(
-    folder: Path, head: str, benchmark: Benchmark, **config_fields
+    folder: Path, head: str, benchmark: Task, **config_fields
 ) -> tuple[PreTrainedModel, dict[str, list[str]]]:
     """A classification head on the encoder of a pretraining checkpoint, in float32.
 
@@ -204,7 +204,7 @@ def checkpoint_folder(checkpoint: str, revision: str | None = None) -> Path:
     return Path(snapshot_download(checkpoint, revision=revision, allow_patterns=list(CHECKPOINT_FILES)))
 
 
-def results_folder(checkpoint: str, output_dir: str | None) -> Path:
+def results_folder(checkpoint: str | os.PathLike, output_dir: str | os.PathLike | None) -> Path:
     """Where the results on a checkpoint are written: `output_dir`, else the checkpoint itself.
 
     Raises:

@@ -45,38 +45,38 @@ PARTS = {
         PretrainResult,
         "pretrain.json",
         "This folder holds no record of pretraining.",
-        "python scripts/pretrain.py scripts/recipes/RECIPE.yaml --output_dir RUN_DIR",
+        "concept-encoder pretrain scripts/recipes/RECIPE.yaml --output_dir RUN_DIR",
     ),
     "geometry": Part(
         GeometryResult,
         "geometry.json",
         "The concepts of this run have not been analysed.",
-        "python scripts/analyze.py RUN_DIR",
+        "concept-encoder analyze RUN_DIR",
     ),
     "ledger": Part(
         LedgerResult,
         "ledger.json",
         "How many bits the decoder takes through the concepts has not been measured; of the decoders, only that of "
         "masked diffusion has a ledger.",
-        "python scripts/analyze.py RUN_DIR",
+        "concept-encoder analyze RUN_DIR",
     ),
     "reading": Part(
         AttentionResult,
         "reading.json",
         "What each concept reads, and who reads it, has not been recorded.",
-        "python scripts/analyze.py RUN_DIR",
+        "concept-encoder analyze RUN_DIR",
     ),
     "downstream": Part(
         FinetuneResult,
         "finetune/*.json",
         "This run has not been fine-tuned on any task.",
-        "python scripts/finetune.py RUN_DIR --protocol tuned --tasks mrpc stsb paws sick_relatedness sick_entailment",
+        "concept-encoder finetune RUN_DIR --protocol tuned --tasks mrpc stsb paws sick_relatedness sick_entailment",
     ),
     "similarity": Part(
         SimilarityResult,
         "similarity/*.json",
         "The frozen concepts have not been scored, neither by cosine nor by a linear probe.",
-        "python scripts/similarity.py RUN_DIR --tasks stsb sick_relatedness",
+        "concept-encoder similarity RUN_DIR --tasks stsb sick_relatedness",
     ),
 }
 SINGLE = ("training", "geometry", "ledger", "reading")  # parts of one file
@@ -169,7 +169,7 @@ def _missing(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Missing]:
     return missing
 
 
-def write_report(run_dir: str | Path, other_dir: str | Path | None = None) -> Report:
+def report(run_dir: str | Path, other_dir: str | Path | None = None) -> Report:
     """Build the report of a run folder and write figures/, report.md, report.html and report.json into it, together.
 
     Args:
@@ -179,14 +179,14 @@ def write_report(run_dir: str | Path, other_dir: str | Path | None = None) -> Re
         ValueError: as `build_report`; nothing is written then.
     """
     folder = Path(run_dir)
-    report = build_report(folder, other_dir)
+    made = build_report(folder, other_dir)
     with replaced_together(folder, last="report.json") as staged:
-        draw_figures(report, staged)
-        pages = {"report.md": render_markdown(report), "report.html": render_html(report, staged)}
+        draw_figures(made, staged)
+        pages = {"report.md": render_markdown(made), "report.html": render_html(made, staged)}
         for name, page in pages.items():
             write_atomically(staged / name, page)
-        report.save(staged / "report.json")
-    return report
+        made.save(staged / "report.json")
+    return made
 
 
 def summary_table(report: Report) -> str:

@@ -235,7 +235,7 @@ def _spectrum(run: GeometryResult, report: Report, other: GeometryResult | None)
     blocks: list[Block] = []
     if run.spectrum is None:
         words = "The geometry file holds no spectrum with nulls and intervals. To add it:"
-        blocks.append(Paragraph(words, "missing", "python scripts/analyze.py RUN_DIR"))
+        blocks.append(Paragraph(words, "missing", "concept-encoder analyze RUN_DIR"))
     else:
         words = (
             f"Over {number(run.spectrum.num_documents)} documents. A figure says something only where it leaves its"

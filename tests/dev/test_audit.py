@@ -40,7 +40,7 @@ def test_locked_versions_are_plain_and_cover_what_the_package_asks_for():
     assert re.search(rf"^TORCH := torch=={re.escape(locked['torch'])}$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     project = (ROOT / "pyproject.toml").read_text()
     asked = re.findall(
-        r'"([a-z0-9_-]+)>=[0-9.]+"', project.split("[tool.setuptools]")[0].split("dependencies = [", 1)[1]
+        r'"([a-z0-9_-]+)>=[0-9.]+[",]', project.split("[tool.setuptools]")[0].split("dependencies = [", 1)[1]
     )
     left_out = {"liger-kernel", "mteb", "setuptools"}  # not installed by `make`, and what pip never freezes
     assert {name.replace("_", "-") for name in asked} - left_out <= set(locked)

@@ -1,6 +1,5 @@
 """The page on gate 1: which reports it takes, what it puts into its tables, and that the one in the tree is fresh."""
 
-import importlib
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +8,7 @@ import pytest
 from run_files import synthetic_finetune, synthetic_pretrain, synthetic_similarity
 
 from concept_encoder.eval.report.report import PARTS, compose
-from concept_encoder.scripts.dev import gate_1_page as gate_1
+from concept_encoder.scripts.dev import gate_1
 from concept_encoder.utils.results import ControlScore, Figure, FrozenScore, Report
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,7 +19,7 @@ COMPARISON = RESULTS / "objectives_20m.comparison.json"
 def report(stsb=0.7, twin=0.4) -> Report:
     """Of a run that was fine-tuned and scored on STS-B, 0.1 lower without training."""
     control = {"value": twin, "interval": None, "difference": None, "difference_interval": None, "p_value": None}
-    made = synthetic_finetune("stsb", {"pearson": stsb}, {"pearson": 0.0}, 1500, protocol="apart+epochs=3")
+    made = synthetic_finetune("stsb", {"pearson": stsb}, {"pearson": 0.0}, 1500, protocol="bi_encoder+epochs=3")
     made.primary.controls["random_init"] = ControlScore(**control)
     frozen = FrozenScore(
         method="cosine, mean",
@@ -103,7 +102,7 @@ def test_the_page_names_what_is_missed():
 
 
 def test_command_writes_page_and_figures(tmp_path):
-    importlib.import_module("concept_encoder.scripts.dev.gate_1").main(["--page", str(tmp_path / "GATE_1.md")])
+    gate_1.main(["--page", str(tmp_path / "GATE_1.md")])
     assert (tmp_path / "GATE_1.md").read_text(encoding="utf-8").startswith("# Gate 1\n")
     for name in ("gate_1", "gate_1_dark"):
         assert (tmp_path / "figures" / f"{name}.png").stat().st_size > 10_000

@@ -9,8 +9,7 @@ import yaml
 from helpers import randomised, tiny_config
 
 from concept_encoder import ConceptEncoderForDiffusionMLM
-from concept_encoder.scripts.dev.sampling_steps import main
-from concept_encoder.scripts.dev.sampling_steps_page import NUM_STEPS, sampling_steps, steps_table
+from concept_encoder.scripts.dev.sampling_steps import NUM_STEPS, main, sampling_steps, steps_table
 
 WORDS, LENGTH = 4, 16  # each text is one of four words, sixteen times
 

@@ -2,15 +2,22 @@ from pathlib import Path
 
 import pytest
 
-from concept_encoder.scripts.dev import scaling_page as scaling
-from concept_encoder.scripts.dev.scaling_page import REFERENCE, Counted, Run, count, reference_peak_share, scale
-from concept_encoder.trainers.recipes import find_recipe, load_recipe, recipe_parser
+from concept_encoder.scripts.dev.scaling import (
+    REFERENCE,
+    Counted,
+    Run,
+    count,
+    reference_peak_share,
+    render_page,
+    scale,
+)
+from concept_encoder.trainers.recipes import Recipe
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_the_page_is_fresh():
-    assert (ROOT / "docs" / "SCALING.md").read_text(encoding="utf-8") == scaling.render_page()
+    assert (ROOT / "docs" / "SCALING.md").read_text(encoding="utf-8") == render_page()
 
 
 def test_counts_are_those_of_the_products():
@@ -55,12 +62,12 @@ def test_more_gpus_take_less_time_and_move_more():
 
 
 def test_the_reference_run_is_its_recipe():
-    arguments = ["--use_cpu", "true"]
-    recipe = load_recipe(find_recipe("diffusion_l2", ROOT / "scripts" / "recipes"), arguments, recipe_parser())
+    recipe = Recipe.load("diffusion_l2", use_cpu=True)
     assert {name: getattr(recipe.model, name) for name in REFERENCE.config} == REFERENCE.config
     assert REFERENCE.length == recipe.data.max_length
     training = recipe.training
     texts = training.per_device_train_batch_size * training.gradient_accumulation_steps * 4
     assert REFERENCE.texts_per_step == texts and REFERENCE.micro_batch == training.per_device_train_batch_size
-    assert REFERENCE.masked_share == pytest.approx((recipe.objective.t_min + recipe.objective.t_max) / 2)
+    corruption = recipe.objective.built_corruption
+    assert REFERENCE.masked_share == pytest.approx((corruption.t_min + corruption.t_max) / 2)
     assert 0 < reference_peak_share(count(REFERENCE)) < 1

@@ -11,11 +11,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from concept_encoder.scripts.dev import soak_watch as module
-from concept_encoder.scripts.dev.soak import main
-from concept_encoder.scripts.dev.soak_watch import (
+from concept_encoder.scripts.dev import soak as module
+from concept_encoder.scripts.dev.soak import (
     BOUNDS,
     in_blocks,
+    main,
     refresh_page,
     render_section,
     soak,

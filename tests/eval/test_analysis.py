@@ -291,7 +291,7 @@ def test_script_takes_the_corpus_from_the_recipe(checkpoint: Path, corpus: Path,
     assert "within_centred rankme" in printed
     assert "of 4 documents" in printed
     assert f"Written to {checkpoint}: geometry.json, ledger.json, reading.json." in said
-    assert said.strip().endswith(f"scripts/report.py {checkpoint}")
+    assert said.strip().endswith(f"concept-encoder report {checkpoint}")
 
 
 def test_script_says_that_there_is_no_decoder(checkpoint: Path, corpus: Path, capsys) -> None:

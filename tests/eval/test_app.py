@@ -2,28 +2,32 @@
 
 import os
 import shutil
+from importlib.util import find_spec
 
 import pytest
 from explorable import OTHER, TEXT, explorable, perceiver
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-pytest.importorskip("gradio", reason="the extra `explore` is not installed")
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+from concept_encoder.eval.explorer.explorer import load_explorer
+from concept_encoder.scripts import explore
 
-from concept_encoder.eval.explorer.app import build_app, launch_app  # noqa: E402
-from concept_encoder.eval.explorer.explorer import load_explorer  # noqa: E402
-from concept_encoder.scripts import explore  # noqa: E402
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("gradio") is None, reason="the extra `explore` is not installed"),
+    pytest.mark.skipif(find_spec("playwright") is None, reason="playwright is not installed"),
+]
 
 
 @pytest.fixture(scope="module")
 def browser():
     if CHROMIUM is None:
         pytest.skip("there is no Chromium here")
-    with sync_api.sync_playwright() as playwright:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()
@@ -32,6 +36,9 @@ def browser():
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     """Address of the explorer of each kind of checkpoint."""
+    # Here, so that collecting tests is without the seconds of gradio.
+    from concept_encoder.eval.explorer.app import build_app, launch_app
+
     folder, apps, urls = tmp_path_factory.mktemp("served"), [], {}
     folders = {
         "latent": explorable(folder / "latent"),
@@ -200,7 +207,8 @@ def test_the_script_serves_what_it_is_given(tmp_path, monkeypatch):
     explore.main([str(folder), "--no_browser", "--port", "7999"])
     assert seen["app"].title == "Concept explorer: mine"
     assert (seen["server_port"], seen["inbrowser"]) == (7999, False)
-    monkeypatch.setattr(explore, "RUNS", tmp_path)
-    folder.rename(tmp_path / "microworld-20250101-000000")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    folder.rename(tmp_path / "runs" / "microworld-20250101-000000")
     explore.main([])
     assert seen["app"].title == "Concept explorer: microworld-20250101-000000" and seen["inbrowser"]

@@ -13,7 +13,7 @@ from concept_encoder.eval.benchmarks.bert_twin import (
     BertTwinForSequenceClassification,
     BertTwinModel,
 )
-from concept_encoder.eval.benchmarks.finetuning import finetune
+from concept_encoder.eval.benchmarks.finetuning import finetune_task
 from concept_encoder.eval.benchmarks.protocols import PROTOCOLS
 from concept_encoder.eval.benchmarks.registry import BENCHMARKS
 from concept_encoder.eval.concepts.analysis import load_models
@@ -122,13 +122,13 @@ def test_what_needs_concepts_refuses_it_by_name(trained, tmp_path):
     assert not white.exists()
 
 
-@pytest.mark.parametrize("protocol", ["joint", "apart"])
+@pytest.mark.parametrize("protocol", ["cross_encoder", "bi_encoder"])
 def test_it_is_fine_tuned_beside_its_own_random_twin(protocol, trained, tmp_path, monkeypatch):
     folder, _ = trained
     monkeypatch.setattr(finetuning, "RESAMPLES", 200)
     row = small_task("stsb", tmp_path)
     settings = PROTOCOLS["quick"].override(comparison=protocol, epochs=1)
-    result = finetune(str(folder), row, settings, tmp_path / "out")
+    result = finetune_task(str(folder), row, settings, tmp_path / "out")
     assert {"pearson", "spearman"} == set(result.scores)
     assert all(score.controls["random_init"].value is not None for score in result.scores.values())
     assert json.loads((tmp_path / "out" / "random_init" / "config.json").read_text())["model_type"] == "bert_twin"

@@ -123,7 +123,6 @@ def test_numbers_are_those_of_the_report(cards, path):
     assert time in card.text.split("Hardware: ")[1]
 
 
-@pytest.mark.hub
 @pytest.mark.parametrize("path", REPORTS, ids=name_of)
 def test_the_hub_accepts_the_metadata(cards, path, hub):
     """What it checks besides, localhub does not know; so it is spelled out here."""

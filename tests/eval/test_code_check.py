@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi
 
-from concept_encoder.eval.hub.code_check import code_of, compare_code, other_code
+from concept_encoder.eval.hub.code_check import check_code, compare_code, other_code
 from concept_encoder.eval.loading.checkpoints import load_encoder
-from concept_encoder.scripts import check_code
+from concept_encoder.scripts import check_code as script
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ["configuration_concept.py", "modeling_concept.py"]
@@ -26,7 +26,7 @@ def test_a_checkpoint_of_this_package(folder):
     for file in files:
         assert file.equal and not file.difference
         assert file.digest == hashlib.sha256((ROOT / file.name).read_bytes()).hexdigest()
-    assert code_of(str(folder)).elsewhere == []
+    assert check_code(str(folder)).elsewhere == []
 
 
 def test_what_was_changed_added_and_removed(folder):
@@ -53,7 +53,7 @@ def test_code_named_elsewhere(folder):
     tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
     tokenizer["auto_map"] = {"AutoTokenizer": ["evil.Evil", None]}
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
-    assert code_of(str(folder)).elsewhere == [
+    assert check_code(str(folder)).elsewhere == [
         "config.json names other code: AutoModel: other/repository--modeling.Evil",
         "config.json names other code: custom_pipelines",
         "tokenizer_config.json names other code: AutoTokenizer: ['evil.Evil', None]",
@@ -78,16 +78,16 @@ def test_reading_weights_says_once_that_the_code_is_another(folder, caplog):
         load_encoder(other)
     said = [record.message for record in caplog.records]
     assert len(said) == 1
-    assert "its modeling_concept.py differ from this package's, which is what runs; python scripts/check" in said[0]
+    assert "its modeling_concept.py differ from this package's, which is what runs; concept-encoder check" in said[0]
 
 
 def test_the_command_prints_hashes_and_differences(folder, capsys):
-    check_code.main([str(folder)])
+    script.main([str(folder)])
     assert capsys.readouterr().out.count("is this package's (sha256 ") == 2
     with (folder / "modeling_concept.py").open("a") as file:
         file.write("import os\n")
     with pytest.raises(SystemExit) as stopped:
-        check_code.main([str(folder), "--diff"])
+        script.main([str(folder), "--diff"])
     out = capsys.readouterr().out
     assert stopped.value.code == 1
     assert "modeling_concept.py differs from this package's in 1 lines" in out and "\n+import os\n" in out
@@ -97,20 +97,19 @@ def test_the_command_prints_hashes_and_differences(folder, capsys):
 def test_names_that_are_no_checkpoint(name, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
-        check_code.main([name])
+        script.main([name])
     assert stopped.value.code == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith("check_code.py: error: no folder ")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("concept-encoder check-code: error: no folder ")
 
 
-@pytest.mark.hub
 def test_a_repository_is_named_by_its_commit_and_its_weights_are_not_fetched(hub, folder, capsys):
     api = HfApi()
     repo = api.create_repo("me/check-code", exist_ok=True).repo_id
     commit = api.upload_folder(repo_id=repo, folder_path=folder)
     hub.admin("log", "DELETE")
-    check_code.main([repo])
+    script.main([repo])
     assert capsys.readouterr().out.splitlines()[0] == f'{repo} at revision="{commit.oid}"'
     assert not any("safetensors" in request["path"] and "resolve" in request["path"] for request in hub.requests())
     with pytest.raises(SystemExit):
-        check_code.main([repo, "--revision", "nowhere"])
-    assert "check_code.py: error: " in capsys.readouterr().err
+        script.main([repo, "--revision", "nowhere"])
+    assert "concept-encoder check-code: error: " in capsys.readouterr().err

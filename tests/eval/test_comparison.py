@@ -1,5 +1,6 @@
 """Recipes side by side: what has to be equal is checked, a killed comparison goes on, the table holds the figures."""
 
+import functools
 import re
 import shutil
 from pathlib import Path
@@ -8,8 +9,9 @@ import pytest
 
 from concept_encoder.eval.benchmarks import comparison, finetuning, similarity
 from concept_encoder.eval.benchmarks import registry as benchmarks
-from concept_encoder.eval.benchmarks.comparison import format_plans
+from concept_encoder.eval.benchmarks.comparison import find_variants, format_plans
 from concept_encoder.scripts.compare import main
+from concept_encoder.trainers.recipes import Recipe
 from concept_encoder.utils.results import (
     ComparisonResult,
     Figure,
@@ -49,7 +51,8 @@ def tasks(tmp_path_factory) -> list[str]:
 def compared(recipes, tasks, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("comparison")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(comparison, "ANALYSIS", (4, 8, 16))
+        fewer = functools.partial(comparison.analyze, num_batches=4, batch_size=8, ledger_documents=16)
+        patch.setattr(comparison, "analyze", fewer)
         for module in (finetuning, similarity):
             patch.setattr(module, "RESAMPLES", 200)
         for split, size in (("train", 200), ("validation", 60)):
@@ -101,18 +104,18 @@ def test_a_second_call_measures_nothing_again(compared, recipes, tasks, monkeypa
     assert (compared / "comparison.json").read_text() == before
 
 
-def test_an_unfinished_run_is_resumed(recipes, tmp_path, monkeypatch):
+def test_an_unfinished_run_is_pretrained_in_its_folder_which_resumes_it(recipes, tmp_path, monkeypatch):
     (tmp_path / "plain" / "seed-7" / "checkpoint-1").mkdir(parents=True)
     seen = {}
 
     def stop(recipe, monitor):
-        seen[recipe.name] = recipe.training.resume_from_checkpoint, recipe.training.seed, recipe.training.output_dir
+        seen[recipe.name] = recipe.training.seed, recipe.training.output_dir
         raise ValueError("stopped here")
 
     monkeypatch.setattr(comparison, "pretrain", stop)
     with pytest.raises(SystemExit):
         main([*recipes, "--output_dir", str(tmp_path), "--seeds", "7", *TINY])
-    assert seen == {"plain": ("last", 7, str(tmp_path / "plain" / "seed-7"))}
+    assert seen == {"plain": (7, str(tmp_path / "plain" / "seed-7"))}
 
 
 @pytest.mark.parametrize(
@@ -143,11 +146,13 @@ def test_unknown_tasks_are_refused_before_anything_is_trained(recipes, tmp_path,
         assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_one_recipe_is_no_comparison(recipes, tmp_path, capsys, count):
+@pytest.mark.parametrize(
+    ("count", "message"), [(1, "plain.yaml must hold `base` and `variants`"), (2, "two different recipes, got plain")]
+)
+def test_one_recipe_is_no_comparison(recipes, tmp_path, capsys, count, message):
     with pytest.raises(SystemExit, match="2"):
         main([recipes[0]] * count + ["--output_dir", str(tmp_path / "out")])
-    assert "at least two different recipes, got plain" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_a_dry_run_counts_what_is_still_to_train_and_leaves_nothing(recipes, tmp_path, capsys):
@@ -161,7 +166,7 @@ def test_a_dry_run_counts_what_is_still_to_train_and_leaves_nothing(recipes, tmp
     assert plain.split()[:4] == ["plain", "0.1", "M", "2"]
     assert [row.split()[-2] for row in (plain, masked)] == ["2", "1"]
     assert total.startswith("hours of training to come: 0.00;")
-    assert said.rstrip().endswith(f"scripts/compare.py {' '.join(arguments)}")
+    assert said.rstrip().endswith(f"concept-encoder compare {' '.join(arguments)}")
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [done / "pretrain.json"]
     plans = {"a": {**dict.fromkeys(("steps", "tokens", "hours_left")), "parameters": {"total": 2e6}, "runs": 1}}
     plans["a"]["seconds_per_step"] = 0.5
@@ -171,7 +176,7 @@ def test_a_dry_run_counts_what_is_still_to_train_and_leaves_nothing(recipes, tmp
 def test_a_seed_of_the_recipe_is_not_taken(recipes, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         main([*recipes, "--output_dir", str(tmp_path / "out"), "--seed", "7"])
-    assert "unknown argument '--seed'; did you mean --seeds" in capsys.readouterr().err
+    assert "seed differs from run to run of a comparison; give seeds" in capsys.readouterr().err
 
 
 def test_means_are_over_seeds_and_unknown_where_one_is():
@@ -180,3 +185,72 @@ def test_means_are_over_seeds_and_unknown_where_one_is():
 
     means = comparison._means([row("a", 1, 1.0), row("b", 1, 5.0), row("a", 2, 2.0), row("b", 2, None)])
     assert means == {"a": {"x": 1.5}, "b": {"x": None}}
+
+
+# ------------------------------------------------------------------------------------------------------------ variants
+
+
+def test_the_comparison_of_the_package_is_one_recipe_with_named_changes():
+    variants = find_variants("objectives")
+    assert [variant.name for variant in variants][:4] == ["diffusion", "tsdae", "mlm_perceiver", "prefix"]
+    recipes = [variant.load(0, Path("runs/x"), {"use_cpu": True}) for variant in variants]
+    comparison.check_comparable(recipes)
+    base = recipes[0].as_dict()
+    for variant, recipe in zip(variants, recipes, strict=True):
+        own = recipe.as_dict()
+        changed = {
+            name for part in base for name in base[part] | own[part] if base[part].get(name) != own[part].get(name)
+        }
+        changes = {n for n, value in variant.fields.items() if value != variants[0].fields.get(n)} | {
+            name for name in variants[0].fields if name not in variant.fields
+        }
+        assert changed == changes, variant.name
+        assert recipe.name == variant.name
+
+
+def test_a_variant_is_what_its_recipe_is():
+    for name in ("tsdae", "mlm_perceiver"):
+        (variant,) = find_variants("objectives", [name])
+        own = variant.load(42, Path("runs/x"), {"use_cpu": True}).as_dict()
+        assert own == Recipe.load(name, use_cpu=True).as_dict()
+
+
+def test_a_comparison_of_ones_own(tmp_path, recipes):
+    shutil.copy(recipes[0], tmp_path / "plain.yaml")
+    shutil.copy(Path(recipes[0]).parent / "tiny.yaml", tmp_path)
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "base: plain.yaml\nfields: {max_steps: 3}\nvariants:\n  a:\n  b: {num_concepts: 2, max_steps: 5}\n"
+    )
+    loaded = {v.name: v.load(7, tmp_path / v.name, {"learning_rate": 1e-5}) for v in find_variants(path)}
+    assert [(r.name, r.model.num_concepts, r.training.max_steps) for r in loaded.values()] == [
+        ("a", 8, 3),
+        ("b", 2, 5),
+    ]
+    assert {(r.training.seed, r.training.learning_rate) for r in loaded.values()} == {(7, 1e-5)}
+    assert [variant.name for variant in find_variants([str(path)], ["b"])] == ["b"]
+    assert [variant.name for variant in find_variants(list(recipes))] == ["plain", "masked"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a\n", "mine.yaml must hold `base` and `variants`, and may hold `fields`; got"),
+        ("base: tiny\n", "mine.yaml must hold `base` and `variants`"),
+        ("base: tiny\nvariants: {a: 3}\n", "`variants` must map names to fields, and `fields` names to values"),
+        ("base: tiny\nvariants: []\n", "`variants` must map names to fields"),
+        ("base: ../tiny.yaml\nvariants: {a: {}}\n", "leads out of"),
+    ],
+)
+def test_what_is_no_comparison_is_named(tmp_path, text, message):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        find_variants(tmp_path / "mine.yaml")
+
+
+def test_unknown_comparisons_and_variants_are_named():
+    message = r"Unknown comparison 'objectivs'\. Available: objectives; or a .yaml file, or two recipes"
+    with pytest.raises(ValueError, match=message):
+        find_variants("objectivs")
+    with pytest.raises(ValueError, match=r"Unknown variant 'tsdea'\. Available: diffusion, .*; did you mean tsdae"):
+        find_variants("objectives", ["tsdea"])

@@ -1,8 +1,10 @@
 import itertools
+import os
 
 import numpy as np
 import pytest
 from datasets import Dataset, load_dataset
+from killing import killed_at, visible
 
 from concept_encoder.eval.benchmarks import decontamination as corpora
 from concept_encoder.eval.benchmarks.decontamination import (
@@ -13,7 +15,7 @@ from concept_encoder.eval.benchmarks.decontamination import (
     load_plan,
     words,
 )
-from concept_encoder.eval.benchmarks.registry import Benchmark
+from concept_encoder.eval.benchmarks.registry import Task
 from concept_encoder.trainers.data.corpora import DataArguments
 from concept_encoder.utils.results import ContaminationResult
 
@@ -79,10 +81,19 @@ def sources(tmp_path):
         "label": [1, 1, 1, 0],
     }
     Dataset.from_dict(pairs).to_parquet(tmp_path / "pairs.parquet")
-    row = Benchmark(name="mrpc", dataset_id=str(bench), config=None, sentence_columns=("s1", "s2"), licence="none")
+    row = Task(name="mrpc", dataset_id=str(bench), config=None, sentence_columns=("s1", "s2"), licence="none")
     columns = {"text_column": "a", "partner_column": "b", "packing": "truncated"}
     source = DataArguments(dataset_name=str(tmp_path / "pairs.parquet"), keep_rows="label=1", **columns)
     return CorpusPlan((source, source), (row,))
+
+
+@pytest.mark.parametrize(("owner", "name"), [(corpora, "write_json"), (os, "replace")])
+def test_killed_while_it_writes_the_same_call_can_be_made_again(sources, tmp_path, owner, name):
+    before = visible(tmp_path)
+    assert killed_at(lambda: build_corpus(sources, tmp_path / "out"), owner, name)
+    assert visible(tmp_path) == before
+    build_corpus(sources, tmp_path / "out")
+    assert visible(tmp_path / "out") == {corpora.TRAIN_FILE, corpora.CHECK_FILE}
 
 
 def test_a_corpus_keeps_the_rows_of_which_no_sentence_is_in_another_split(sources, tmp_path):

@@ -148,12 +148,35 @@ def test_rebuilding_from_fewer_sees_only_those(explorer, monkeypatch):
         (lambda e: e.compare(TEXT, ""), "There is no text"),
         (lambda e: e.swap(TEXT, OTHER, [], 4), r"indices in \[0, 5\), got \[\]"),
         (lambda e: e.infill(TEXT, 4, 0.0, 0), r"There is no \[MASK\] in the text; put one wherever"),
-        (lambda e: e.rebuild(TEXT, 6, 4, 0.0, 0), r"must lie in \[1, 5\], got 6"),
+        (lambda e: e.rebuild(TEXT, 6, 4, 0.0, 0), r"must be a whole number in \[1, 5\], got 6"),
+        (lambda e: e.read("cat " * 1_300_000), "The text has 5,200,000 characters; at most 10,000 are read"),
+        (lambda e: e.read(None), "There is no text; type one."),
+        (lambda e: e.compare(TEXT, None), "There is no text; type one."),
+        (lambda e: e.infill(None, 4, 0.0, 0), "There is no text; type one."),
+        (lambda e: e.read("xyzzy \N{SLIGHTLY SMILING FACE}"), "This checkpoint knows none of these words"),
+        (lambda e: e.read("\ud800"), "This checkpoint knows none of these words"),
+        (lambda e: e.rebuild("xyzzy", 2, 4, 0.0, 0), "This checkpoint knows none of these words"),
+        (lambda e: e.swap(TEXT, OTHER, None, 4), r"indices in \[0, 5\), got \[\]"),
+        (lambda e: e.swap(TEXT, OTHER, [None], 4), r"A concept must be a whole number in \[0, 4\], got None"),
+        (lambda e: e.swap(TEXT, OTHER, [1], 10**9), r"decoder calls must be a whole number in \[1, 64\], got 10+"),
+        (lambda e: e.infill("a [MASK]", None, 0.0, 0), "number of decoder calls must be a whole number .* got None"),
+        (lambda e: e.infill("a [MASK]", 4, None, 0), r"The temperature must be a number in \[0, 2.0\], got None"),
+        (lambda e: e.infill("a [MASK]", 4, float("nan"), 0), "The temperature must be a number .* got nan"),
+        (lambda e: e.infill("a [MASK]", 4, 0.0, None), "The seed must be a whole number in .* got None"),
+        (lambda e: e.infill("a [MASK]", 4, 0.0, 2**70), "The seed must be a whole number in"),
+        (lambda e: e.rebuild(TEXT, None, 4, 0.0, 0), "The number of concepts must be a whole number .* got None"),
     ],
 )
 def test_bad_input_is_named(explorer, act, message):
     with pytest.raises(ValueError, match=message):
         act(explorer)
+
+
+def test_words_that_it_does_not_know_are_masked_and_filled_like_others(explorer):
+    """[UNK] stands for a word, though it is a special token."""
+    rebuilt = explorer.rebuild("the xyzzy cat", 5, 2, 0.0, 0)
+    assert rebuilt.original == ["the", "[UNK]", "cat"]
+    assert len(rebuilt.right) == len(rebuilt.rebuilt) == 3
 
 
 def test_what_a_checkpoint_cannot_do_is_said_and_refused(explorer, without_context, without_decoder):
@@ -178,7 +201,7 @@ def test_cautions_follow_the_run(explorer, without_context):
     assert "has never met [MASK] in training (corruption diffusion)" in explorer.cautions["infill"]
     assert "Trained without nested_concepts" in explorer.cautions["rebuild"]
     assert list(without_context.cautions) == ["rebuild"]  # what cannot be done needs none
-    trained = {"corruption": "two_view", "nested_concepts": True}
+    trained = {"corruption": {"two_view": {}}, "nested_concepts": True}
     assert dataclasses.replace(explorer, run={"objective": trained}).cautions == {}
     assert dataclasses.replace(explorer, run={}).cautions == {}
 
@@ -199,7 +222,6 @@ def test_a_bare_encoder_without_a_run_file(folder, tmp_path, explorer):
     np.testing.assert_allclose(bare.read(TEXT).read, explorer.read(TEXT).read, atol=1e-6)
 
 
-@pytest.mark.hub
 def test_a_revision_of_the_hub(hub, folder):
     from huggingface_hub import HfApi
 
@@ -249,5 +271,5 @@ def test_without_gradio_all_but_the_app_imports_and_the_script_says_what_to_inst
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 2
-    assert 'the explorer needs the extra: pip install -e ".[explore]"' in result.stderr
+    assert "the explorer needs gradio: pip install 'concept-encoder[explore]'" in result.stderr
     assert "Traceback" not in result.stderr

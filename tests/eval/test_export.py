@@ -15,13 +15,13 @@ from concept_encoder import (
     ConceptEncoderForSequenceClassificationViaDecoder,
     ConceptEncoderModel,
 )
-from concept_encoder.eval.hub import export
+from concept_encoder.eval.hub import export as module
 from concept_encoder.eval.hub.export import (
     CHECK_FILE,
     CHECKED_SHAPES,
     TOLERANCE,
     compare,
-    export_checkpoint,
+    export,
     random_texts,
 )
 from concept_encoder.scripts.export import main
@@ -98,10 +98,10 @@ def test_a_refused_export_leaves_nothing_behind(checkpoint, tmp_path, monkeypatc
         def __call__(self, **batch):
             return {"last_hidden_state": torch.zeros(1), "pooler_output": torch.zeros(1)}
 
-    monkeypatch.setitem(export.EXPORTERS, "pt2", (Wrong, dict))
-    monkeypatch.setattr(export.ExportedModel, "from_pretrained", lambda folder: Wrong())
+    monkeypatch.setitem(module.EXPORTERS, "pt2", (Wrong, dict))
+    monkeypatch.setattr(module.ExportedModel, "from_pretrained", lambda folder: Wrong())
     with pytest.raises(ValueError, match="Nothing was written"):
-        export_checkpoint(str(folder), tmp_path / "out", "pt2")
+        export(str(folder), tmp_path / "out", "pt2")
     assert set(tmp_path.rglob("*")) == before
 
 
@@ -140,14 +140,14 @@ def test_unusable_checkpoints_are_named_in_one_line(checkpoint, tmp_path, capsys
 
 def test_unusable_arguments_are_named(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"Unknown format 'tf'. Available: onnx, pt2"):
-        export_checkpoint("x", tmp_path / "out", "tf")
+        export("x", tmp_path / "out", "tf")
     with pytest.raises(FileExistsError, match="exists; name a new folder"):
-        export_checkpoint("x", tmp_path, "pt2")
+        export("x", tmp_path, "pt2")
     with pytest.raises(FileNotFoundError, match="No checkpoint folder"):
-        export_checkpoint(str(tmp_path / "nothing"), tmp_path / "out", "pt2")
+        export(str(tmp_path / "nothing"), tmp_path / "out", "pt2")
     monkeypatch.setattr(export, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"ONNX needs onnx, onnxscript, onnxruntime: pip install .*\[onnx\]"):
-        export_checkpoint("x", tmp_path / "out", "onnx")
+        export("x", tmp_path / "out", "onnx")
 
 
 @pytest.mark.slow

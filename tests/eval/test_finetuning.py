@@ -9,17 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import DatasetDict
 from huggingface_hub import HfApi
 from small_tasks import WORDS, files, pair_table, small_task
 from transformers import BertConfig, BertModel
 
 from concept_encoder.eval.benchmarks import finetuning, tuning
-from concept_encoder.eval.benchmarks.finetuning import at_chance, finetune
+from concept_encoder.eval.benchmarks.finetuning import at_chance, finetune_task
 from concept_encoder.eval.benchmarks.protocols import PROTOCOLS, Protocol
-from concept_encoder.eval.benchmarks.registry import BENCHMARKS
+from concept_encoder.eval.benchmarks.registry import BENCHMARKS, Task
 from concept_encoder.eval.metrics.intervals import bootstrap_intervals
 from concept_encoder.modeling_concept import ConceptEncoderForSequenceClassificationPerceiver
 from concept_encoder.scripts.finetune import main
+from concept_encoder.trainers.data.corpora import in_memory_name
 from concept_encoder.trainers.data.microworld import microworld_tokenizer
 from concept_encoder.utils.results import FinetuneResult, PredictionsResult
 
@@ -59,14 +61,14 @@ def test_pairs_are_tokenised_as_pairs_and_truncated(pretrained, tmp_path, protoc
 
     monkeypatch.setattr(ConceptEncoderForSequenceClassificationPerceiver, "forward", spy)
     row = small_task("mrpc", tmp_path)
-    finetune(str(pretrained), row, protocol, tmp_path / "long")
+    finetune_task(str(pretrained), row, protocol, tmp_path / "long")
     tokenizer = microworld_tokenizer(64)
     first = tokenizer.decode(seen[0][0]).split()
     assert first[0] == "[CLS]"
     assert first[2] == first[4] == "[SEP]"
     assert {first[1], first[3]} <= set(WORDS)
     seen.clear()
-    result = finetune(str(pretrained), row, protocol.override(max_length=4), tmp_path / "short")
+    result = finetune_task(str(pretrained), row, protocol.override(max_length=4), tmp_path / "short")
     assert max(batch.shape[1] for batch in seen) == result.max_length == 4
 
 
@@ -74,7 +76,7 @@ def test_pairs_are_tokenised_as_pairs_and_truncated(pretrained, tmp_path, protoc
 def test_result(task, checkpoint, tmp_path, protocol):
     row = small_task(task, tmp_path)
     before = files(checkpoint)
-    result = finetune(str(checkpoint), row, protocol, checkpoint)
+    result = finetune_task(str(checkpoint), row, protocol, checkpoint)
     name = f"{task}.quick+batch_sizes=32+epochs=2"
     cells = [f"finetune/{name}/{cell}.json" for cell in ("run.seed=42", "bag_of_tokens", "random_init.seed=42")]
     new = {path for path in files(checkpoint) - before if not path.startswith("random_init")}
@@ -103,7 +105,7 @@ def test_result(task, checkpoint, tmp_path, protocol):
 
 def test_controls_stand_beside_the_score(checkpoint, tmp_path, protocol):
     row = small_task("mrpc", tmp_path)
-    result = finetune(str(checkpoint), row, protocol, checkpoint)
+    result = finetune_task(str(checkpoint), row, protocol, checkpoint)
     path = checkpoint / "finetune" / "predictions" / f"mrpc.{protocol.name}.json"
     kept = PredictionsResult.load(path)
     labels, own = kept.references, kept.run["42"]
@@ -142,7 +144,7 @@ def test_a_score_is_paired_with_the_constant_prediction():
 def test_metrics_are_those_of_the_saved_model(checkpoint, tmp_path, protocol):
     """The kept model, loaded anew, predicts what was scored."""
     row = small_task("mrpc", tmp_path)
-    result = finetune(str(checkpoint), row, protocol, checkpoint, save_model=True)
+    result = finetune_task(str(checkpoint), row, protocol, checkpoint, save_model=True)
     folder = checkpoint / "finetune" / "mrpc.quick+batch_sizes=32+epochs=2" / "model"
     model = ConceptEncoderForSequenceClassificationPerceiver.from_pretrained(folder).eval()
     table = pair_table(40, seed=40, similarity=False)
@@ -157,8 +159,8 @@ def test_metrics_are_those_of_the_saved_model(checkpoint, tmp_path, protocol):
 
 def test_same_seed_same_result(pretrained, tmp_path, protocol):
     row = small_task("stsb", tmp_path)
-    runs = [finetune(str(pretrained), row, protocol, tmp_path / name) for name in ("a", "b")]
-    other = finetune(str(pretrained), row, protocol.override(seeds=(7,)), tmp_path / "c")
+    runs = [finetune_task(str(pretrained), row, protocol, tmp_path / name) for name in ("a", "b")]
+    other = finetune_task(str(pretrained), row, protocol.override(seeds=(7,)), tmp_path / "c")
     losses = [[entry["loss"] for entry in run.log_history if "loss" in entry] for run in (*runs, other)]
     assert losses[0] == losses[1] != losses[2]
     assert runs[0].scores == runs[1].scores
@@ -167,7 +169,7 @@ def test_same_seed_same_result(pretrained, tmp_path, protocol):
 def test_training_lowers_the_loss(pretrained, tmp_path):
     row = small_task("stsb", tmp_path)
     protocol = PROTOCOLS["quick"].override(epochs=30, batch_sizes=(16,), learning_rates=(3e-3,))
-    result = finetune(str(pretrained), row, protocol, tmp_path / "run")
+    result = finetune_task(str(pretrained), row, protocol, tmp_path / "run")
     losses = [entry["loss"] for entry in result.log_history if "loss" in entry]
     assert losses[-1] < losses[0] / 2
 
@@ -178,14 +180,14 @@ def test_divergence_is_an_error_and_leaves_nothing(checkpoint, tmp_path):
     with pytest.raises(
         ValueError, match="Training on mrpc diverged: predictions are not finite; lower learning_rates"
     ):
-        finetune(str(checkpoint), small_task("mrpc", tmp_path), protocol, checkpoint)
+        finetune_task(str(checkpoint), small_task("mrpc", tmp_path), protocol, checkpoint)
     assert files(checkpoint) == before
 
 
 def test_several_devices_are_refused(pretrained, tmp_path, protocol, monkeypatch):
     monkeypatch.setattr(tuning.TrainingArguments, "train_batch_size", property(lambda self: 64))
     with pytest.raises(ValueError, match=r"Fine-tuning uses one device.* batch_size \(32\); set CUDA_VISIBLE_DEVICES"):
-        finetune(str(pretrained), small_task("mrpc", tmp_path), protocol, tmp_path / "run")
+        finetune_task(str(pretrained), small_task("mrpc", tmp_path), protocol, tmp_path / "run")
 
 
 def test_command_line(checkpoint, small_tasks, capsys):
@@ -196,7 +198,7 @@ def test_command_line(checkpoint, small_tasks, capsys):
     for line in ("mrpc  f1 ", "mrpc  accuracy ", "stsb  pearson ", "stsb  spearman "):
         assert f"\n{line}" in printed
     assert "; accuracy 0." in printed  # the verdict in words
-    assert said.rstrip().endswith(f"scripts/report.py {checkpoint}")
+    assert said.rstrip().endswith(f"concept-encoder report {checkpoint}")
     written = checkpoint / "finetune" / "stsb.quick+learning_rates=0.002+epochs=1.json"
     result = FinetuneResult.load(written)
     assert (result.selected.learning_rate, result.selected.epochs) == (0.002, 1)
@@ -205,10 +207,10 @@ def test_command_line(checkpoint, small_tasks, capsys):
     fails([*arguments, "--epochs", "1", "--learning_rates", "0.002"], r"mrpc\.quick.*exists; give --overwrite", capsys)
     main([*arguments, "--epochs", "1", "--learning_rates", "0.002", "--overwrite"])
     assert FinetuneResult.load(written).scores == result.scores
-    main([str(checkpoint), "--tasks", "stsb", "--protocol", "quick", "--epochs", "1", "--comparison", "apart"])
-    apart = FinetuneResult.load(checkpoint / "finetune" / "stsb.quick+epochs=1+comparison=apart.json")
+    main([str(checkpoint), "--tasks", "stsb", "--protocol", "quick", "--epochs", "1", "--comparison", "bi_encoder"])
+    apart = FinetuneResult.load(checkpoint / "finetune" / "stsb.quick+epochs=1+comparison=bi_encoder.json")
     assert apart.head == "ConceptEncoderForSentencePairClassification"
-    assert (apart.settings["comparison"], result.settings["comparison"]) == ("apart", "joint")
+    assert (apart.settings["comparison"], result.settings["comparison"]) == ("bi_encoder", "cross_encoder")
 
 
 def fails(arguments: list[str], message: str, capsys) -> None:
@@ -284,7 +286,6 @@ def test_a_table_of_ones_own(checkpoint, tmp_path, capsys, monkeypatch):
     fails([str(checkpoint), "--tasks", "no_file.yaml", "--protocol", "quick"], "No such file .*no_file.yaml", capsys)
 
 
-@pytest.mark.hub
 def test_from_the_hub(hub, pretrained, tmp_path, small_tasks, capsys):
     HfApi().create_repo("me/pretrained", exist_ok=True)
     HfApi().upload_folder(folder_path=pretrained, repo_id="me/pretrained")
@@ -293,3 +294,14 @@ def test_from_the_hub(hub, pretrained, tmp_path, small_tasks, capsys):
     main([*arguments, "--output_dir", str(tmp_path / "out")])
     written = {"finetune/mrpc.quick+epochs=1.json", "finetune/predictions/mrpc.quick+epochs=1.json"}
     assert written <= files(tmp_path / "out")
+
+
+def test_a_task_in_memory_is_fine_tuned_and_recorded_by_its_digest(checkpoint, protocol):
+    data = DatasetDict(
+        {split: pair_table(rows, seed=rows, similarity=False) for split, rows in (("train", 96), ("validation", 40))}
+    )
+    task = Task(name="alike", data=data, like="rte")
+    (result,) = finetune_task(str(checkpoint), [task, task], protocol)
+    assert result["task"] == "alike" and result["train_examples"] == 96
+    assert result["dataset"] == {"id": task.dataset_id, "config": None, "licence": "not stated"}
+    assert task.dataset_id == in_memory_name(data)

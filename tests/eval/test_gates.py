@@ -28,7 +28,7 @@ def test_packaged_gate_1_is_that_of_the_reference():
     assert rank.metrics == ["geometry/metrics/global_effective_rank_normalized"]
     assert (rank.comparison, rank.threshold) == (">", 30 / 128)
     protocols = [path.split("/")[1] for path in stsb.metrics]
-    assert protocols == ["stsb.tuned", "stsb.apart", "stsb.reference", "stsb.quick"]
+    assert protocols == ["stsb.tuned", "stsb.bi_encoder", "stsb.reference", "stsb.quick"]
     assert (stsb.comparison, stsb.threshold) == (">", 0.70)
 
 

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from concept_encoder.eval.benchmarks.finetuning import result_path
-from concept_encoder.eval.benchmarks.protocols import PROTOCOLS, find_protocol
+from concept_encoder.eval.benchmarks.protocols import PROTOCOLS, Protocol, fields_from_words, fields_help
 
 REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "reference" / "diffusion_l2.json"
 
@@ -60,7 +62,10 @@ def test_overrides_become_part_of_the_name():
             {"learning_rates": (1e-3, 1e-4)},
             r"2 settings \(learning_rates 0\.001,0\.0001; .* selection_size is 0; give",
         ),
-        ({"comparison": "cosin"}, "comparison must be one of joint, apart, got 'cosin'"),
+        ({"comparison": "cosin"}, "comparison must be one of cross_encoder, bi_encoder, got 'cosin'"),
+        ({"learning_rates": 1e-3}, "learning_rates must be a list of numbers, got 0.001"),
+        ({"max_grad_norm": float("nan")}, "max_grad_norm must be finite, got nan"),
+        ({"warmup_steps": float("inf")}, "warmup_steps must be finite, got inf"),
         ({"lr_scheduler_type": "lineal"}, "lr_scheduler_type must be one of linear, .*, got 'lineal'"),
         ({"dropout": 0.1}, "Unknown protocol field 'dropout'. Available: learning_rates, batch_sizes"),
     ],
@@ -71,8 +76,8 @@ def test_bad_protocol(changes, message):
 
 
 def test_unknown_protocol():
-    with pytest.raises(ValueError, match=r"Unknown protocol 'tuend'\. Available: reference, tuned, apart, quick"):
-        find_protocol("tuend")
+    with pytest.raises(ValueError, match=r"Unknown protocol 'tuend'\. Available: reference, tuned, bi_encoder, quick"):
+        Protocol.load("tuend")
 
 
 @pytest.mark.parametrize(
@@ -80,27 +85,61 @@ def test_unknown_protocol():
     [
         {},
         {"learning_rates": (3e-4, 1e-3), "epochs": 5, "seeds": (42,)},
-        {"max_train_examples": 500, "bf16": True, "comparison": "joint", "lr_scheduler_type": "cosine"},
+        {"max_train_examples": 500, "bf16": True, "comparison": "cross_encoder", "lr_scheduler_type": "cosine"},
     ],
 )
 def test_a_protocol_is_found_by_the_name_that_its_results_bear(changes):
-    protocol = PROTOCOLS["apart"].override(**changes)
-    assert find_protocol(protocol.name) == protocol
+    protocol = PROTOCOLS["bi_encoder"].override(**changes)
+    assert Protocol.load(protocol.name) == protocol == Protocol.load("bi_encoder", **changes)
 
 
 def test_a_name_says_a_field_once_however_often_it_was_changed():
-    twice = PROTOCOLS["apart"].override(epochs=5, bf16=True).override(seeds=(1, 2), epochs=3)
-    assert twice.name == "apart+epochs=3+seeds=1,2+bf16=True"
-    assert find_protocol(twice.name) == twice == PROTOCOLS["apart"].override(epochs=3, seeds=(1, 2), bf16=True)
+    twice = PROTOCOLS["bi_encoder"].override(epochs=5, bf16=True).override(seeds=(1, 2), epochs=3)
+    assert twice.name == "bi_encoder+epochs=3+seeds=1,2+bf16=True"
+    assert Protocol.load(twice.name) == twice == PROTOCOLS["bi_encoder"].override(epochs=3, seeds=(1, 2), bf16=True)
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("apart+epoch=5", r"Unknown protocol field 'epoch' in 'apart\+epoch=5'\. Available: learning_rates, batch"),
-        ("apart+epochs=five", r"protocol 'apart\+epochs=five': argument --epochs: invalid int value: 'five'"),
+        (
+            "bi_encoder+epoch=5",
+            r"protocol 'bi_encoder\+epoch=5': Unknown protocol field 'epoch'\. Available: learn",
+        ),
+        ("bi_encoder+epochs=five", r"protocol 'bi_encoder\+epochs=five': epochs must be a whole number, got 'five'"),
     ],
 )
 def test_a_name_that_no_result_bears(name, message):
     with pytest.raises(ValueError, match=message):
-        find_protocol(name)
+        Protocol.load(name)
+
+
+def test_fields_are_typed_and_part_of_the_name():
+    protocol = Protocol.load("quick", learning_rates=["1e-4"], epochs="2", bf16="true")
+    assert protocol.learning_rates == (1e-4,) and protocol.epochs == 2 and protocol.bf16 is True
+    assert protocol.name == "quick+learning_rates=0.0001+epochs=2+bf16=True"
+    words = "--learning_rates 3e-4 1e-3 --selection_size 0.1 --seeds 1 2 --no_bf16".split()
+    fields = {"learning_rates": (3e-4, 1e-3), "selection_size": 0.1, "seeds": (1, 2), "bf16": False}
+    assert fields_from_words(words) == fields
+    with pytest.raises(ValueError, match="unknown field 'epoch'; did you mean epochs"):
+        fields_from_words(["--epoch", "3"])
+    assert all(f"  --{name}  " in fields_help() for name in ("learning_rates", "epochs", "comparison"))
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "learning_rates": st.lists(st.floats(1e-30, 1e30), min_size=1, max_size=3, unique=True).map(tuple),
+            "seeds": st.lists(st.integers(0, 10**9), min_size=1, max_size=3, unique=True).map(tuple),
+            "epochs": st.integers(1, 100),
+            "max_train_examples": st.none() | st.integers(2, 10**6),
+            "weight_decay": st.floats(0, 1),
+            "bf16": st.booleans(),
+            "comparison": st.sampled_from(["cross_encoder", "bi_encoder"]),
+        },
+    )
+)
+def test_a_name_is_read_back_as_what_wrote_it(changes):
+    protocol = PROTOCOLS["tuned"].override(**changes)
+    assert Protocol.load(protocol.name) == protocol

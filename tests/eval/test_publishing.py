@@ -23,14 +23,15 @@ from small_tasks import files
 from transformers import GenerationConfig
 
 from concept_encoder.configuration_concept import AUTO_MAP, ConceptEncoderConfig
-from concept_encoder.eval.hub.publishing import assemble, compare, explain, push, verify
-from concept_encoder.eval.report.report import write_report
+from concept_encoder.eval.hub import pushing
+from concept_encoder.eval.hub.publishing import assemble, compare, explain, push_folder, verify
+from concept_encoder.eval.report.report import report
 from concept_encoder.modeling_concept import (
     ConceptEncoderForDiffusionMLM,
     ConceptEncoderForSequenceClassificationPerceiver,
     ConceptEncoderModel,
 )
-from concept_encoder.scripts import push_to_hub
+from concept_encoder.scripts import push
 from concept_encoder.scripts.pretrain import main as pretrain
 from concept_encoder.trainers.training.arguments import ConceptTrainingArguments
 from concept_encoder.trainers.training.trainer import ConceptTrainer
@@ -49,7 +50,7 @@ def run(pretrained, tmp_path_factory) -> Path:
     """A small run with a report, training state and a pickle that nobody asked for; tests only read it."""
     folder = shutil.copytree(pretrained, tmp_path_factory.mktemp("runs") / "small")
     scores = synthetic_finetune("microworld_entailment", {"accuracy": 0.71}, {"accuracy": 0.345}, 1000)
-    write_report(write_run(folder, pretrain=synthetic_pretrain(), finetune=[scores]))
+    report(write_run(folder, pretrain=synthetic_pretrain(), finetune=[scores]))
     (folder / "recipe.yaml").write_text("model: {num_concepts: 4}\n")
     for name in ("training_args.bin", "optimizer.pt", "rng_state.pth", "trainer_state.json", "notes.pkl"):
         (folder / name).write_bytes(TOKEN.encode())
@@ -74,7 +75,7 @@ def repo_id(request) -> str:
 @pytest.fixture
 def unverified(monkeypatch):
     """Leaves out the two processes that load the model, of which other tests are."""
-    monkeypatch.setattr(push_to_hub, "verify", lambda *args: [])
+    monkeypatch.setattr(pushing, "verify", lambda *args: [])
 
 
 def head(repo_id: str, revision: str = "main") -> str:
@@ -88,7 +89,7 @@ def held(repo_id: str, revision: str = "main") -> set[str]:
 def fails(arguments: list, capsys) -> tuple[int, str]:
     """(exit code, last line) of a call that ends in one clean line."""
     with pytest.raises(SystemExit) as stopped:
-        push_to_hub.main([str(argument) for argument in arguments])
+        push.main([str(argument) for argument in arguments])
     printed = capsys.readouterr()
     assert "Traceback" not in printed.err
     assert TOKEN not in printed.out + printed.err
@@ -135,7 +136,7 @@ def test_an_older_run_gets_the_whole_map_and_this_code(pretrained, tmp_path):
     notes = assemble(source, tmp_path / "set", "me/example")
     assert json.loads((tmp_path / "set/config.json").read_text()) == {**config, "auto_map": AUTO_MAP}
     changed = "modeling_concept.py is this package's; the run's own is older or was changed. "
-    assert f"{changed}python scripts/check_code.py {source} shows how" in notes
+    assert f"{changed}concept-encoder check-code {source} shows how" in notes
     assert "left out, README.md: the card is rendered from what was measured" in notes
     assert any("nothing was measured, and the card says so" in note for note in notes)
     assert "**Not judged.**" in (tmp_path / "set/README.md").read_text()
@@ -219,7 +220,7 @@ def broken(source: Path, how: str) -> None:
         ("other type", "holds a model of type 'bert'; only type 'concept_encoder'"),
         ("other class", "architectures must name one of ConceptEncoder.*, got 'BertModel'"),
         ("stale report", r"report.json is not of these results \(finetune/microworld_similarity.reference.json\)"),
-        ("no figure", "lacks figures/.*; write it anew: scripts/report.py"),
+        ("no figure", "lacks figures/.*; write it anew: concept-encoder report"),
     ],
 )
 def test_what_cannot_be_published(run, tmp_path, how, message, capsys):
@@ -230,7 +231,7 @@ def test_what_cannot_be_published(run, tmp_path, how, message, capsys):
         assemble(source, tmp_path / "set", "me/example")
     code, line = fails([source, "--repo_id", "me/example", "--dry_run"], capsys)
     assert code == 2
-    assert line.startswith("push_to_hub.py: error: ")
+    assert line.startswith("concept-encoder push: error: ")
 
 
 def leads_out(source: Path, how: str) -> None:
@@ -375,12 +376,11 @@ def test_every_kind_of_checkpoint_verifies(pretrained, tmp_path, kind):
 # --------------------------------------------------------------------------------------------------- push over HTTP
 
 
-@pytest.mark.hub
 @pytest.mark.slow
 def test_push_pull_and_use(run, hub, repo_id, tmp_path, capfd):
     """The whole way, by somebody without the package: the examples of the pushed card run, with their commit."""
     hub.fault(path_regex="resolve/.*model.safetensors", method="GET", truncate_after_bytes=100)
-    push_to_hub.main([str(run), "--repo_id", repo_id])
+    push.main([str(run), "--repo_id", repo_id])
     printed = capfd.readouterr()
     sha = head(repo_id)
     assert printed.out.strip().endswith(f"done: {os.environ['HF_ENDPOINT']}/{repo_id}/tree/{sha}")
@@ -402,11 +402,10 @@ def test_push_pull_and_use(run, hub, repo_id, tmp_path, capfd):
     assert "torch.Size([2, 2]) torch.Size([1, " in done.stdout
 
 
-@pytest.mark.hub
 @pytest.mark.slow
 def test_a_download_that_never_completes_is_not_called_done(run, hub, repo_id, capsys, monkeypatch):
     checks = [lambda *args: [], verify]
-    monkeypatch.setattr(push_to_hub, "verify", lambda *args: checks.pop(0)(*args))
+    monkeypatch.setattr(pushing, "verify", lambda *args: checks.pop(0)(*args))
     hub.fault(path_regex="resolve/.*config.json", times=None, status=404)
     code, line = fails([run, "--repo_id", repo_id], capsys)
     assert code == 1
@@ -416,44 +415,41 @@ def test_a_download_that_never_completes_is_not_called_done(run, hub, repo_id, c
     )
 
 
-@pytest.mark.hub
 def test_push_makes_the_branch_hold_the_folder(folder, hub, repo_id):
-    first = push(folder, repo_id)
+    first = push_folder(folder, repo_id)
     assert first.oid == head(repo_id)
     assert held(repo_id) == files(folder)
-    assert push(folder, repo_id).oid == first.oid  # nothing has changed: no commit
+    assert push_folder(folder, repo_id).oid == first.oid  # nothing has changed: no commit
     api = HfApi()
     for name in ("figures/old.png", "model-00001-of-00002.safetensors", "pytorch_model.bin", "notes.md"):
         api.upload_file(path_or_fileobj=b"old", path_in_repo=name, repo_id=repo_id)
     changed(folder)
-    second = push(folder, repo_id)
+    second = push_folder(folder, repo_id)
     assert second.oid == head(repo_id) != first.oid
     assert held(repo_id) == files(folder) | {"notes.md"}
 
 
-@pytest.mark.hub
 def test_a_private_repository(run, folder, hub, repo_id, unverified, capsys):
-    push(folder, repo_id, private=True)
+    push_folder(folder, repo_id, private=True)
     assert HfApi().repo_info(repo_id).private
     public = f"{repo_id}-public"
-    push(folder, public)
+    push_folder(folder, public)
     code, line = fails([run, "--repo_id", public, "--private"], capsys)
     assert code == 2
     assert f"{public} exists and is public; make it private in its settings" in line
 
 
-@pytest.mark.hub
 def test_revisions_and_checkpoints(run, pretrained, hub, repo_id, unverified, tmp_path, capsys):
     copy = shutil.copytree(run, tmp_path / "small")
     shutil.rmtree(copy / "checkpoint-3")
     for step in (10, 20):
         checkpoint = shutil.copytree(pretrained, copy / f"checkpoint-{step}")
         (checkpoint / "optimizer.pt").write_bytes(b"state")
-    push_to_hub.main([str(copy), "--repo_id", repo_id])
+    push.main([str(copy), "--repo_id", repo_id])
     main = head(repo_id)
-    push_to_hub.main([str(copy), "--repo_id", repo_id, "--revision", "v2"])
+    push.main([str(copy), "--repo_id", repo_id, "--revision", "v2"])
     assert (head(repo_id), held(repo_id, "v2")) == (main, held(repo_id))
-    push_to_hub.main([str(copy), "--repo_id", repo_id, "--checkpoints"])
+    push.main([str(copy), "--repo_id", repo_id, "--checkpoints"])
     assert head(repo_id) == main
     refs = HfApi().list_repo_refs(repo_id)
     assert {branch.name for branch in refs.branches} == {"main", "v2", "step-10", "step-20"}
@@ -464,10 +460,9 @@ def test_revisions_and_checkpoints(run, pretrained, hub, repo_id, unverified, tm
     assert f"{copy / 'checkpoint-10'} -> {repo_id}, step-10" in capsys.readouterr().out
 
 
-@pytest.mark.hub
 def test_a_dry_run_needs_no_token_and_writes_nothing(run, hub, repo_id, unverified, monkeypatch, capsys):
     monkeypatch.delenv("HF_TOKEN")
-    push_to_hub.main([str(run), "--repo_id", repo_id, "--dry_run"])
+    push.main([str(run), "--repo_id", repo_id, "--dry_run"])
     printed = capsys.readouterr().out
     assert [(r["method"], r["path"]) for r in hub.requests()] == [("POST", "/api/validate-yaml")]
     assert "  model.safetensors\n" in printed
@@ -475,7 +470,7 @@ def test_a_dry_run_needs_no_token_and_writes_nothing(run, hub, repo_id, unverifi
     assert "card: the Hub accepts its metadata" in printed
     assert printed.endswith("dry run: nothing was pushed\n")
     hub.fault(status=503)
-    push_to_hub.main([str(run), "--repo_id", repo_id, "--dry_run"])
+    push.main([str(run), "--repo_id", repo_id, "--dry_run"])
     assert "card: metadata not checked, no answer from http" in capsys.readouterr().out
 
 
@@ -485,7 +480,7 @@ def test_a_dry_run_needs_no_token_and_writes_nothing(run, hub, repo_id, unverifi
 @pytest.fixture
 def second_push(run, hub, repo_id, unverified, tmp_path) -> tuple[Path, str]:
     """(run with other weights than those on the Hub, revision there)."""
-    push_to_hub.main([str(run), "--repo_id", repo_id])
+    push.main([str(run), "--repo_id", repo_id])
     copy = shutil.copytree(run, tmp_path / "changed")
     changed(copy)
     return copy, head(repo_id)
@@ -505,7 +500,6 @@ FAULTS = {
 }
 
 
-@pytest.mark.hub
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_leaves_the_old_state_and_a_second_run_completes(name, second_push, hub, repo_id, capsys):
     run, before = second_push
@@ -515,22 +509,20 @@ def test_a_fault_leaves_the_old_state_and_a_second_run_completes(name, second_pu
     assert code == 1
     assert message in line
     assert head(repo_id) == before
-    push_to_hub.main([str(run), "--repo_id", repo_id])
+    push.main([str(run), "--repo_id", repo_id])
     assert head(repo_id) != before
     assert f"done: {os.environ['HF_ENDPOINT']}/{repo_id}/tree/{head(repo_id)}" in capsys.readouterr().out
 
 
-@pytest.mark.hub
 def test_a_hiccup_of_the_file_store_is_ridden_out(second_push, hub, repo_id):
     run, before = second_push
     hub.fault(method="PUT", status=503)
-    push_to_hub.main([str(run), "--repo_id", repo_id])
+    push.main([str(run), "--repo_id", repo_id])
     assert head(repo_id) != before
     statuses = [request["status"] for request in hub.requests() if request["method"] == "PUT"]
     assert 503 in statuses and 200 in statuses
 
 
-@pytest.mark.hub
 def test_somebody_else_pushes_in_between(second_push, hub, repo_id, capsys, monkeypatch):
     run, _ = second_push
     theirs = []
@@ -546,11 +538,10 @@ def test_somebody_else_pushes_in_between(second_push, hub, repo_id, capsys, monk
     assert code == 1
     assert f"{repo_id} was changed by somebody else during the push (412)" in line
     assert head(repo_id) == theirs[0]
-    push_to_hub.main([str(run), "--repo_id", repo_id])
+    push.main([str(run), "--repo_id", repo_id])
     assert "x.txt" in held(repo_id)
 
 
-@pytest.mark.hub
 @pytest.mark.parametrize("token", ["hf_of_somebody_else", None])
 def test_without_a_good_token(run, hub, repo_id, unverified, monkeypatch, capsys, token):
     monkeypatch.delenv("HF_TOKEN") if token is None else monkeypatch.setenv("HF_TOKEN", token)
@@ -560,32 +551,29 @@ def test_without_a_good_token(run, hub, repo_id, unverified, monkeypatch, capsys
     assert "hf_of" not in line
 
 
-@pytest.mark.hub
 @pytest.mark.parametrize("status", [401, 503])
 def test_a_traceback_holds_no_token(folder, hub, repo_id, status):
     hub.fault(path_regex="/commit/", status=status)
     with pytest.raises(HfHubHTTPError) as failed:
-        push(folder, repo_id)
+        push_folder(folder, repo_id)
     shown = traceback.TracebackException.from_exception(failed.value)
     assert TOKEN not in "".join(shown.format())
     assert TOKEN not in repr(failed.value)
 
 
-@pytest.mark.hub
 def test_a_name_that_is_not_ours(run, hub, unverified, capsys):
     code, line = fails([run, "--repo_id", "somebody/else"], capsys)
     assert (code, "your token may not write to somebody/else (403)" in line) == (1, True)
 
 
-@pytest.mark.hub
 @pytest.mark.slow
 def test_killed_in_mid_push(folder, hub, repo_id):
-    old = push(folder, repo_id).oid
+    old = push_folder(folder, repo_id).oid
     changed(folder)
     hub.fault(path_regex="/commit/", delay_s=4)
     seen_before = len(hub.requests())
-    code = "import sys; from pathlib import Path; from concept_encoder.eval.hub.publishing import push; "
-    code += "push(Path(sys.argv[1]), sys.argv[2])"
+    code = "import sys; from pathlib import Path; from concept_encoder.eval.hub.publishing import push_folder; "
+    code += "push_folder(Path(sys.argv[1]), sys.argv[2])"
     child = subprocess.Popen(
         [sys.executable, "-c", code, folder, repo_id], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -602,7 +590,7 @@ def test_killed_in_mid_push(folder, hub, repo_id):
         quiet = quiet + 1 if all(request["status"] for request in hub.requests()[seen_before:]) else 0
     assert held(repo_id) == files(folder)
     if head(repo_id) == old:
-        push(folder, repo_id)
+        push_folder(folder, repo_id)
     assert head(repo_id) != old
     copy = snapshot_download(repo_id, revision=head(repo_id))
     assert (Path(copy) / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
@@ -625,7 +613,6 @@ def train(folder: Path, repo_id: str, *arguments: str) -> None:
     pretrain(["tiny", "--output_dir", str(folder), "--hub_model_id", repo_id, *options, *arguments])
 
 
-@pytest.mark.hub
 @pytest.mark.parametrize("strategy", ["end", "every_save", "checkpoint", "all_checkpoints"])
 def test_trainer_pushes_the_upload_set(strategy, hub, repo_id, tmp_path):
     train(tmp_path / "run", repo_id, "--hub_strategy", strategy)
@@ -643,7 +630,6 @@ def test_trainer_pushes_the_upload_set(strategy, hub, repo_id, tmp_path):
     assert not titles or "Training in progress, step 1" in titles
 
 
-@pytest.mark.hub
 def test_a_push_that_fails_after_training_says_how_to_go_on(hub, repo_id, tmp_path, capsys):
     hub.fault(path_regex="/commit/", status=503, times=None)
     with pytest.raises(SystemExit) as stopped:
@@ -651,10 +637,9 @@ def test_a_push_that_fails_after_training_says_how_to_go_on(hub, repo_id, tmp_pa
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert stopped.value.code == 1
     assert f"the run is complete in {tmp_path / 'run'}, but not on the Hub: the Hub answered 503." in line
-    assert f"python scripts/push_to_hub.py {tmp_path / 'run'} --repo_id {repo_id}" in line
+    assert f"concept-encoder push {tmp_path / 'run'} --repo_id {repo_id}" in line
 
 
-@pytest.mark.hub
 def test_a_push_that_fails_during_training_is_made_good_at_the_end(hub, repo_id, tmp_path, caplog):
     hub.fault(path_regex="/commit/", status=503)
     train(tmp_path / "run", repo_id, "--hub_strategy", "every_save", "--hub_always_push", "True")

@@ -26,7 +26,8 @@ from concept_encoder.eval.report.figures import FIGURES
 from concept_encoder.eval.report.findings import curve, read_reference
 from concept_encoder.eval.report.pages import escape_markdown, render_html, render_markdown
 from concept_encoder.eval.report.reference_run import write_reference_run
-from concept_encoder.eval.report.report import PARTS, build_report, summary_table, write_report
+from concept_encoder.eval.report.report import PARTS, build_report, summary_table
+from concept_encoder.eval.report.report import report as write_report
 from concept_encoder.eval.report.sections import IGNORED, NOTES, sections
 from concept_encoder.utils.results import Report
 

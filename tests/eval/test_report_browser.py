@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from run_files import write_synthetic_run
 
-from concept_encoder.eval.report.report import write_report
+from concept_encoder.eval.report.report import report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ATTACKS = (
@@ -65,7 +65,7 @@ class Page(HTMLParser):
 
 def test_every_attack_is_in_the_pages_and_only_as_text(tmp_path):
     folder = hostile_run(tmp_path / "run")
-    write_report(folder)
+    report(folder)
     assert len(Page("".join(ATTACKS)).running) == 4
     html, markdown = ((folder / name).read_text(encoding="utf-8") for name in ("report.html", "report.md"))
     outside_code = re.sub(r"^~{6}json$.*?^~{6}$", "", markdown, flags=re.DOTALL | re.MULTILINE)
@@ -83,7 +83,7 @@ def test_a_browser_runs_none_of_it(tmp_path):
     (tmp_path / "control.html").write_text(f"<title>not yet</title><p>{ATTACKS[0]}</p>")
     assert "<title>ran</title>" in dom(tmp_path / "control.html", tmp_path / "one")
     folder = hostile_run(tmp_path / "run")
-    write_report(folder)
+    report(folder)
     seen = dom(folder / "report.html", tmp_path / "two")
     assert "<title>ran</title>" not in seen and "<h1>" in seen
     assert "&lt;script&gt;document.title='ran'&lt;/script&gt;" in seen

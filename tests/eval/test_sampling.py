@@ -147,11 +147,11 @@ def test_script_prints_one_text_per_line(pretrained, mode, count, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--mode", "reconstruct", "--num_tokens", "3"], "--num_tokens belongs to --mode continue, which needs it"),
-        (["--mode", "infill", "--rest_only"], "--rest_only belongs to --mode continue"),
-        (["--mode", "continue"], "--num_tokens belongs to --mode continue, which needs it"),
-        (["--mode", "swap"], "--swap_concepts belongs to --mode swap"),
-        (["--mode", "interpolate", "--num_texts", "3"], "--mode interpolate needs two --texts, got 1"),
+        (["--mode", "reconstruct", "--num_tokens", "3"], "num_tokens belongs to mode continue, which needs it"),
+        (["--mode", "infill", "--rest_only"], "rest_only belongs to mode continue"),
+        (["--mode", "continue"], "num_tokens belongs to mode continue, which needs it"),
+        (["--mode", "swap"], "swap_concepts belongs to mode swap"),
+        (["--mode", "interpolate", "--num_texts", "3"], "mode interpolate needs two texts, got 1"),
         (["--mode", "infill"], "infilling needs [MASK] in every text, got 'a dog'"),
         (["--mode", "reconstruct", "--order", "random"], "order must be 'confidence', 'ancestral' or 'blocks'"),
         (["--mode", "reconstruct", "--top_p", "0"], "0 < top_p <= 1"),

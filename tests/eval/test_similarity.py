@@ -10,7 +10,7 @@ import torch
 from scipy.stats import pearsonr
 from small_tasks import pair_table, small_task
 
-from concept_encoder.eval.benchmarks import similarity
+from concept_encoder.eval.benchmarks import similarity as module
 from concept_encoder.eval.benchmarks.registry import BENCHMARKS, load_benchmark
 from concept_encoder.eval.benchmarks.similarity import (
     METHODS,
@@ -18,7 +18,7 @@ from concept_encoder.eval.benchmarks.similarity import (
     max_sim,
     pair_features,
     score_frozen,
-    similarity_tasks,
+    similarity,
 )
 from concept_encoder.eval.concepts.whitening import whitening
 from concept_encoder.eval.loading.checkpoints import load_encoder, random_twin
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.* resamples leave:RuntimeWarnin
 
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch):
-    monkeypatch.setattr(similarity, "RESAMPLES", 200)
+    monkeypatch.setattr(module, "RESAMPLES", 200)
 
 
 @pytest.fixture
@@ -70,13 +70,13 @@ def test_pair_features_are_symmetric():
 def test_running_variance_equals_all_at_once():
     z = torch.randn(50, 4, 6, generator=torch.Generator().manual_seed(0)) * torch.tensor([0.0, 1.0, 2.0, 3.0])[:, None]
     z = z + 1000
-    running = similarity._RunningVariance()
+    running = module._RunningVariance()
     for part in z.split(7):
         running.add(part)
     expected = z.double().var(0).sum(-1)
     assert torch.allclose(running.shares(), expected / expected.sum(), atol=1e-9)
     assert running.shares()[0] == 0  # a concept that is the same for every text
-    constant = similarity._RunningVariance()
+    constant = module._RunningVariance()
     constant.add(torch.ones(5, 4, 6))
     assert constant.shares().tolist() == [0.25] * 4
 
@@ -111,7 +111,7 @@ def test_scores_are_those_of_the_definitions(pretrained, stsb):
 
 
 def test_result(pretrained, stsb, tmp_path):
-    (result,) = similarity_tasks(str(pretrained), ["stsb"], tmp_path)
+    (result,) = similarity(str(pretrained), ["stsb"], tmp_path)
     path = tmp_path / "similarity" / "stsb.json"
     assert SimilarityResult.load(path) == result
     assert json.loads(path.read_text(), parse_constant=pytest.fail) == result.as_dict()

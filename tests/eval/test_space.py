@@ -7,6 +7,7 @@ import time
 import tomllib
 import urllib.request
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,12 @@ from huggingface_hub import HfApi
 from concept_encoder.eval.explorer.space import REQUIREMENTS, write_space
 from concept_encoder.scripts.explore import main
 
-pytest.importorskip("gradio", reason="the extra `explore` is not installed")
+pytestmark = pytest.mark.skipif(find_spec("gradio") is None, reason="the extra `explore` is not installed")
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory):
+def published(running_hub, tmp_path_factory):
     """Commit of a checkpoint on the tests' Hub, with a later one on top."""
     api = HfApi()
     api.create_repo("me/explorable", exist_ok=True)
@@ -32,7 +33,6 @@ def published(tmp_path_factory):
     return commit
 
 
-@pytest.mark.hub
 def test_a_space_is_pinned(hub, published, tmp_path, capsys):
     main(["me/explorable", "--revision", published, "--space_dir", str(tmp_path / "space")])
     printed = capsys.readouterr().err
@@ -58,7 +58,7 @@ def test_a_space_is_pinned(hub, published, tmp_path, capsys):
 
 def test_only_what_is_on_the_hub_becomes_a_space(tmp_path):
     for checkpoint in (str(tmp_path), "nowhere"):
-        with pytest.raises(ValueError, match="is no Hub id; push it first with scripts/push_to_hub"):
+        with pytest.raises(ValueError, match="is no Hub id; push it first with concept-encoder push"):
             write_space(checkpoint, None, tmp_path / "space")
 
 
@@ -70,7 +70,6 @@ def test_requirements_are_the_package_s_own():
 
 
 @pytest.mark.slow
-@pytest.mark.hub
 def test_the_space_runs_from_its_own_folder(hub, published, tmp_path):
     """With its own copy of the package and no other, as on the Hub."""
     space = tmp_path / "space"

@@ -14,7 +14,7 @@ from small_tasks import files, save_pretrained, small_task
 from transformers import DataCollatorWithPadding, TrainingArguments
 
 from concept_encoder.eval.benchmarks import finetuning, tuning
-from concept_encoder.eval.benchmarks.finetuning import finetune
+from concept_encoder.eval.benchmarks.finetuning import finetune_task
 from concept_encoder.eval.benchmarks.protocols import PROTOCOLS, Protocol
 from concept_encoder.eval.benchmarks.registry import load_benchmark
 from concept_encoder.eval.benchmarks.tuning import prepare_task
@@ -66,7 +66,7 @@ def straight(pretrained, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(finetuning, "RESAMPLES", 200)
         calls = spy_on_training(patch)
-        result = finetune(str(pretrained), row, PROTOCOLS["tuned"].override(**CHANGES), folder / "out")
+        result = finetune_task(str(pretrained), row, PROTOCOLS["tuned"].override(**CHANGES), folder / "out")
     return folder, row, result, calls
 
 
@@ -138,7 +138,7 @@ def test_a_killed_run_goes_on_where_it_was(killed_in, straight, pretrained, tmp_
     with monkeypatch.context() as patch:
         patch.setattr(tuning, "_train", killed)
         with pytest.raises(KeyboardInterrupt):
-            finetune(str(pretrained), row, protocol, tmp_path)
+            finetune_task(str(pretrained), row, protocol, tmp_path)
     cells = tmp_path / "finetune" / f"stsb.{protocol.name}"
     trained = [cell for cell in CELLS if cell != "bag_of_tokens"][:killed_in]
     assert {path.stem for path in cells.iterdir()} - {"bag_of_tokens"} == set(trained)
@@ -146,7 +146,7 @@ def test_a_killed_run_goes_on_where_it_was(killed_in, straight, pretrained, tmp_
     stamps = {path: path.stat().st_mtime_ns for path in cells.iterdir()}
     with monkeypatch.context() as patch:
         after = spy_on_training(patch)
-        resumed = finetune(str(pretrained), row, protocol, tmp_path)
+        resumed = finetune_task(str(pretrained), row, protocol, tmp_path)
     assert len(after) == len(calls) - killed_in
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     assert without_time(resumed) == without_time(result)
@@ -164,8 +164,8 @@ def test_cells_of_other_settings_are_refused(straight, pretrained, tmp_path):
     weights.save_pretrained(other)
     protocol = PROTOCOLS["tuned"].override(**CHANGES)
     with pytest.raises(ValueError, match=r"lr=0\.0003.*json has other settings \(weights '.*', now '.*give --overw"):
-        finetune(str(other), row, protocol, out)
-    redone = finetune(str(other), row, protocol, out, overwrite=True)
+        finetune_task(str(other), row, protocol, out)
+    redone = finetune_task(str(other), row, protocol, out, overwrite=True)
     assert redone.primary.per_seed != result.primary.per_seed
     twins = [each.primary.controls["random_init"].value for each in (redone, result)]
     assert twins[0] == twins[1]
@@ -193,7 +193,7 @@ def test_an_edited_cell_is_named(straight, pretrained, tmp_path, cell, change, m
     path = written.parent / written.stem / f"{names[cell]}.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(ValueError, match=message):
-        finetune(str(pretrained), row, PROTOCOLS["tuned"].override(**CHANGES), out)
+        finetune_task(str(pretrained), row, PROTOCOLS["tuned"].override(**CHANGES), out)
     assert not written.exists()
 
 
@@ -214,7 +214,7 @@ def test_training_stops_at_the_best_epoch_and_when_nothing_improves(pretrained, 
 def test_a_diverging_setting_is_not_selected(pretrained, tmp_path):
     row = small_task("rte", tmp_path)
     protocol = PROTOCOLS["tuned"].override(learning_rates=(1e30, 1e-3), seeds=(7,), epochs=2)
-    result = finetune(str(pretrained), row, protocol, tmp_path / "out")
+    result = finetune_task(str(pretrained), row, protocol, tmp_path / "out")
     assert result.sweep[0].metrics == {"accuracy": None}
     assert result.selected.learning_rate == 1e-3
 
@@ -305,7 +305,9 @@ def test_cells_of_another_batching_are_refused(pretrained, tmp_path, monkeypatch
 
 def test_capped_training_examples(pretrained, tmp_path):
     row = small_task("mrpc", tmp_path)
-    result = finetune(str(pretrained), row, PROTOCOLS["quick"].override(max_train_examples=48, epochs=1), tmp_path)
+    result = finetune_task(
+        str(pretrained), row, PROTOCOLS["quick"].override(max_train_examples=48, epochs=1), tmp_path
+    )
     assert (result.train_examples, result.steps) == (48, 1)
     assert "finetune/mrpc.quick+epochs=1+max_train_examples=48.json" in files(tmp_path)
 
@@ -314,7 +316,7 @@ def test_a_share_too_small_to_select_on(pretrained, tmp_path):
     row = small_task("mrpc", tmp_path, train=10)
     message = r"selection_size \(0\.1\) of the 10 training examples of mrpc leaves fewer than 2 on one side"
     with pytest.raises(ValueError, match=message):
-        finetune(str(pretrained), row, PROTOCOLS["tuned"], tmp_path / "out")
+        finetune_task(str(pretrained), row, PROTOCOLS["tuned"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -331,8 +333,10 @@ def test_texts_of_a_pair_can_be_encoded_apart(task, pretrained, tmp_path, monkey
 
     monkeypatch.setattr(ConceptEncoderForSentencePairClassification, "forward", spy)
     row = small_task(task, tmp_path, train=512)
-    result = finetune(str(pretrained), row, PROTOCOLS["quick"].override(comparison="apart"), tmp_path / "out")
-    assert result.protocol == "quick+comparison=apart"
+    result = finetune_task(
+        str(pretrained), row, PROTOCOLS["quick"].override(comparison="bi_encoder"), tmp_path / "out"
+    )
+    assert result.protocol == "quick+comparison=bi_encoder"
     assert result.head == "ConceptEncoderForSentencePairClassification"
     comparison, first = seen[0]
     assert comparison == ("cosine" if task == "stsb" else "features")
@@ -352,17 +356,17 @@ def test_texts_of_a_pair_can_be_encoded_apart(task, pretrained, tmp_path, monkey
 
 def test_pairs_encoded_apart_are_sorted_by_both_lengths(pretrained, tmp_path):
     row = small_task("stsb", tmp_path)
-    apart = prepared(pretrained, row, PROTOCOLS["apart"])
-    joint = prepared(pretrained, row, PROTOCOLS["tuned"])
-    assert apart.digest != joint.digest
-    data = apart.encoded["train"]
+    bi = prepared(pretrained, row, PROTOCOLS["bi_encoder"])
+    cross = prepared(pretrained, row, PROTOCOLS["tuned"])
+    assert bi.digest != cross.digest
+    data = bi.encoded["train"]
     lengths = [len(a) + len(b) for a, b in zip(data["input_ids_a"], data["input_ids_b"], strict=True)]
     assert tuning._lengths(data) == lengths
-    assert tuning._lengths(joint.encoded["train"]) == [length - 1 for length in lengths]  # [CLS] is there once
+    assert tuning._lengths(cross.encoded["train"]) == [length - 1 for length in lengths]  # [CLS] is there once
 
 
 def test_single_sentences_are_encoded_as_ever(pretrained, tmp_path):
     row = dataclasses.replace(small_task("mrpc", tmp_path), sentence_columns=("sentence1",))
-    task = prepared(pretrained, row, PROTOCOLS["apart"])
+    task = prepared(pretrained, row, PROTOCOLS["bi_encoder"])
     assert task.head == "ConceptEncoderForSequenceClassificationPerceiver"
     assert task.encoded["train"].column_names == ["label", "input_ids", "attention_mask"]

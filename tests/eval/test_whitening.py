@@ -1,6 +1,7 @@
 """The whitening head: what is fitted, what is saved, what stays as it was, what is refused."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from helpers import random_examples, randomised, run_without_package, tiny_config
+from killing import killed_at, visible
+from transformers import PreTrainedTokenizerBase
 
 from concept_encoder import ConceptEncoderForDiffusionMLM, ConceptEncoderModel
 from concept_encoder.configuration_concept import AUTO_MAP
@@ -95,6 +98,23 @@ def test_until_it_is_fitted_it_is_the_identity():
     white.load_state_dict(plain.state_dict(), strict=False)
     ids = torch.tensor([[2, 9, 8, 7, 3]])
     torch.testing.assert_close(white(ids).pooler_output, plain(ids).pooler_output)
+
+
+@pytest.mark.parametrize(("owner", "name"), [(PreTrainedTokenizerBase, "save_pretrained"), (os, "replace")])
+def test_killed_while_it_writes_the_same_call_can_be_made_again(checkpoint, data, tmp_path, owner, name):
+    before = visible(tmp_path)
+    assert killed_at(lambda: whiten(str(checkpoint), tmp_path / "white", data), owner, name)
+    assert visible(tmp_path) == before
+    assert whiten(str(checkpoint), tmp_path / "white", data)["rank"] == 31
+    assert {"model.safetensors", "tokenizer.json", "modules.json"} <= visible(tmp_path / "white")
+
+
+def test_texts_that_are_all_alike_are_refused(checkpoint, tmp_path):
+    (tmp_path / "alike.jsonl").write_text('{"text": "a cat"}\n' * 60)
+    data = DataArguments(str(tmp_path / "alike.jsonl"), validation_size=0.01, packing="truncated", max_length=40)
+    with pytest.raises(ValueError, match="the 60 texts are all alike to the encoder: there is nothing to whiten by"):
+        whiten(str(checkpoint), tmp_path / "white", data)
+    assert not (tmp_path / "white").exists()
 
 
 def test_what_is_refused(checkpoint, data, tmp_path, capsys):

@@ -29,6 +29,7 @@ CHOICES = {
 }
 
 
+@pytest.mark.slow
 @cases(2500)
 @given(st.dictionaries(st.sampled_from(FIELDS), SCALARS, max_size=4))
 def test_a_configuration_is_legal_or_refused_by_name(fields):
@@ -43,6 +44,7 @@ def test_a_configuration_is_legal_or_refused_by_name(fields):
         assert not isinstance(value, float) or math.isfinite(value), (name, value)
 
 
+@pytest.mark.slow
 @cases(300)
 @given(
     st.fixed_dictionaries(

@@ -15,6 +15,7 @@ from concept_encoder import (
     ConceptEncoderForSequenceClassificationViaDecoder,
     ConceptEncoderModel,
 )
+from concept_encoder.modeling_concept import ConceptReading
 
 VARIANTS = {
     "plain": {},
@@ -39,7 +40,7 @@ def reference_attention(module, queries, keys, mask=None):
         part = slice(head * module.head_dim, (head + 1) * module.head_dim)
         scores = q[..., part] @ k[..., part].mT / math.sqrt(module.head_dim)
         weights = scores.exp()
-        if module.slot:
+        if isinstance(module, ConceptReading) and module.config.concept_attention == "slot":
             weights = weights / weights.sum(1, keepdim=True)
         if mask is not None:
             weights = weights * mask[:, None, :]

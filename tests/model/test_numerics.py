@@ -4,11 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from helpers import randomised, tiny_config, token_batch
 from torch.autograd import gradcheck
+from training_steps import steps
 
 from concept_encoder import ConceptEncoderForDiffusionMLM, ConceptEncoderModel
 from concept_encoder.modeling_concept import (
@@ -68,6 +70,7 @@ def agrees_with_finite_differences(model, loss_of) -> None:
     assert tried > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_gradients_of_the_heads_that_rebuild(name, training):
@@ -226,40 +229,12 @@ def test_extreme_embeddings_give_finite_concepts(scale):
 
 # --------------------------------------------------------------------------------------------------------- determinism
 
-CHILD = """
-import json, sys
-sys.path[:0] = {tests!r}
-import torch
-torch.set_num_threads(int(sys.argv[1]))
-from test_numerics import steps
-print(json.dumps(steps()))
-"""
-
-
-def steps() -> list[str]:
-    """Losses of five training steps with dropout, exactly, and a digest of the weights after them."""
-    import hashlib
-
-    torch.manual_seed(0)
-    config = tiny_config(hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1, concept_attention="slot")
-    model = ConceptEncoderForDiffusionMLM(config).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    ids, mask = token_batch(rows=8, columns=32)
-    losses = []
-    for _ in range(5):
-        optimizer.zero_grad()
-        loss = model(input_ids=ids, attention_mask=mask, labels=ids).loss
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item().hex())
-    weights = torch.cat([p.detach().flatten() for p in model.parameters()])
-    return [*losses, hashlib.sha256(weights.numpy().tobytes()).hexdigest()]
+STEPS = Path(__file__).parents[1] / "support" / "training_steps.py"
 
 
 def child(threads: int) -> list[str]:
-    script = CHILD.format(tests=sys.path)
     env = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONHASHSEED": str(threads)}
-    done = subprocess.run([sys.executable, "-c", script, str(threads)], env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, str(STEPS), str(threads)], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 

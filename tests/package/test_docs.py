@@ -1,11 +1,12 @@
 """Every command and snippet of README.md, CONTRIBUTING.md, CHANGELOG.md and docs/ does what the page says.
 
 Python blocks are run page by page, each page in one namespace, in a scratch folder that holds a tiny run under
-`runs/mine` and `organisation/checkpoint`. Sessions (`pycon`) are doctests. Commands are read by the script's own
-`main`, stopped where its work would begin; blocks below `<!-- run -->` are run for real. YAML blocks are recipes.
+`runs/mine` and `organisation/checkpoint`. Sessions (`pycon`) are doctests. Commands are read by their own `main`,
+stopped where its work would begin; blocks below `<!-- run -->` are run for real. YAML blocks are recipes.
 """
 
 import doctest
+import importlib
 import importlib.util
 import re
 import shlex
@@ -13,7 +14,6 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -24,13 +24,18 @@ import torch
 import yaml
 from accelerate.commands.launch import launch_command_parser
 
+from concept_encoder.eval.benchmarks import protocols
+from concept_encoder.eval.benchmarks.comparison import find_variants
 from concept_encoder.eval.benchmarks.registry import find_benchmark
-from concept_encoder.trainers.recipes import find_recipe, load_recipe, recipe_parser
+from concept_encoder.scripts import COMMANDS
+from concept_encoder.trainers import recipes
+from concept_encoder.trainers.recipes import Recipe, find_recipe
+from concept_encoder.utils.command_line import command_name
 
 ROOT = Path(__file__).resolve().parents[2]
 # A diary, and pages that their own tests compare with a rendering.
 RENDERED = {"LOG.md", "GATE_1.md", "SPEED.md", "SCALING.md"}
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+PAGES = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY", "CODE_OF_CONDUCT")]
 PAGES += sorted(path for path in (ROOT / "docs").rglob("*.md") if path.name not in RENDERED)
 LANGUAGES = {"bash", "python", "pycon", "yaml", "text", "bibtex"}
 RUN = "<!-- run -->"
@@ -38,30 +43,23 @@ FENCE = re.compile(
     rf"^(?P<run>{RUN}\n\n?)?(?P<indent> *)```(?P<language>\S*)\n(?P<text>.*?)^(?P=indent)```$", re.M | re.S
 )
 
-# Where the work of a script begins: the first function of the package that it calls with arguments read and checked.
+# Where the work of a command begins, with arguments read and checked: functions of the package that are stopped. Of a
+# command that is not here it is the verb of its name.
 WORK = {
-    "analyze.py": "analyze",
+    "compare": "compare eval.benchmarks.comparison.plan_comparison",
+    "explore": "explore eval.explorer.space.write_space",
+    "generate": "eval.concepts.sampling.load_sampler",
+    "pretrain": "pretrain trainers.planning.plan_pretraining",
+    "pretrain_twin": "pretrain",
+}
+# The same for the scripts of this repository, in their own modules.
+DEV_WORK = {
     "benchmark.py": "measure",
-    "build_corpus.py": "build_corpus",
     "cards.py": "render_cards",
-    "compare.py": "compare plan_comparison",
-    "check_code.py": "code_of",
-    "explore.py": "load_explorer write_space",
-    "export.py": "export_checkpoint",
-    "finetune.py": "finetune_tasks",
     "gate_1.py": "render_page",
-    "generate.py": "_sample",
-    "import_checkpoint.py": "import_checkpoint",
-    "pretrain.py": "pretrain plan_pretraining",
-    "pretrain_twin.py": "pretrain",
-    "push_to_hub.py": "_publish",
-    "report.py": "write_report",
     "sampling_steps.py": "sampling_steps",
     "scaling.py": "render_page",
-    "similarity.py": "similarity_tasks",
     "soak.py": "soak",
-    "train_tokenizer.py": "load_tokenizer",
-    "whiten.py": "whiten",
 }
 
 
@@ -146,7 +144,7 @@ def test_yaml_blocks_are_recipes(page, tmp_path):
         shutil.copy(path, tmp_path)
     for block in blocks(page, "yaml"):
         (tmp_path / "of_the_page.yaml").write_text(block.text, encoding="utf-8")
-        load_recipe(tmp_path / "of_the_page.yaml", ["--bf16", "false"], recipe_parser())
+        Recipe.load(tmp_path / "of_the_page.yaml", bf16=False)
 
 
 # ------------------------------------------------------------------------------------------------------------ commands
@@ -160,13 +158,6 @@ def stop(*args, **kwargs):
     raise Reached
 
 
-def build_recipes(recipe_of: Callable, names: list[str], seeds: list[int], folder: Path, *rest):
-    """In the place of `compare`, which reads the recipes itself."""
-    for name in names:
-        recipe_of(name, seeds[0], folder)
-    raise Reached
-
-
 def load_script(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem, ROOT / path)
     module = importlib.util.module_from_spec(spec)
@@ -175,22 +166,40 @@ def load_script(path: Path) -> ModuleType:
 
 
 def check_script(words: list[str], monkeypatch) -> None:
-    """`main` of the script takes the arguments, and the tasks exist."""
+    """`main` of a script of this repository takes the arguments."""
     path, arguments = Path(words[0]), words[1:]
     module = load_script(path)
+    if arguments == ["--help"]:
+        return
+    monkeypatch.setattr(module, DEV_WORK[path.name], stop)
+    with pytest.raises(Reached):
+        module.main(arguments)
+
+
+def check_concept_encoder(words: list[str], monkeypatch) -> None:
+    """The command takes the arguments, and the recipes, tasks and fields that they name exist."""
+    name, arguments = words[0].replace("-", "_"), words[1:]
+    if name not in COMMANDS:
+        raise ValueError(f"concept-encoder has no command {words[0]}")
+    module = importlib.import_module(f"concept_encoder.scripts.{name}")
     if arguments in (["--help"], ["--fields"]):
         return
-    for name in WORK[path.name].split():
-        monkeypatch.setattr(module, name, build_recipes if path.name == "compare.py" else stop)
+    for function in WORK.get(name, name).split():
+        monkeypatch.setattr(f"concept_encoder.{function}", stop)
     # Recipes for GPUs ask for bfloat16, which transformers refuses to promise without one.
-    on_cpu = path.name == "pretrain.py" and not torch.cuda.is_available()
+    on_cpu = name == "pretrain" and not torch.cuda.is_available()
     with pytest.raises(Reached):
         module.main([*arguments, *(["--bf16", "false"] if on_cpu else [])])
+    if name == "compare":
+        typed = module.command()
+        named = typed.typed(arguments)["recipes"]
+        for variant in find_variants(named if len(named) > 1 else named[0]):
+            variant.load(0, Path("runs/compared"), typed.fields())
     for flag in ("--tasks", "--frozen"):
         if flag in arguments:
             rest = arguments[arguments.index(flag) + 1 :]
             for task in rest[: next((i for i, word in enumerate(rest) if word.startswith("--")), None)]:
-                if not task.endswith(".yaml"):  # a reader's own; tests/test_finetuning.py has one
+                if not task.endswith(".yaml"):  # a reader's own; tests/eval/test_finetuning.py has one
                     find_benchmark(task)
 
 
@@ -198,7 +207,9 @@ def check_accelerate(words: list[str], monkeypatch) -> None:
     arguments = launch_command_parser().parse_args(words)
     if arguments.config_file is not None:
         assert (ROOT / arguments.config_file).is_file(), arguments.config_file
-    check_script([arguments.training_script, *arguments.training_script_args], monkeypatch)
+    assert arguments.module, "-m concept_encoder.scripts.pretrain is what runs wherever the package is installed"
+    name = arguments.training_script.removeprefix("concept_encoder.scripts.")
+    check_concept_encoder([name, *arguments.training_script_args], monkeypatch)
 
 
 def check_make(words: list[str]) -> None:
@@ -216,7 +227,11 @@ def check_pip(words: list[str]) -> None:
 def check_command(words: list[str], monkeypatch) -> None:
     """ValueError or AssertionError if the command is not one that works here."""
     match words:
-        case ["python", script, *rest] if script.startswith("scripts/"):
+        case ["concept-encoder", *rest]:
+            check_concept_encoder(rest, monkeypatch)
+        case ["eval", "$(register-python-argcomplete concept-encoder)"]:
+            pass
+        case ["python", script, *rest] if script.startswith("scripts/dev/"):
             check_script([script, *rest], monkeypatch)
         case ["accelerate", "launch", *rest]:
             check_accelerate(rest, monkeypatch)
@@ -224,7 +239,7 @@ def check_command(words: list[str], monkeypatch) -> None:
             check_make(rest)
         case ["pip", *rest]:
             check_pip(rest)
-        case ["hf", "auth", "login"] | ["pre-commit", "install"] | ["pre-commit", "run", "--all-files"]:
+        case ["hf", "auth", "login"] | [".venv/bin/pre-commit", "install"]:
             pass
         case ["hf", "upload", _, _, "--repo-type", "space"]:
             pass
@@ -239,7 +254,7 @@ def test_commands_are_read_by_their_scripts(page, scratch, monkeypatch, capsys):
     for block in blocks(page, "bash"):
         for words in commands(block):
             # Folders of other runs that the page's commands read; a tokenizer's has to be new.
-            for word in words if "scripts/train_tokenizer.py" not in words else []:
+            for word in words if "train-tokenizer" not in words else []:
                 if re.fullmatch(r"runs/[\w-]+", word) and not Path(word).exists():
                     shutil.copytree("runs/mine", word)
             try:
@@ -254,7 +269,8 @@ def test_blocks_marked_to_run_do(page, scratch):
     shutil.rmtree(scratch / "runs")
     for block in blocks(page, "bash"):
         if block.run:
-            script = f'set -eu\npython() {{ {shlex.quote(sys.executable)} "$@"; }}\n{block.text}'
+            python = shlex.quote(sys.executable)
+            script = f'set -eu\nconcept-encoder() {{ {python} -m concept_encoder "$@"; }}\n{block.text}'
             done = subprocess.run(["bash", "-c", script], cwd=scratch, capture_output=True, text=True, check=False)
             assert done.returncode == 0, f"{page.name}:{block.line}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
 
@@ -262,15 +278,20 @@ def test_blocks_marked_to_run_do(page, scratch):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("python scripts/finetune.py runs/mine --tasks mrpc", "--protocol"),
-        ("python scripts/finetune.py runs/mine --tasks mrpcc --protocol tuned", "Unknown task 'mrpcc'"),
-        ("python scripts/pretrain.py tinny", "Unknown recipe 'tinny'"),
-        ("python scripts/pretrain.py tiny --num_concept 3", "did you mean --num_concepts"),
-        ("python scripts/compare.py tiny --output_dir runs/all --max_stepps 3", "did you mean --max_steps"),
-        ("accelerate launch --config_file scripts/accelerate/none.yaml scripts/pretrain.py tiny", "none.yaml"),
+        ("concept-encoder finetune runs/mine --tasks mrpc", "--protocol"),
+        ("concept-encoder finetune runs/mine --tasks mrpcc --protocol tuned", "Unknown task 'mrpcc'"),
+        ("concept-encoder pretrain tinny", "Unknown recipe 'tinny'"),
+        ("concept-encoder pretrain tiny --num_concept 3", "did you mean num_concepts"),
+        ("concept-encoder compare tiny --output_dir runs/all --max_stepps 3", "did you mean max_steps"),
+        (
+            "accelerate launch --config_file scripts/accelerate/none.yaml -m concept_encoder.scripts.pretrain tiny",
+            "none.yaml",
+        ),
         ("make tests", "make tests"),
         ("pip install concept-encoder[trains]", "'trains'"),
-        ("python script.py", "no test knows"),
+        ("concept-encoder analise runs/mine", "no command analise"),
+        ("accelerate launch scripts/pretrain.py tiny", "-m concept_encoder.scripts.pretrain"),
+        ("python scripts/pretrain.py", "no test knows"),
     ],
 )
 def test_a_wrong_command_is_caught(command, message, scratch, monkeypatch, capsys):
@@ -279,32 +300,39 @@ def test_a_wrong_command_is_caught(command, message, scratch, monkeypatch, capsy
     assert message in f"{caught.value}{capsys.readouterr().err}"
 
 
-def test_every_script_is_on_the_page_of_commands():
+def test_every_command_is_on_the_page_of_commands():
     page = (ROOT / "docs" / "reference" / "commands.md").read_text(encoding="utf-8")
-    listed = set(re.findall(r"^\| `(\w+\.py)`", page, re.M))
-    assert listed == {path.name for path in (ROOT / "scripts").rglob("*.py") if path.name != "__init__.py"}
+    commands, scripts = page.split("\n| script in ")
+    assert set(re.findall(r"^\| `([a-z][a-z-]*)` \|", commands, re.M)) == set(map(command_name, COMMANDS))
+    runnable = {path.name for path in (ROOT / "scripts" / "dev").glob("*.py") if "run(main)" in path.read_text()}
+    assert set(re.findall(r"^\| `(\w+\.py)` \|", scripts, re.M)) == runnable
 
 
 def test_options_named_in_a_sentence_exist(capsys):
-    """Those of any script, of a recipe's fields and of accelerate."""
-    for path in (ROOT / "scripts").glob("*.py"):
-        with pytest.raises(SystemExit):
-            load_script(path).main(["--help"])
-    known = set(re.findall(r"--\w+", capsys.readouterr().out + recipe_parser().format_help()))
-    known |= set(launch_command_parser()._option_string_actions)
+    """Those of any command or script, of the fields of recipes and protocols, and of accelerate."""
+    helps = [importlib.import_module(f"concept_encoder.scripts.{name}").command().format_help() for name in COMMANDS]
+    for path in (ROOT / "scripts" / "dev").glob("*.py"):
+        if "run(main)" in path.read_text(encoding="utf-8"):
+            with pytest.raises(SystemExit):
+                load_script(path).main(["--help"])
+    known = set(
+        re.findall(
+            r"--\w+", "\n".join([*helps, capsys.readouterr().out, recipes.fields_help(), protocols.fields_help()])
+        )
+    )
+    known |= {"--version"} | set(launch_command_parser()._option_string_actions)
     for page in PAGES:
         prose = FENCE.sub("", page.read_text(encoding="utf-8"))
         named = {option for code in re.findall(r"`([^`]+)`", prose) for option in re.findall(r"(?<!\S)--\w+", code)}
         assert named <= known, f"{name_of(page)}: {', '.join(sorted(named - known))}"
 
 
-def test_pre_commit_runs_what_ci_runs():
-    """One definition of the checks: the targets of the Makefile."""
+def test_pre_commit_and_ci_run_what_the_makefile_does():
+    """One definition of the checks."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
-    entries = [shlex.split(hook["entry"]) for hook in hooks]
-    for words in entries:
-        check_make(words[1:])
-    assert ["make", "test"] in entries
+    for entry in (hook["entry"] for hook in hooks):
+        assert f"{entry.removesuffix(' --force-exclude').replace('.venv/bin', '$(BIN)')} ." in makefile
     assert "make test " in (ROOT / ".ci" / "run").read_text()
 
 

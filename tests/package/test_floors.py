@@ -1,17 +1,16 @@
 """The house has floors: imports go down only, and only scripts face the command line."""
 
 import ast
+import re
 import sys
 import tomllib
 from collections.abc import Iterator
 from importlib.metadata import packages_distributions
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from house import PACKAGE, ROOT, module_name, package_files
 
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGE = "concept_encoder"
 FLOORS = ("configuration_concept", "modeling_concept", "utils", "trainers", "eval", "scripts")
 # What `from_pretrained(..., trust_remote_code=True)` may ask of a machine that has transformers and nothing else.
 REMOTE_CODE_REQUIREMENTS = {"torch", "transformers", "huggingface_hub", "safetensors"}
@@ -26,18 +25,6 @@ class Import(NamedTuple):
     level: int
     guarded: bool
     line: int
-
-
-def package_files() -> list[Path]:
-    files = sorted(ROOT.glob("*.py"))
-    for floor in ("utils", "trainers", "eval", "scripts"):
-        files += sorted((ROOT / floor).rglob("*.py"))
-    return files
-
-
-def module_name(path: Path) -> str:
-    parts = [PACKAGE, *path.relative_to(ROOT).with_suffix("").parts]
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def module_exists(name: str) -> bool:
@@ -66,9 +53,9 @@ def imports(source: str, module: str, is_package: bool) -> Iterator[Import]:
 
 
 def floor(module: str) -> int:
-    """Index in FLOORS; the root `__init__` shows configuration and model, so it lies just above the model."""
+    """Index in FLOORS; `__init__` and `__main__` at the root show what is on all of them, and lie on the roof."""
     parts = module.split(".")
-    return FLOORS.index(parts[1]) if len(parts) > 1 else FLOORS.index("modeling_concept")
+    return FLOORS.index(parts[1]) if parts[1:] and parts[1] in FLOORS else len(FLOORS)
 
 
 def import_violations(source: str, module: str, is_package: bool = False) -> list[str]:
@@ -82,19 +69,21 @@ def import_violations(source: str, module: str, is_package: bool = False) -> lis
             continue
         if item.name.split(".")[0] != PACKAGE:
             continue
-        if module == PACKAGE:
+        if own == len(FLOORS):
             if item.level:
-                found.append(f"{where} relatively; the root __init__ imports absolutely")
-        elif own == FLOORS.index("scripts"):
+                found.append(f"{where} relatively; the root imports absolutely")
+            continue
+        if own == FLOORS.index("scripts"):
             if item.level:
                 found.append(f"{where} relatively; scripts are run as files")
             elif floor(item.name) == own and not module.startswith(f"{PACKAGE}.scripts.dev."):
                 found.append(f"{where}; a script imports no script")
         elif not item.level:
             found.append(f"{where} absolutely; inside the package imports are relative")
-        if module != PACKAGE and own != FLOORS.index("scripts") and item.name == PACKAGE:
-            found.append(f"{where}, the root, whose imports would come with it")
-        if floor(item.name) > own:
+        if item.name == PACKAGE:
+            if own != FLOORS.index("scripts"):
+                found.append(f"{where}, the root, which shows what lies above")
+        elif floor(item.name) > own:
             found.append(f"{where}; imports go down only: {' <- '.join(FLOORS)}")
     return found
 
@@ -132,17 +121,45 @@ def command_line_violations(source: str, module: str) -> list[str]:
 def test_module_keeps_to_its_floor(path):
     module, source = module_name(path), path.read_text(encoding="utf-8")
     found = import_violations(source, module, is_package=path.name == "__init__.py")
-    if path.parent == ROOT and path.name != "__init__.py":
+    if path.parent == ROOT and path.name not in ("__init__.py", "__main__.py"):
         found += remote_code_violations(source, module)
     if ROOT / "scripts" not in path.parents:
         found += command_line_violations(source, module)
     assert not found, "\n".join(found)
 
 
+@pytest.mark.parametrize("folder", ["trainers", "eval"])
+def test_a_stub_keeps_to_its_floor(folder):
+    source = (ROOT / folder / "__init__.pyi").read_text(encoding="utf-8")
+    assert not import_violations(source, f"{PACKAGE}.{folder}", is_package=True)
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda path: path.name)
 def test_tests_import_the_package_by_its_name(path):
     names = {item.name.split(".")[0] for item in imports(path.read_text(encoding="utf-8"), "tests", is_package=False)}
     assert not names & set(FLOORS), f"{path.name} imports a part of {PACKAGE} by a top-level name"
+
+
+def imported_test_files(source: str) -> list[str]:
+    """Test files that a source imports, those inside the text of a script included."""
+    return re.findall(r"^\s*(?:from|import) +(test_\w+)", source, re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda path: path.name)
+def test_no_test_file_is_imported(path):
+    assert imported_test_files(path.read_text(encoding="utf-8")) == [], "what tests share lies in tests/support"
+
+
+def test_an_imported_test_file_is_found():
+    source = "import test_a\ndef f():\n    from test_b import x\nSCRIPT = '''\nfrom test_c import y\n'''"
+    assert imported_test_files(source) == ["test_a", "test_b", "test_c"]
+
+
+def test_no_module_is_called_like_one_of_the_standard_library():
+    """Within the package and among the pieces of the tests, which lie on the path."""
+    paths = [*package_files(), *(ROOT / "tests").rglob("*.py")]
+    names = {part for path in paths for part in path.relative_to(ROOT).with_suffix("").parts}
+    assert not names & sys.stdlib_module_names
 
 
 @pytest.mark.parametrize(
@@ -175,6 +192,8 @@ def test_import_rules_allow_going_down():
     allowed = "import torch\nfrom ..modeling_concept import X\nfrom ..trainers.data import Y\nfrom .gates import Z"
     assert import_violations(allowed, f"{PACKAGE}.eval.report") == []
     assert import_violations("from concept_encoder.eval.report.report import X", f"{PACKAGE}.scripts.report") == []
+    page = "from concept_encoder.scripts.dev.scaling import REFERENCE"  # this repository's pages share their pieces
+    assert import_violations(page, f"{PACKAGE}.scripts.dev.speed.measure") == []
 
 
 @pytest.mark.parametrize(

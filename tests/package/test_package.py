@@ -5,11 +5,16 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from email.parser import Parser
 from pathlib import Path
+from statistics import median
 
 import pytest
+
+from concept_encoder.scripts import COMMANDS
+from concept_encoder.utils.command_line import command_name
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ("pyproject.toml", "LICENSE", "README.md", "py.typed")
@@ -36,7 +41,7 @@ def run(*command: str, cwd: Path, **environment: str) -> str:
 def wheel(tmp_path_factory) -> Path:
     """Built from a copy: a build leaves folders behind, and a stale one would show in the next wheel."""
     source = tmp_path_factory.mktemp("concept-encoder-source")
-    for path in [*ROOT.glob("*.py"), *(ROOT / name for name in (*FILES, *FOLDERS))]:
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("*.pyi"), *(ROOT / name for name in (*FILES, *FOLDERS))]:
         if path.is_dir():
             shutil.copytree(path, source / path.name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
@@ -49,7 +54,7 @@ def wheel(tmp_path_factory) -> Path:
 
 
 def package_files_of_the_tree() -> set[str]:
-    files = [*ROOT.glob("*.py"), ROOT / "py.typed", ROOT / "model_cards" / "template.md"]
+    files = [*ROOT.glob("*.py"), ROOT / "__init__.pyi", ROOT / "py.typed", ROOT / "model_cards" / "template.md"]
     for folder in ("utils", "trainers", "eval", "scripts"):
         files += [path for path in (ROOT / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     files = [path for path in files if ROOT / "scripts" / "dev" not in path.parents]
@@ -70,17 +75,58 @@ def test_wheel_metadata(wheel):
     metadata = Parser().parsestr(archive.read(name).decode())
     assert metadata["Name"] == "concept-encoder"
     assert metadata["License-Expression"] == "Apache-2.0"
-    extras = "train eval explore mteb cuda docs onnx st tensorboard trackio wandb dev"
+    extras = "train eval explore mteb cuda docs onnx st tensorboard trackio wandb test dev"
     assert set(metadata.get_all("Provides-Extra")) == set(extras.split())
     assert f"version: {metadata['Version']}" in (ROOT / "CITATION.cff").read_text(encoding="utf-8").splitlines()
 
 
-def test_every_module_imports_from_the_wheel_alone(wheel, tmp_path):
-    target = tmp_path / "installed"
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory) -> Path:
+    """Folder of the wheel alone, to put before everything else that can be imported."""
+    target = tmp_path_factory.mktemp("installed")
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
-    run(*pip, "install", "--quiet", "--no-deps", "--no-index", "--target", str(target), str(wheel), cwd=tmp_path)
-    printed = run(sys.executable, "-c", IMPORT_EVERYTHING, cwd=tmp_path, PYTHONPATH=str(target), HF_HUB_OFFLINE="1")
+    run(*pip, "install", "--quiet", "--no-deps", "--no-index", "--target", str(target), str(wheel), cwd=target)
+    return target
+
+
+def test_every_module_imports_from_the_wheel_alone(installed, tmp_path):
+    printed = run(sys.executable, "-c", IMPORT_EVERYTHING, cwd=tmp_path, PYTHONPATH=str(installed), HF_HUB_OFFLINE="1")
     files = json.loads(printed.splitlines()[-1])
-    outside = {name: file for name, file in files.items() if not Path(file).is_relative_to(target)}
+    outside = {name: file for name, file in files.items() if not Path(file).is_relative_to(installed)}
     assert not outside
     assert len(files) == sum(name.endswith(".py") for name in package_files_of_the_tree())
+
+
+@pytest.mark.slow
+def test_help_of_every_command_comes_at_once(installed, tmp_path):
+    """Nothing heavy is imported, and so half of them answer in 1.5 s even where other processes run."""
+    assert (installed / "bin" / "concept-encoder").is_file()
+    seconds = []
+    for words in ([], *([command_name(name)] for name in COMMANDS)):
+        command = [sys.executable, "-X", "importtime", "-m", "concept_encoder", *words, "--help"]
+        environment = {**os.environ, "PYTHONPATH": str(installed)}
+        start = time.perf_counter()
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        seconds.append(time.perf_counter() - start)
+        assert done.returncode == 0 and done.stdout.startswith("usage: concept-encoder"), done.stderr
+        imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+        assert "concept_encoder" in imported
+        assert not imported & {"torch", "transformers", "datasets", "huggingface_hub", "numpy"}, words
+    assert median(seconds) < 1.5
+
+
+@pytest.mark.slow
+def test_a_run_from_the_wheel_alone(installed, tmp_path):
+    """Recipes, templates and gates are in it."""
+
+    def command(words: str) -> str:
+        return run(sys.executable, "-m", "concept_encoder", *words.split(), cwd=tmp_path, PYTHONPATH=str(installed))
+
+    sizes = "--max_train_documents 48 --max_validation_documents 64 --use_cpu true"
+    assert "bits per token" in command(f"pretrain tiny --max_steps 2 {sizes}")
+    assert "grades" in command("analyze runs/tiny --num_batches 4 --batch_size 8 --ledger_documents 8")
+    assert command("report runs/tiny")
+    assert {path.name for path in (tmp_path / "runs" / "tiny").iterdir()} >= {
+        *("model.safetensors", "modeling_concept.py", "recipe.yaml", "geometry.json"),
+        *("report.html", "report.md", "report.json"),
+    }

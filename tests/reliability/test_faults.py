@@ -18,15 +18,15 @@ import datasets
 import numpy as np
 import psutil
 import pytest
+from exact_runs import ENVIRONMENT, assert_equal_runs, command_line, settings
 from huggingface_hub import HfApi, hf_file_system
 from huggingface_hub.utils import http_backoff
 from run_files import synthetic_pretrain, write_run
 from small_runs import tiny_recipe
-from test_resume import ENVIRONMENT, assert_equal_runs, command_line, settings
 
 from concept_encoder.eval.concepts.monitor import monitor_concepts
-from concept_encoder.eval.report.report import write_report
-from concept_encoder.scripts import analyze, finetune, push_to_hub
+from concept_encoder.eval.report.report import report
+from concept_encoder.scripts import analyze, finetune, push
 from concept_encoder.scripts import pretrain as script
 from concept_encoder.trainers import pretraining
 from concept_encoder.trainers.data import corpora as data
@@ -97,7 +97,7 @@ def test_a_full_disk_keeps_the_checkpoints_that_are_there(straight, small_disk, 
     assert "No space left on device" in line or "unexpected pos" in line or "file write failed" in line
     assert [path.name for path in run.iterdir()] == ["checkpoint-5"] and damage(run / "checkpoint-5") is None
     mount("size=64m")
-    pretrain(tiny_recipe(run, *settings(12, "--resume_from_checkpoint", "last")), monitor=monitor_concepts)
+    pretrain(tiny_recipe(run, *settings(12)), monitor=monitor_concepts)
     assert_equal_runs(straight, run)
 
 
@@ -115,10 +115,10 @@ def test_a_disk_that_becomes_read_only_keeps_the_checkpoints_that_are_there(stra
     run = disk / "run"
     line = train_here(capsys, run)
     assert "Read-only file system" in line and damage(run / "checkpoint-5") is None
-    line = train_here(capsys, run, "--resume_from_checkpoint", "last")
+    line = train_here(capsys, run)
     assert f"{run} cannot be written to: no permission in {run}; name another folder" in line
     mount("rw,size=64m")
-    pretrain(tiny_recipe(run, *settings(12, "--resume_from_checkpoint", "last")), monitor=monitor_concepts)
+    pretrain(tiny_recipe(run, *settings(12)), monitor=monitor_concepts)
     assert_equal_runs(straight, run)
 
 
@@ -138,6 +138,14 @@ def test_the_last_files_of_a_run_are_all_there_or_none(straight, tmp_path, capsy
     assert not list((tmp_path / "run").iterdir())
 
 
+def test_a_vocabulary_that_does_not_fit_leaves_nothing(tmp_path):
+    args = data.DataArguments(max_train_documents=40)
+    with files_of_at_most(1000), pytest.raises(OSError, match=r"vocabulary could not be written; .*File too large"):
+        data.train_tokenizer(args, 120, tmp_path / "vocabulary")
+    assert not list(tmp_path.iterdir())
+    data.train_tokenizer(args, 120, tmp_path / "vocabulary")
+
+
 def test_results_that_do_not_fit_leave_the_old_ones(tmp_path):
     write_json(tmp_path / "x.json", {"a": 1})
     with files_of_at_most(4096), pytest.raises(OSError, match="File too large"):
@@ -148,11 +156,11 @@ def test_results_that_do_not_fit_leave_the_old_ones(tmp_path):
 
 def test_a_report_that_does_not_fit_leaves_the_old_one(tmp_path):
     run = write_run(tmp_path / "run", pretrain=synthetic_pretrain())
-    write_report(run)
+    report(run)
     write_run(run, pretrain=synthetic_pretrain(steps=500))
     old = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with files_of_at_most(20_000), pytest.raises(OSError, match="File too large"):
-        write_report(run)
+        report(run)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == old
 
 
@@ -308,7 +316,16 @@ def test_a_killed_data_worker_ends_the_run_with_its_checkpoints_kept(tmp_path):
     (line,) = (line for line in said.split("\n") if "error: " in line)  # torch may go on talking of the worker
     assert "a data worker was lost, killed for its memory perhaps: " in line
     step, last = find_checkpoints(run)[-1]
-    assert f"checkpoint-{step} is kept, go on with --resume_from_checkpoint last" in line and damage(last) is None
+    assert f"checkpoint-{step} is kept, the same command goes on from it" in line and damage(last) is None
+
+
+def test_ctrl_c_names_the_last_checkpoint(tmp_path):
+    for last, kept in ((None, ""), ("checkpoint-3", "; checkpoint-3 is kept, the same command goes on from it")):
+        if last is not None:
+            (tmp_path / last).mkdir()
+        with pytest.raises(KeyboardInterrupt) as stop, pretraining._way_on_named(tiny_recipe(tmp_path)):
+            raise KeyboardInterrupt
+        assert str(stop.value) == f"interrupted{kept}"
 
 
 def test_a_killed_data_worker_is_named_whatever_it_interrupts(tmp_path):
@@ -338,7 +355,7 @@ def test_a_killed_data_worker_is_named_whatever_it_interrupts(tmp_path):
     for fails, said in named.items():
         with pytest.raises(ChildProcessError) as error, pretraining._way_on_named(tiny_recipe(tmp_path)):
             fails()
-        way_on = "Lower dataloader_num_workers; checkpoint-3 is kept, go on with --resume_from_checkpoint last"
+        way_on = "Lower dataloader_num_workers; checkpoint-3 is kept, the same command goes on from it"
         assert str(error.value) == f"a data worker was lost, killed for its memory perhaps: {said}. {way_on}"
     for other in (SystemError("of another kind"), EOFError("of a file")):
         with pytest.raises(type(other), match=str(other)), pretraining._way_on_named(tiny_recipe(tmp_path)):
@@ -413,7 +430,7 @@ def test_a_damaged_model_is_named(pretrained, tmp_path, capsys, command, name, h
     calls = {
         "analyze": (analyze.main, [str(folder), "--dataset_name", "microworld"]),
         "finetune": (finetune.main, [str(folder), "--tasks", "microworld_similarity", "--protocol", "quick"]),
-        "push": (push_to_hub.main, [str(folder), "--repo_id", "me/x", "--dry_run"]),
+        "push": (push.main, [str(folder), "--repo_id", "me/x", "--dry_run"]),
     }
     main, arguments = calls[command]
     with pytest.raises(SystemExit) as stop:
@@ -475,7 +492,6 @@ def stories(seeded_hub, tmp_path, monkeypatch):
     return own, when_training
 
 
-@pytest.mark.hub
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
@@ -492,11 +508,10 @@ def test_a_network_that_goes_in_mid_stream_ends_the_run_with_its_checkpoints_kep
     line = train_here(capsys, tmp_path / "run", *own, "--max_steps", "300")
     step, last = find_checkpoints(tmp_path / "run")[-1]
     assert "error: the corpus cannot be read any further: " in line and said in line
-    assert line.endswith(f"; checkpoint-{step} is kept, go on with --resume_from_checkpoint last")
+    assert line.endswith(f"; checkpoint-{step} is kept, the same command goes on from it")
     assert step >= 5 and damage(last) is None
 
 
-@pytest.mark.hub
 def test_a_network_that_comes_back_changes_nothing(stories, seeded_hub, tmp_path):
     own, when_training = stories
     for name, fault in (("straight", {"delay_s": 0}), ("broken", {"close": True})):

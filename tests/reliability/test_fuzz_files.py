@@ -21,6 +21,7 @@ from concept_encoder.eval.loading.checkpoints import check_checkpoint, load_enco
 from concept_encoder.eval.report.gates import check_gates, load_gates
 from concept_encoder.eval.report.report import build_report
 from concept_encoder.trainers.data.corpora import DataArguments
+from concept_encoder.trainers.data.tables import open_tables
 from concept_encoder.trainers.objectives.objective import ObjectiveArguments
 
 # --------------------------------------------------------------------------------------------------------- checkpoints
@@ -142,9 +143,9 @@ def test_a_table_becomes_labelled_rows_or_is_refused(name, rows, complete):
     if not complete:
         table.pop(columns[0])
     try:
-        normal = _normalised(Dataset.from_dict(table), row, "train")
+        normal = _normalised(open_tables(Dataset.from_dict(table))["train"], row)
     except ValueError as error:
-        names_one_of(error, [f"Task {name}, split train: "])
+        names_one_of(error, ["the split 'train' of the data in memory", "every label is "])
         return
     assert len(normal) == len(rows) > 0
     chance, _ = chance_level(row, normal["label"][:])

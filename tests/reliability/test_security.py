@@ -10,18 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from house import ROOT, package_files
 from run_files import synthetic_pretrain, write_run
 from small_runs import make_trainer
-from test_floors import ROOT, package_files
 
 from concept_encoder.eval.benchmarks.registry import BENCHMARKS
 from concept_encoder.eval.concepts.analysis import load_models
 from concept_encoder.eval.concepts.sampling import load_sampler
-from concept_encoder.eval.hub.code_check import code_of
+from concept_encoder.eval.hub.code_check import check_code
 from concept_encoder.eval.hub.export import load_exportable
 from concept_encoder.eval.hub.publishing import assemble
 from concept_encoder.eval.loading.checkpoints import load_classifier, load_encoder
-from concept_encoder.eval.report.report import write_report
+from concept_encoder.eval.report.report import report
 from concept_encoder.scripts.pretrain import main as pretrain
 from concept_encoder.trainers.weights.importing import read_tensors
 
@@ -122,7 +122,7 @@ DOORS = {
     "analysis": load_models,
     "sampling": lambda folder: load_sampler(str(folder)),
     "export": load_exportable,
-    "code": lambda folder: code_of(str(folder)),
+    "code": lambda folder: check_code(str(folder)),
 }
 
 
@@ -147,7 +147,7 @@ def test_a_pickle_in_place_of_the_weights_is_refused(door, pretrained, tmp_path,
 
 def test_publishing_and_reporting_leave_pickles_alone(pretrained, tmp_path, trap):
     folder = laid(shutil.copytree(pretrained, tmp_path / "evil"), trap, *PICKLED)
-    write_report(write_run(folder, pretrain=synthetic_pretrain()))
+    report(write_run(folder, pretrain=synthetic_pretrain()))
     (tmp_path / "set").mkdir()
     assemble(folder, tmp_path / "set", "me/example")
     assert not trap.exists()
@@ -205,7 +205,7 @@ def test_a_run_writes_no_token_and_nothing_of_the_environment(tmp_path, monkeypa
         monkeypatch.setenv(name, value)
     folder = tmp_path / "run"
     pretrain(["tiny", "--output_dir", str(folder), "--max_steps", "3", "--save_steps", "2", "--use_cpu", "True"])
-    write_report(folder)
+    report(folder)
     (tmp_path / "set").mkdir()
     assemble(folder, tmp_path / "set", "me/example")
     words = [*secrets.values(), os.uname().nodename, str(tmp_path), str(Path.home() / "")]

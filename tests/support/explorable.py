@@ -27,7 +27,7 @@ def explorable(folder: Path, head: type = ConceptEncoderForDiffusionMLM, **confi
     model = head(ConceptEncoderConfig(vocab_size=len(tokenizer), **sizes, **names, **options))
     randomised(model).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    objective = {"corruption": "diffusion", "nested_concepts": False}
+    objective = {"corruption": {"diffusion": {}}, "nested_concepts": False}
     replace(synthetic_pretrain(), steps=3, objective=objective).save(folder / "pretrain.json")
     return folder
 

@@ -12,9 +12,7 @@ import time
 from pathlib import Path
 
 import torch
-
-sys.path.append(str(Path(__file__).parents[1] / "trainers"))
-from test_resume import settings, train
+from exact_runs import settings, train
 
 from concept_encoder.trainers.training.saving import STAGING_FOLDER, find_checkpoints
 
@@ -26,8 +24,7 @@ def attempt(folder: Path, max_steps: int) -> int:
         return pid
     status = 1
     try:
-        resume = ["--resume_from_checkpoint", "last"] if find_checkpoints(folder) else []
-        train(folder, *settings(max_steps, *resume))
+        train(folder, *settings(max_steps))
         status = 0
     finally:
         os._exit(status)

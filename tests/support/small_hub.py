@@ -2,13 +2,14 @@
 
 Model repositories only: create, preupload, LFS, commit with `parent_commit`, branches, info, tree, ranges, card
 validation. Faults and the log of requests are asked for as from localhub, so one fixture serves both.
-Started as `python small_hub.py`, it prints HF_ENDPOINT=... and stops on SIGTERM.
+Started as `python small_hub.py --port N`, it prints HF_ENDPOINT=... and stops on SIGTERM.
 """
 
 import base64
 import hashlib
 import json
 import re
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -284,7 +285,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 if __name__ == "__main__":
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler)
     server.daemon_threads = True
     print(f"HF_ENDPOINT=http://127.0.0.1:{server.server_port}", flush=True)
     server.serve_forever()

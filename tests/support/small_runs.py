@@ -1,5 +1,6 @@
 """Pretraining runs small enough for a test: a Trainer, a recipe, and a script in two processes."""
 
+import math
 import os
 import subprocess
 import sys
@@ -10,19 +11,18 @@ from datasets import Dataset
 from helpers import random_examples, tiny_config
 
 from concept_encoder.trainers.objectives.objective import ObjectiveArguments
-from concept_encoder.trainers.recipes import Recipe, find_recipe, load_recipe, recipe_parser
+from concept_encoder.trainers.recipes import Recipe, fields_from_words
 from concept_encoder.trainers.training.arguments import ConceptTrainingArguments
 from concept_encoder.trainers.training.trainer import ConceptTrainer
 
-RECIPES = Path(__file__).parents[2] / "scripts" / "recipes"
 SMALL_RECIPE = (
     "--max_steps 6 --max_train_documents 64 --max_validation_documents 8 --disable_tqdm true --use_cpu true"
 ).split()
 
 
 def tiny_recipe(output_dir, *overrides, name="tiny") -> Recipe:
-    arguments = [*SMALL_RECIPE, "--output_dir", str(output_dir), *overrides]
-    return load_recipe(find_recipe(name, RECIPES), arguments, recipe_parser())
+    words = [*SMALL_RECIPE, "--output_dir", str(output_dir), *overrides]
+    return Recipe.load(name, **fields_from_words(words))
 
 
 def make_trainer(
@@ -30,7 +30,7 @@ def make_trainer(
 ) -> ConceptTrainer:
     torch.manual_seed(0)
     objective = objective or ObjectiveArguments()
-    corruption = objective.build_corruption()
+    corruption = objective.built_corruption
     config = tiny_config(
         vocab_size=len(tokenizer),
         mask_token_id=tokenizer.mask_token_id,
@@ -75,6 +75,43 @@ def noise_by_text(trainer) -> ConceptTrainer:
     """Training noise made a function of the text, so that runs that cut the same batches differently compare."""
     trainer.collator.draw = lambda batch, *_: trainer.collator.fixed_noise(batch)
     return trainer
+
+
+def weighted_terms() -> dict:
+    """Settings of a trainer with two terms beside the task, that averages and logs each step."""
+    # Terms of each text alone: they do not depend on how a batch is cut.
+    objective = ObjectiveArguments(regularizers={"orthogonality": 3.0, "gaussian_potential": 1.0})
+    return {"objective": objective, "ema_decay": 0.5, "max_steps": 3, "logging_steps": 1}
+
+
+def equal_lengths(trainer, tokenizer):
+    """Texts of one length, so that every micro-batch has the same share of its global batch."""
+    ids = torch.randint(10, len(tokenizer), (64, 12), generator=torch.Generator().manual_seed(0)).tolist()
+    trainer.train_dataset = Dataset.from_list([{"input_ids": row} for row in ids])
+    return trainer
+
+
+def diverge_at(trainer, *steps):
+    """A loss that is not finite on this process at the first visit of each of these steps."""
+    left, judge = list(steps), trainer._judge_step
+
+    def judge_step():
+        if left and trainer.state.global_step + 1 == left[0]:
+            left.pop(0)
+            trainer._loss_of_step = torch.tensor(math.nan)
+        judge()
+
+    trainer._judge_step = judge_step
+    return trainer
+
+
+def monitored() -> dict:
+    """Settings of a trainer that looks at its concepts and saves every second step."""
+
+    def monitor(concepts):
+        return {"concepts": concepts.square().mean().item()}, None
+
+    return {"monitor": monitor, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
 
 
 def launch_two(script: Path, *options: str) -> None:

@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 
 from concept_encoder.configuration_concept import ConceptEncoderConfig
-from concept_encoder.eval.benchmarks.registry import BENCHMARKS, Benchmark
+from concept_encoder.eval.benchmarks.registry import BENCHMARKS, Task
 from concept_encoder.modeling_concept import ConceptEncoderForDiffusionMLM
 from concept_encoder.trainers.data.microworld import microworld_tokenizer
 
@@ -46,7 +46,7 @@ def pair_table(rows: int, seed: int, similarity: bool) -> Dataset:
     return Dataset.from_dict({"sentence1": list(first), "sentence2": list(second), "label": labels.tolist()})
 
 
-def small_task(name: str, tmp_path: Path, train: int = 96) -> Benchmark:
+def small_task(name: str, tmp_path: Path, train: int = 96) -> Task:
     """The row of a GLUE pair task, on a table of our own with 40 validation pairs."""
     folder = tmp_path / f"table-{name}"
     folder.mkdir()

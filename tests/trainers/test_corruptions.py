@@ -4,7 +4,7 @@ from helpers import random_examples, randomised, tiny_config
 
 from concept_encoder import ConceptEncoderForDiffusionMLM
 from concept_encoder.trainers.objectives.collators import DataCollatorForReconstruction
-from concept_encoder.trainers.objectives.corruptions import CORRUPTIONS, Diffusion, corruption_settings, pack
+from concept_encoder.trainers.objectives.corruptions import CORRUPTIONS, Diffusion, build_corruption, pack
 
 
 def collator(tokenizer, name, **settings):
@@ -126,7 +126,7 @@ def test_special_tokens_are_rebuilt_only_where_everything_is(tokenizer, name):
 def test_position_share_is_unbiased(tokenizer, name):
     batch = long_texts(tokenizer, rows=60)
     whole = collator(tokenizer, name)
-    part = DataCollatorForReconstruction(tokenizer, CORRUPTIONS[name](), position_share=0.25)
+    part = DataCollatorForReconstruction(tokenizer, CORRUPTIONS[name](position_share=0.25))
     noise = whole.draw(batch, step=0)
     every, some = whole.corrupt(batch, noise), part.corrupt(batch, noise)
     scored, rebuilt = some["labels"] != -100, every["labels"] != -100
@@ -234,4 +234,4 @@ def test_a_model_that_cannot_undo_it_is_named():
 
 def test_an_unknown_corruption_is_named():
     with pytest.raises(ValueError, match=r"Unknown corruption 'noise'\. Available: diffusion, mlm, tsdae, prefix, "):
-        corruption_settings("noise")
+        build_corruption("noise")

@@ -14,13 +14,13 @@ def test_data_and_steps_are_told_apart(monkeypatch):
         with wait.getting_data():
             now[0] += data
         now[0] += learning
-        wait.step_ends()
+        wait.on_step_end()
         now[0] += evaluating
 
     step(1.0, 3.0)
     assert wait.share() == wait.share_since_last_call() == pytest.approx(0.25)
     step(1.0, 0.0, evaluating=100.0)
-    wait.step_ends()  # at the end of an epoch
+    wait.on_step_end()  # at the end of an epoch
     step(1.0, 2.0)
     assert wait.share_since_last_call() == pytest.approx(2 / 4)
     assert wait.share() == pytest.approx(3 / 8)

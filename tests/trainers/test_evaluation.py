@@ -51,10 +51,17 @@ def test_other_objectives_are_evaluated_on_their_own_task(tokenizer, tmp_path, n
 def test_evaluation_sees_neither_terms_nor_position_share_nor_batch_size(tokenizer, tmp_path):
     found = []
     for size, objective in (
-        (3, {}),
-        (20, {"position_share": 0.5, "contrastive": 1.0, "regularizers": ["variance=1"]}),
+        (3, {"corruption": "two_view"}),
+        (
+            20,
+            {
+                "corruption": {"two_view": {"position_share": 0.5}},
+                "contrastive": 1.0,
+                "regularizers": {"variance": 1.0},
+            },
+        ),
     ):
-        settings = ObjectiveArguments(corruption="two_view", num_eval_timesteps=2, **objective)
+        settings = ObjectiveArguments(num_eval_timesteps=2, **objective)
         trainer = make_trainer(
             tokenizer, tmp_path / str(size), objective=settings, dropout=0.1, per_device_eval_batch_size=size
         )

@@ -10,12 +10,11 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import FullyShardedDataParallelPlugin
 from helpers import tiny_config
-from small_runs import launch_two, losses, make_trainer, noise_by_text
+from small_runs import launch_two, losses, make_trainer, monitored, noise_by_text
 from torch import nn
 from transformers import Trainer
 
 from concept_encoder import ConceptEncoderForDiffusionMLM
-from concept_encoder.trainers.objectives.objective import ObjectiveArguments
 from concept_encoder.trainers.training.sharding import embeddings_apart, share_tied_embeddings
 
 CONFIGURATIONS = Path(__file__).parents[2] / "scripts" / "accelerate"
@@ -40,16 +39,15 @@ def with_fsdp(self, *args, fsdp_plugin=None, **kwargs):
 
 
 AcceleratorState.__init__ = with_fsdp
-from test_fsdp import settings
-from small_runs import losses, make_trainer, noise_by_text
+from small_runs import losses, make_trainer, monitored, noise_by_text
 from concept_encoder.trainers.data.microworld import microworld_tokenizer
 
-trainer = make_trainer(microworld_tokenizer(), {out!r}, per_device_train_batch_size=4, **settings())
+trainer = make_trainer(microworld_tokenizer(), {out!r}, per_device_train_batch_size=4, **monitored())
 assert trainer.accelerator.num_processes == 2 and trainer.accelerator.is_fsdp2
 noise_by_text(trainer).train()
 assert all(isinstance(parameter, DTensor) for parameter in trainer.model.parameters())
 rank = trainer.args.process_index
-again = make_trainer(microworld_tokenizer(), {out!r}, per_device_train_batch_size=4, **settings())
+again = make_trainer(microworld_tokenizer(), {out!r}, per_device_train_batch_size=4, **monitored())
 noise_by_text(again).train(resume_from_checkpoint={out!r} + "/checkpoint-2")
 result = {{"losses": losses(trainer), "eval_loss": trainer.evaluate()["eval_loss"], "resumed": losses(again)}}
 result["logged"] = [row for row in trainer.state.log_history if "grad_norm" in row][-1]
@@ -60,20 +58,13 @@ torch.distributed.destroy_process_group()
 """
 
 
-def settings():
-    def monitor(concepts):
-        return {"concepts": concepts.square().mean().item()}, None
-
-    return {"monitor": monitor, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
-
-
 @pytest.mark.slow
 def test_fsdp2_trains_as_one_process_and_its_checkpoint_loads(tokenizer, tmp_path):
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES.format(tests=sys.path, out=str(tmp_path)))
     launch_two(script, "--config_file", str(CONFIGURATIONS / "fsdp2.yaml"))
     ranks = [json.loads((tmp_path / f"rank{r}.json").read_text()) for r in range(2)]
-    alone = make_trainer(tokenizer, tmp_path / "alone", **settings())
+    alone = make_trainer(tokenizer, tmp_path / "alone", **monitored())
     noise_by_text(alone).train()
     eval_loss = alone.evaluate()["eval_loss"]
     logged = [row for row in alone.state.log_history if "grad_norm" in row][-1]
@@ -121,9 +112,6 @@ def test_what_fsdp_leaves_out_is_refused(tokenizer, tmp_path, monkeypatch):
         self.is_fsdp_enabled = True
 
     monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", sharding)
-    learned = ObjectiveArguments(regularizers=["variance=1"], term_weighting="learnable")
-    with pytest.raises(ValueError, match="term_weighting='learnable' with distil_from='' trains parameters outside"):
-        make_trainer(tokenizer, tmp_path, objective=learned)
     with pytest.raises(ValueError, match="ema_decay needs whole weights on each device"):
         make_trainer(tokenizer, tmp_path, ema_decay=0.9)
 

@@ -1,6 +1,5 @@
 import json
 import re
-import runpy
 from pathlib import Path
 
 import original_model
@@ -15,6 +14,7 @@ from concept_encoder import (
     ConceptEncoderForSentencePairClassification,
     ConceptEncoderForSequenceClassificationPerceiver,
 )
+from concept_encoder.scripts.import_checkpoint import main
 from concept_encoder.trainers.weights.importing import CLASSES, convert, format_table, import_checkpoint
 
 ENCODER, DIFFUSION = "ConceptEncoder", "ConceptEncoderForMaskedDiffusion"
@@ -286,7 +286,6 @@ def test_a_pickle_is_read_without_running_it(source, tmp_path):
         import_checkpoint(str(source), tmp_path / "other")
 
 
-@pytest.mark.hub
 def test_import_from_the_hub(hub, source, tmp_path):
     from huggingface_hub import HfApi
 
@@ -392,11 +391,8 @@ def test_a_killed_import_leaves_no_checkpoint(source, tmp_path, monkeypatch):
 
 # -------------------------------------------------------------------------------------------------------- command line
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "import_checkpoint.py"
-
 
 def test_script_prints_the_table_and_bad_input_is_one_line(source, tmp_path, capsys):
-    main = runpy.run_path(str(SCRIPT))["main"]
     main([str(source), "--output_dir", str(tmp_path / "out")])
     printed, said = capsys.readouterr()
     assert "decoder_norm.bias" in printed and "decoder.layer.cross_attn_norm.bias" in printed

@@ -176,7 +176,7 @@ def test_nested_concepts_refuse_what_they_cannot_hide():
 @pytest.mark.parametrize("name", ["mlm", "tsdae"])
 def test_a_corruption_without_timesteps_logs_one_part(tokenizer, name):
     settings = ObjectiveArguments(corruption=name)
-    corruption = settings.build_corruption()
+    corruption = settings.built_corruption
     config = tiny_config(vocab_size=len(tokenizer), mask_token_id=4, **corruption.needs)
     model = randomised(corruption.head(config))
     batch = DataCollatorForReconstruction(tokenizer, corruption)(random_examples(tokenizer, rows=16, longest=30))
@@ -186,11 +186,22 @@ def test_a_corruption_without_timesteps_logs_one_part(tokenizer, name):
     assert result.loss.item() == pytest.approx((total / count).item(), rel=1e-5)
 
 
-def test_corruption_and_its_settings_read_from_a_recipe():
-    built = ObjectiveArguments(corruption="tsdae", corruption_settings=["deletion_rate=0.5"]).build_corruption()
-    assert built == CORRUPTIONS["tsdae"](deletion_rate=0.5)
-    built = ObjectiveArguments(corruption="prefix", t_min=0.2, corruption_settings=["max_prefix=0.6"])
-    assert built.build_corruption() == CORRUPTIONS["prefix"](t_min=0.2, max_prefix=0.6)
+def test_a_corruption_is_a_name_or_a_mapping_to_its_settings_and_built_once():
+    settings = ObjectiveArguments(corruption={"tsdae": {"deletion_rate": 0.5}})
+    assert settings.built_corruption == CORRUPTIONS["tsdae"](deletion_rate=0.5)
+    assert settings.built_corruption is settings.built_corruption
+    settings = ObjectiveArguments(corruption={"prefix": {"t_min": "2e-1", "max_prefix": 0.6, "position_share": 1}})
+    assert settings.built_corruption == CORRUPTIONS["prefix"](t_min=0.2, max_prefix=0.6)
+    assert ObjectiveArguments(corruption={"mlm": None}) == ObjectiveArguments(corruption="mlm")
+
+
+def test_a_corruption_is_kept_with_all_its_settings():
+    assert ObjectiveArguments(corruption="tsdae").corruption == {
+        "tsdae": {"position_share": 1.0, "deletion_rate": 0.6}
+    }
+    kept = ObjectiveArguments().corruption
+    assert ObjectiveArguments(corruption=kept) == ObjectiveArguments()
+    assert set(kept["diffusion"]) == {"position_share", "schedule", "t_min", "t_max", "t_sampling", "weighting"}
 
 
 def test_contrastive_without_dropout_is_refused():
@@ -203,35 +214,37 @@ def test_contrastive_without_dropout_is_refused():
         settings.check(tiny_config())
 
 
-def test_regularizers_read_from_a_recipe():
-    settings = ObjectiveArguments(regularizers=["orthogonality=0.1", "variance=2"])
-    assert settings.regularizer_weights() == {"orthogonality": 0.1, "variance": 2.0}
-
-
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
         ({"label_smoothing": 1.0}, r"label_smoothing must lie in \[0, 1\), got 1.0"),
         ({"num_eval_timesteps": 0}, "num_eval_timesteps must be at least 1, got 0"),
-        ({"contrastive": -1.0}, "contrastive must be a finite weight of at least 0, got -1.0"),
+        ({"contrastive": -1.0}, "contrastive must be a weight of at least 0, got -1.0"),
+        ({"contrastive": math.inf}, "contrastive must be finite, got inf"),
         ({"contrastive_temperature": 0.0}, "contrastive_temperature must be positive, got 0.0"),
-        ({"corruption": "noise"}, "Unknown corruption 'noise'. Available: diffusion, mlm, tsdae, prefix, two_view"),
-        ({"corruption": "mlm", "t_min": 0.1}, "t_min=0.1 says nothing to corruption 'mlm'"),
+        ({"nested_concepts": 1}, "nested_concepts must be true or false, got 1"),
         (
-            {"corruption": "mlm", "corruption_settings": ["deletion_rate=0.1"]},
-            "Unknown setting of corruption mlm 'deletion_rate'. Available: masking_rate",
+            {"corruption": "tsdea"},
+            "Unknown corruption 'tsdea'. Available: diffusion, mlm, tsdae, prefix, two_view; did you mean tsdae?",
         ),
-        ({"corruption_settings": ["t_min=0.1"]}, "Unknown setting of corruption diffusion 't_min'. Available: none"),
+        ({"corruption": {"tsdae": {}, "mlm": {}}}, "corruption must be one name, or a mapping from one name to its"),
+        ({"corruption": {}}, "corruption must be one name, or a mapping from one name to its settings, got {}"),
+        ({"corruption": {"tsdae": 0.6}}, "corruption must be a text or a mapping, got {'tsdae': 0.6}"),
+        ({"corruption": {"mlm": {"t_min": 0.1}}}, "Unknown setting 't_min' of corruption 'mlm'. Available: position"),
+        ({"corruption": {"tsdae": {"deletion_rate": 2}}}, "deletion_rate must lie in"),
+        ({"corruption": {"tsdae": {"deletion_rate": "much"}}}, "deletion_rate of tsdae must be a number, got 'much'"),
         (
-            {"corruption": "tsdae", "corruption_settings": ["deletion_rate"]},
-            "setting of corruption tsdae deletion_rate needs a number, such as deletion_rate=0.1",
+            {"corruption": {"diffusion": {"t_sampling": "even"}}},
+            "t_sampling of diffusion must be one of independent, ant",
         ),
-        ({"corruption": "tsdae", "corruption_settings": ["deletion_rate=2"]}, "deletion_rate must lie in"),
-        ({"regularizers": ["spread=0.1"]}, "Unknown regularizer 'spread'. Available: orthogonality, "),
-        ({"regularizers": ["vicreg=0"]}, "the weight of regularizer vicreg must be positive and finite, got 0"),
-        ({"regularizers": ["vicreg=nan"]}, "the weight of regularizer vicreg must be positive and finite, got nan"),
-        ({"regularizers": ["vicreg"]}, "regularizer vicreg needs a number, such as vicreg=0.1, got 'vicreg'"),
-        ({"regularizers": ["vicreg=1", "vicreg=2"]}, "regularizer vicreg is named twice"),
+        ({"corruption": {"mlm": {"position_share": 0.0}}}, r"position_share must lie in \(0, 1\], got 0.0"),
+        (
+            {"regularizers": {"orthogonalty": 0.1}},
+            "Unknown regularizer 'orthogonalty'. Available: .*mean orthogonality",
+        ),
+        ({"regularizers": {"vicreg": 0}}, "the weight of regularizer vicreg must be positive, got 0"),
+        ({"regularizers": {"vicreg": math.nan}}, "regularizers must be finite, got {'vicreg': nan}"),
+        ({"regularizers": ["vicreg=1"]}, r"regularizers must be a mapping, got \['vicreg=1'\]"),
     ],
 )
 def test_bad_settings_are_named(kwargs, message):

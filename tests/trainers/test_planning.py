@@ -1,5 +1,4 @@
 import copy
-from pathlib import Path
 
 import pytest
 
@@ -7,14 +6,12 @@ from concept_encoder.scripts.pretrain import main
 from concept_encoder.trainers import planning
 from concept_encoder.trainers.planning import plan_pretraining
 from concept_encoder.trainers.pretraining import pretrain
-from concept_encoder.trainers.recipes import find_recipe, load_recipe, recipe_parser
-
-RECIPES = Path(__file__).parents[2] / "scripts" / "recipes"
+from concept_encoder.trainers.recipes import Recipe, fields_from_words
 
 
 def tiny_recipe(output_dir, *overrides):
     arguments = ["--output_dir", str(output_dir), "--use_cpu", "true", "--max_validation_documents", "8", *overrides]
-    return load_recipe(find_recipe("tiny", RECIPES), arguments, recipe_parser())
+    return Recipe.load("tiny", **fields_from_words(arguments))
 
 
 def test_a_plan_takes_steps_and_leaves_nothing(tmp_path, capsys):
@@ -55,7 +52,7 @@ def test_the_script_prints_the_plan_wherever_the_flag_stands(tmp_path, capsys):
     printed, said = capsys.readouterr()
     assert printed.startswith("Plan of tiny; nothing is trained yet") and "  steps      40, which read" in printed
     assert "8 concepts of width 32" in printed and " hours (" in printed
-    again = f"scripts/pretrain.py tiny --output_dir {out} --max_steps 40 --use_cpu true"
+    again = f"concept-encoder pretrain tiny --output_dir {out} --max_steps 40 --use_cpu true"
     assert said.rstrip().endswith(again)
     assert not out.exists()
     main(["tiny", "--max_steps", "-1", "--output_dir", str(out), "--use_cpu", "true", "--dry_run"])

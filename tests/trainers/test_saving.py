@@ -69,6 +69,17 @@ def test_sums_are_those_of_sha256sum(tmp_path):
     assert subprocess.run(command, cwd=folder, capture_output=True).returncode == 1
 
 
+def test_a_checkpoint_without_its_model_is_torn(tmp_path, caplog):
+    before = written(tmp_path, 10)
+    rest = {name: content for name, content in FILES.items() if name != "model.safetensors"}
+    torn = written(tmp_path, 20, rest)
+    assert damage(torn) == "it has no model.safetensors: two runs wrote into one folder, perhaps"
+    assert last_complete(tmp_path) == str(before)
+    assert f"passed over {torn}, which is torn: it has no model.safetensors" in caplog.text
+    sharded = written(tmp_path, 30, {**rest, "model.safetensors.index.json": b"{}"})
+    assert damage(sharded) is None
+
+
 def test_what_others_put_into_a_checkpoint_does_no_harm(tmp_path):
     folder = written(tmp_path, 10)
     (folder / "geometry.json").write_text("{}")

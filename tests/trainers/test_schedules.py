@@ -8,7 +8,7 @@ from concept_encoder.trainers.objectives.schedules import SCHEDULES, get_schedul
 def test_alpha_falls_from_one_to_about_zero(name):
     alpha = get_schedule(name).alpha(torch.linspace(0, 1, 101, dtype=torch.float64))
     assert alpha[0].item() == pytest.approx(1)
-    assert alpha[-1].item() == pytest.approx(0, abs=1.1e-3)
+    assert alpha[-1].item() == pytest.approx(0, abs=1e-12)
     assert (alpha.diff() < 0).all()
 
 
@@ -20,14 +20,6 @@ def test_elbo_weight_is_the_derivative_it_claims(name):
     torch.testing.assert_close(schedule.elbo_weight(t), -slope / (1 - schedule.alpha(t)))
 
 
-def test_log_linear_has_the_closed_form_it_was_built_for():
-    schedule, t = get_schedule("log-linear"), torch.tensor([0.3])
-    total_noise = -torch.log1p(-(1 - schedule.eps) * t)
-    torch.testing.assert_close(schedule.alpha(t), torch.exp(-total_noise))
-
-
 def test_unknown_schedule_lists_the_known_ones():
-    with pytest.raises(
-        ValueError, match=r"Unknown noise schedule 'quadratic'\. Available: linear, cosine, log-linear"
-    ):
+    with pytest.raises(ValueError, match=r"Unknown noise schedule 'quadratic'\. Available: linear, cosine$"):
         get_schedule("quadratic")

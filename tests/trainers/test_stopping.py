@@ -4,22 +4,28 @@ import threading
 
 import pytest
 import torch
-from small_runs import make_trainer, parameters
+from small_runs import make_trainer, parameters, tiny_recipe
 from transformers import TrainerCallback
 
+from concept_encoder.trainers import pretraining
 from concept_encoder.trainers.training.arguments import ConceptTrainingArguments
 from concept_encoder.trainers.training.saving import damage, find_checkpoints
-from concept_encoder.trainers.training.stopping import StopOnSignal
+from concept_encoder.trainers.training.stopping import EXIT_STATUS, StopOnSignal, TrainingStopped
 
 SETTINGS = {"max_steps": 8, "dropout": 0.1, "ema_decay": 0.9, "gradient_accumulation_steps": 2}
 
 
 class SignalAt(TrainerCallback):
-    def __init__(self, step):
+    def __init__(self, step, early=False):
         self.step = step
+        self.early = early
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if self.early and state.global_step + 1 == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def on_substep_end(self, args, state, control, **kwargs):  # between two micro-batches of the step
-        if state.global_step + 1 == self.step:
+        if not self.early and state.global_step + 1 == self.step:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -87,5 +93,28 @@ def test_other_threads_leave_signals_alone():
 
 
 def test_the_other_way_to_save_on_sigterm_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="enable_jit_checkpoint may save between a gradient and its update"):
+    with pytest.raises(ValueError, match="enable_jit_checkpoint must be False, got True: it may save between a"):
         ConceptTrainingArguments(output_dir=str(tmp_path), enable_jit_checkpoint=True)
+
+
+def test_pretrain_raises_what_the_command_makes_its_exit_status_of(tmp_path, monkeypatch, capsys):
+    plain = pretraining.ConceptTrainer.__init__
+
+    def stopping(self, *args, **kwargs):
+        plain(self, *args, **kwargs)
+        self.add_callback(SignalAt(2, early=True))
+
+    monkeypatch.setattr(pretraining.ConceptTrainer, "__init__", stopping)
+    capsys.readouterr()
+    recipe = tiny_recipe(tmp_path / "run", "--max_steps", "4")
+    with pytest.raises(TrainingStopped) as stop:
+        pretraining.pretrain(recipe)
+    assert isinstance(stop.value, Exception) and stop.value.exit_status == 143 == EXIT_STATUS
+    assert stop.value.step == 2 and stop.value.checkpoint == tmp_path / "run" / "checkpoint-2"
+    assert damage(stop.value.checkpoint) is None
+    assert str(stop.value) == (
+        f"stopped by SIGTERM after step 2; {stop.value.checkpoint} is whole, the same command goes on"
+    )
+    assert capsys.readouterr().out == ""  # no library function prints there
+    monkeypatch.undo()
+    assert pretraining.pretrain(recipe)["steps"] == 4

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import sqlite3
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 TINY = (
     "--max_steps 4 --logging_steps 2 --max_train_documents 64 --max_validation_documents 8 --num_eval_timesteps 2 "
-    "--regularizers variance=0.1 --disable_tqdm true --use_cpu true"
+    "--regularizers '{variance: 0.1}' --disable_tqdm true --use_cpu true"
 )
 
 
@@ -50,7 +51,16 @@ def test_every_curve_arrives(tracker, curves: Callable[[Path], set[str]], tmp_pa
     if importlib.util.find_spec(tracker) is None:
         pytest.skip(f"{tracker} is not installed: pip install 'concept-encoder[{tracker}]'")
     local = {"TRACKIO_DIR": str(tmp_path / "trackio"), "WANDB_DIR": str(tmp_path), "WANDB_MODE": "offline"}
-    command = [sys.executable, "scripts/pretrain.py", "tiny", "--output_dir", str(tmp_path / "run"), *TINY.split()]
+    command = [
+        sys.executable,
+        "-m",
+        "concept_encoder",
+        "pretrain",
+        "tiny",
+        "--output_dir",
+        str(tmp_path / "run"),
+        *shlex.split(TINY),
+    ]
     done = subprocess.run(
         [*command, "--report_to", tracker],
         cwd=ROOT,

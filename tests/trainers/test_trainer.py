@@ -10,11 +10,13 @@ from datasets import Dataset
 from helpers import random_examples, tiny_config
 from small_runs import launch_two, losses, make_trainer, noise_by_text, parameters
 from torch import nn
+from transformers import TrainingArguments
 
 from concept_encoder import ConceptEncoderForDiffusionMLM
 from concept_encoder.trainers.objectives.objective import ObjectiveArguments, info_nce
 from concept_encoder.trainers.training import data_wait
 from concept_encoder.trainers.training.arguments import ConceptTrainingArguments
+from concept_encoder.trainers.training.stability import DivergenceError
 from concept_encoder.trainers.training.trainer import ConceptTrainer
 
 
@@ -76,12 +78,12 @@ def test_time_spent_on_data_is_logged(tokenizer, tmp_path, monkeypatch):
 
 
 OBJECTIVES = {
-    "mean": {"weighting": "none"},
+    "mean": {"corruption": {"diffusion": {"weighting": "none"}}},
     "bound": {},
     "mlm": {"corruption": "mlm"},
     "tsdae": {"corruption": "tsdae"},
     "prefix": {"corruption": "prefix"},
-    "two_view": {"corruption": "two_view", "position_share": 0.5},
+    "two_view": {"corruption": {"two_view": {"position_share": 0.5}}},
 }
 
 
@@ -108,7 +110,7 @@ def test_accumulated_gradients_equal_those_of_one_large_batch(tokenizer, tmp_pat
 
 @pytest.mark.parametrize(
     "objective",
-    [{}, {"corruption": "tsdae", "position_share": 0.5}, {"corruption": "prefix", "contrastive": 0.5}],
+    [{}, {"corruption": {"tsdae": {"position_share": 0.5}}}, {"corruption": "prefix", "contrastive": 0.5}],
     ids=["diffusion", "tsdae", "prefix_contrastive"],
 )
 def test_resume_is_exact_with_dropout(tokenizer, tmp_path, objective):
@@ -242,6 +244,16 @@ def test_a_tokenizer_is_required(tokenizer, tmp_path):
         )
 
 
+def test_its_own_arguments_are_required(tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="needs args of ConceptTrainingArguments, got TrainingArguments"):
+        ConceptTrainer(
+            nn.Linear(1, 1),
+            args=TrainingArguments(output_dir=str(tmp_path)),
+            objective_args=ObjectiveArguments(),
+            processing_class=tokenizer,
+        )
+
+
 INFO_NCE_APART = """
 import json
 import torch
@@ -317,3 +329,45 @@ def test_two_processes_train_as_one_with_the_same_global_batch(tokenizer, tmp_pa
     assert ranks[0]["data_wait"] == ranks[1]["data_wait"] > 0
     assert ranks[0]["losses"] == pytest.approx(losses(alone), rel=1e-4)
     torch.testing.assert_close(torch.tensor(ranks[0]["parameters"]), parameters(alone), rtol=1e-3, atol=1e-5)
+
+
+def test_dropping_the_last_batch_is_about_training_alone(tokenizer, tmp_path):
+    plain = make_trainer(tokenizer, tmp_path / "plain", per_device_eval_batch_size=8)  # 20 texts
+    dropping = make_trainer(tokenizer, tmp_path / "drop", per_device_eval_batch_size=8, dataloader_drop_last=True)
+    kept, dropped = ({k: v for k, v in t.evaluate().items() if "tokens_t" in k} for t in (plain, dropping))
+    assert kept == dropped and sum(kept.values()) > 0
+    assert dropping.args.dataloader_drop_last and len(dropping.get_eval_dataloader()) == 3
+    odd = make_trainer(tokenizer, tmp_path / "odd", rows=20, dataloader_drop_last=True)
+    assert len(odd.get_train_dataloader()) == 2
+
+
+def test_the_loss_of_a_resumed_training_is_of_all_its_steps(tokenizer, tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": 4, "logging_steps": 3, "max_steps": 6}
+    straight = make_trainer(tokenizer, tmp_path, **settings)
+    loss = straight.train().training_loss
+    resumed = make_trainer(tokenizer, tmp_path, **settings)
+    output = resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert output.training_loss == output.metrics["train_loss"] == pytest.approx(loss, rel=1e-6)
+    # Logged are the mean losses of step 1, of steps 2 and 3, and of 4 to 6.
+    first, second, third = losses(resumed)
+    assert loss == pytest.approx((first + 2 * second + 3 * third) / 6, rel=1e-6)
+
+
+def test_concepts_that_are_not_finite_are_not_measured_and_the_guard_speaks(tokenizer, tmp_path, caplog):
+    def monitor(concepts):
+        torch.linalg.eigvalsh(concepts[0] @ concepts[0].T)  # LinAlgError for what is not finite
+        return {"concepts_rankme": 1.0}, None
+
+    settings = {"optim": "sgd", "learning_rate": 1e30, "max_grad_norm": 0.0, "logging_steps": 1, "max_steps": 4}
+    trainer = make_trainer(tokenizer, tmp_path, monitor=monitor, **settings)
+    with pytest.raises(DivergenceError, match="the loss is nan at step 2"):
+        trainer.train()
+    assert "step 1: the concepts are not finite, and were not measured" in caplog.text
+
+
+def test_a_divergence_in_the_last_step_is_said_by_evaluation(tokenizer, tmp_path):
+    settings = {"optim": "sgd", "learning_rate": 1e30, "max_grad_norm": 0.0, "max_steps": 1}
+    trainer = make_trainer(tokenizer, tmp_path, **settings)
+    trainer.train()
+    with pytest.raises(DivergenceError, match="the evaluation loss is nan after step 1: training has diverged"):
+        trainer.evaluate()

@@ -1,6 +1,9 @@
+import shutil
+
 import pytest
 import torch
 from helpers import tiny_config
+from safetensors.torch import load_file, save_file
 from small_runs import tiny_recipe
 from transformers import BertConfig, BertModel
 
@@ -82,6 +85,61 @@ def test_a_source_with_too_few_rows_or_none_is_refused(bert, tokenizer, tmp_path
         warm_start_embeddings(make_model(tokenizer), tokenizer, str(tmp_path / "missing"))
 
 
+def rewritten(folder, target, change):
+    """A copy of a checkpoint whose tensors `change` has been at."""
+    shutil.copytree(folder, target)
+    tensors = load_file(target / "model.safetensors")
+    change(tensors)
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()}, target / "model.safetensors", {"format": "pt"}
+    )
+    return str(target)
+
+
+TABLE = "embeddings.word_embeddings.weight"
+
+
+def with_nan(tensors, name):
+    tensors[name] = tensors[name].clone()
+    tensors[name].view(-1)[3] = torch.nan
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda t: t.update(foreign=t.pop(TABLE)),
+            f"holds no token embeddings: {TABLE} is not there, and would be",
+        ),
+        (lambda t: t.update({TABLE: t[TABLE].long()}), f"token embeddings that are not real numbers: {TABLE} is I64"),
+        (lambda t: t.update({TABLE: t[TABLE].to(torch.complex64)}), f"are not real numbers: {TABLE} is C64"),
+        (lambda t: with_nan(t, TABLE), f"holds weights that are not finite: {TABLE}; take another checkpoint"),
+        (
+            lambda t: t.update({TABLE: t[TABLE][:, :5]}),
+            rf"{TABLE} is \[421, 5\], not \[421, 32\] as its config says",
+        ),
+    ],
+    ids=["missing", "integer", "complex", "nan", "shape"],
+)
+def test_token_embeddings_that_cannot_be_used_are_named(bert, tokenizer, tmp_path, change, message):
+    source = rewritten(bert[0], tmp_path / "changed", change)
+    model = make_model(tokenizer)
+    before = model.get_input_embeddings().weight.clone()
+    with pytest.raises(ValueError, match=message):
+        warm_start_embeddings(model, tokenizer, source)
+    assert torch.equal(model.get_input_embeddings().weight, before)
+
+
+def test_other_tensors_of_an_encoder_are_not_looked_at(bert, tokenizer, tmp_path):
+    def change(tensors):
+        tensors["embeddings.position_ids"] = torch.arange(16)  # as old checkpoints have it
+        with_nan(tensors, "pooler.dense.bias")
+
+    model = make_model(tokenizer)
+    warm_start_embeddings(model, tokenizer, rewritten(bert[0], tmp_path / "changed", change))
+    assert torch.equal(model.get_input_embeddings().weight, bert[1][: len(tokenizer)])
+
+
 def test_a_recipe_starts_from_them(bert, tokenizer, tmp_path):
     folder, table = bert
     overrides = ("--warm_start_embeddings", str(folder), "--learning_rate", "0", "--max_steps", "1")
@@ -136,6 +194,50 @@ def test_an_encoder_that_computes_something_else_is_not_started_from(trained, to
         start_from_checkpoint(ConceptEncoderForDiffusionMLM, config, tokenizer, str(folder))
     with pytest.raises(ValueError, match="another architecture"):
         start_from_checkpoint(ConceptEncoderForDiffusionMLM, config, tokenizer, str(bert[0]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda t: [t.update({f"x.{n}": t.pop(n)}) for n in list(t)],
+            "lacks weights of its ConceptEncoderForDiffusionM",
+        ),
+        (
+            lambda t: t.update(extra=torch.ones(2)),
+            "holds weights of no part of its ConceptEncoderForDiff.*: extra",
+        ),
+        (
+            lambda t: with_nan(t, "decoder.norm.weight"),
+            "weights that are not finite: decoder.norm.weight; take",
+        ),
+        (
+            lambda t: t.update({"decoder.norm.weight": t["decoder.norm.weight"][:3]}),
+            r"other shapes than its config.json says: decoder.norm.weight is \[3\], not \[32\]",
+        ),
+        (
+            lambda t: t.update({"decoder.norm.weight": t["decoder.norm.weight"].to(torch.complex64)}),
+            "not real numbers: decoder.norm.weight is C64",
+        ),
+    ],
+    ids=["names", "extra", "nan", "shape", "complex"],
+)
+@pytest.mark.parametrize("head", [ConceptEncoderForDiffusionMLM, ConceptEncoderForMaskedLMPerceiver])
+def test_weights_that_do_not_belong_are_named(trained, tokenizer, tmp_path, change, message, head):
+    source = rewritten(trained[0], tmp_path / "changed", change)
+    query = "position" if head is ConceptEncoderForMaskedLMPerceiver else "token+position"
+    config = tiny_config(vocab_size=len(tokenizer), mask_token_id=4, decoder_query=query)
+    with pytest.raises(ValueError, match=f"start_from '{source}': .*{message}"):
+        start_from_checkpoint(head, config, tokenizer, source)
+
+
+def test_damaged_weights_are_named(trained, tokenizer):
+    folder, _ = trained
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    config = tiny_config(vocab_size=len(tokenizer), mask_token_id=4)
+    with pytest.raises(ValueError, match=r"start_from '.*model\.safetensors is broken: .*; fetch or save it again"):
+        start_from_checkpoint(ConceptEncoderForDiffusionMLM, config, tokenizer, str(folder))
 
 
 def test_a_recipe_goes_on_from_a_run(tmp_path):

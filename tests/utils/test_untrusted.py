@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from concept_encoder.utils.untrusted import MOST_VALUES, inside, is_hub_id, read_object, read_tokenizer, read_yaml
 
 
+@pytest.mark.slow
 @cases(800)
 @given(st.one_of(st.binary(max_size=40), VALUES.map(lambda value: json.dumps(value).encode("utf-8", "replace"))))
 def test_any_bytes_are_an_object_or_refused_by_name(tmp_path, content):
@@ -20,6 +21,7 @@ def test_any_bytes_are_an_object_or_refused_by_name(tmp_path, content):
         names_one_of(error, [str(path)])
 
 
+@pytest.mark.slow
 @cases(800)
 @given(st.one_of(st.binary(max_size=40), st.text(st.sampled_from("ab:-[]{}&*!|>'\"\n #%@?,"), max_size=40)))
 def test_any_text_is_yaml_or_refused_by_name(tmp_path, content):

@@ -5,10 +5,10 @@ Three calls, in the order a run makes them: `load_tokenizer`, `load_corpus` (tex
 
 import copy
 import dataclasses
-import glob
 import hashlib
 import logging
-import re
+import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import compress
 from pathlib import Path
@@ -17,17 +17,19 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pyarrow as pa
 from accelerate import PartialState
-from datasets import Dataset, Features, IterableDataset, List, Value, load_dataset
-from datasets.exceptions import DatasetGenerationError
+from datasets import Dataset, DatasetDict, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
+from ...utils.fields import check_fields
+from ...utils.files import check_new, disk_trouble_named, whole_folder
 from ...utils.untrusted import read_tokenizer
+from .tables import Origin, Rows, Table, is_empty, meets_rule, open_tables, read_rule
 
 logger = logging.getLogger(__name__)
 
 MICROWORLD = "microworld"
+IN_MEMORY = "in-memory"  # begins the name of data that were handed over, and are in no file
 MICROWORLD_DOCUMENTS = {"train": 20_000, "validation": 1_000}
-FILE_BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".txt": "text"}
 # Documents. datasets reads up to ten files at a time into the buffer, so a corpus sorted by source is mixed too.
 STREAM_SHUFFLE_BUFFER = 10_000
 
@@ -111,8 +113,7 @@ class DataArguments:
     )
 
     def __post_init__(self) -> None:
-        if self.packing not in get_args(Packing):
-            raise ValueError(f"packing must be one of {', '.join(get_args(Packing))}, got {self.packing!r}")
+        check_fields(self)
         if self.max_length < 3:
             raise ValueError(f"max_length must be at least 3 (two special tokens and a text's), got {self.max_length}")
         if self.validation_size is not None and not 0 < self.validation_size < 1:
@@ -136,7 +137,7 @@ class DataArguments:
         if self.partner_column == self.text_column:
             raise ValueError(f"partner_column and text_column are both {self.text_column!r}: a pair needs two columns")
         if self.keep_rows is not None:
-            _row_rule(self.keep_rows)
+            read_rule(self.keep_rows)
         if self.streaming and self.preprocessing_num_workers is not None:
             raise ValueError(
                 f"preprocessing_num_workers={self.preprocessing_num_workers} has no use with streaming=True, which "
@@ -156,6 +157,39 @@ class DataArguments:
                     f"{f.name}={value!r} has no meaning with dataset_name={MICROWORLD!r}, which is generated; "
                     f"leave {f.name} out or name another dataset"
                 )
+
+
+Data = Dataset | DatasetDict | str | os.PathLike
+
+
+def source_fields(data: Data | None) -> dict[str, Any]:
+    """Fields of `DataArguments` that name `data`; none for None.
+
+    Rows in memory are named by a digest of what they hold, so that the same rows have the same name.
+    """
+    if data is None:
+        return {}
+    name = os.fspath(data) if isinstance(data, str | os.PathLike) else in_memory_name(data)
+    return {"dataset_name": name, "dataset_config_name": None, "dataset_revision": None}
+
+
+def rows_in_memory(data: Data | None) -> Dataset | DatasetDict | None:
+    """`data` where it is rows, None where it is a name or a path."""
+    return data if isinstance(data, Dataset | DatasetDict) else None
+
+
+def in_memory_name(data: Dataset | DatasetDict) -> str:
+    """`IN_MEMORY` and a digest of the rows; ValueError for anything but rows in memory."""
+    if not isinstance(data, Dataset | DatasetDict):
+        raise ValueError(
+            f"data must be a datasets.Dataset or DatasetDict, a Hub id or a path, got {type(data).__name__}"
+        )
+    digest = hashlib.blake2b(digest_size=8)
+    for split, rows in data.items() if isinstance(data, DatasetDict) else [("", data)]:
+        digest.update(repr((split, rows.column_names)).encode())
+        for batch in rows.with_format(None).iter(1000):
+            digest.update(repr(list(batch.values())).encode())
+    return f"{IN_MEMORY} {digest.hexdigest()}"
 
 
 def load_tokenizer(args: DataArguments) -> PreTrainedTokenizerBase:
@@ -191,30 +225,38 @@ def load_tokenizer(args: DataArguments) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def train_tokenizer(args: DataArguments, vocab_size: int, seed_tokenizer: PreTrainedTokenizerBase):
-    """Tokenizer of the kind of `seed_tokenizer`, its vocabulary learned from the training documents that `args` name.
+def train_tokenizer(args: DataArguments, vocab_size: int, output_dir: str | os.PathLike) -> PreTrainedTokenizerBase:
+    """Tokenizer of the kind that `args` name, its vocabulary learned from their training documents, saved in a folder.
 
     The product with the vocabulary is most of a pretraining step: a small one is what makes a CPU run possible.
 
     Args:
-        args: corpus and `max_train_documents`.
+        args: corpus, `max_train_documents`, and the tokenizer that gives normalisation, splitting, model type and
+            special tokens.
         vocab_size: entries of the new vocabulary, special tokens included.
-        seed_tokenizer: gives normalisation, splitting, model type and special tokens.
+        output_dir: folder to write; must not exist, or be empty.
 
     Raises:
-        ValueError: what `load_corpus` raises; a vocabulary too small for the special tokens and the characters.
+        ValueError: the folder holds files; what `load_corpus` and `load_tokenizer` raise; a vocabulary too small for
+            the special tokens and the characters.
     """
+    folder = Path(output_dir)
+    check_new(folder)
     corpus = load_corpus(args, "train")
-    tokenizer = seed_tokenizer.train_new_from_iterator((row["text"] for row in corpus), vocab_size)
+    tokenizer = load_tokenizer(args).train_new_from_iterator((row["text"] for row in corpus), vocab_size)
     if len(tokenizer) > vocab_size:
         raise ValueError(
             f"vocab_size={vocab_size} is too small: special tokens and single characters alone are {len(tokenizer)}; "
             "ask for more"
         )
+    with disk_trouble_named(folder), whole_folder(folder) as staged:
+        tokenizer.save_pretrained(staged)
     return tokenizer
 
 
-def load_corpus(args: DataArguments, split: Split) -> Dataset | IterableDataset:
+def load_corpus(
+    args: DataArguments, split: Split, data: Dataset | DatasetDict | None = None
+) -> Dataset | IterableDataset:
     """Texts of the training or validation part of the corpus, in one column `text`; no row is null or blank.
 
     Held-out share: where the dataset has no `validation_split`, a document is held out when a keyed hash of its text
@@ -229,20 +271,24 @@ def load_corpus(args: DataArguments, split: Split) -> Dataset | IterableDataset:
     Args:
         args: source, limits and seed. `tokenizer_name`, `packing` and `max_length` play no part.
         split: "train" or "validation".
+        data: rows in memory, in place of the source that `args` name; a `Dataset` is the training split.
 
     Raises:
-        ValueError: name of no kind of source; split or column not there; a column that is not text; no text left.
+        ValueError: name of no kind of source, or of rows in memory that are not given; split or column not there; a
+            column that is not text; no text left; rows in memory that are to be streamed.
         FileNotFoundError: no such file, folder, dataset or revision.
     """
     if split not in get_args(Split):
         raise ValueError(f"split must be one of {', '.join(get_args(Split))}, got {split!r}")
     limit = args.max_train_documents if split == "train" else args.max_validation_documents
+    if data is not None and not args.dataset_name.startswith(IN_MEMORY):
+        args = dataclasses.replace(args, **source_fields(data))
     if args.dataset_name == MICROWORLD:
         from .microworld import microworld_corpus
 
         return microworld_corpus(split, size=limit or MICROWORLD_DOCUMENTS[split], seed=args.corpus_seed)
 
-    splits = _open_dataset(args)
+    splits = _splits(args, data)
     held_out = args.validation_split not in splits and args.validation_size is not None
     if args.validation_size is not None and not held_out:
         logger.warning(
@@ -258,11 +304,12 @@ def load_corpus(args: DataArguments, split: Split) -> Dataset | IterableDataset:
         raise ValueError(
             f"dataset {args.dataset_name!r} has no split {name!r}. Splits: {', '.join(sorted(splits))}; {way_out}"
         )
-    corpus = _drop_blank_texts(_text_columns(_kept_rows(splits[name], args, name), args, name), args, name)
+    with splits[name].origin.naming():
+        corpus = _texts(splits[name], args)
     if held_out:
         rule = {"share": args.validation_size, "seed": args.corpus_seed, "held_out": split == "validation"}
-        corpus = _filter(corpus, _is_held_out, args, fn_kwargs=rule)
-        if _is_empty(corpus):
+        corpus = _filter(corpus, _is_held_out, args, **rule)
+        if is_empty(corpus):
             raise ValueError(
                 f"validation_size={args.validation_size} leaves no {split} documents of the split {name!r} of "
                 f"{args.dataset_name!r}; choose another share or a larger corpus"
@@ -275,7 +322,7 @@ def load_corpus(args: DataArguments, split: Split) -> Dataset | IterableDataset:
 
 
 def load_pretraining_data(
-    args: DataArguments, tokenizer: PreTrainedTokenizerBase
+    args: DataArguments, tokenizer: PreTrainedTokenizerBase, data: Dataset | DatasetDict | None = None
 ) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset]:
     """Tokenised training and validation examples `{"input_ids": (n,) int64}`, arrays of at most `max_length` ids.
 
@@ -315,10 +362,10 @@ def load_pretraining_data(
             "or set packing='truncated'"
         )
     with PartialState().main_process_first():
-        corpora = {split: load_corpus(args, split) for split in get_args(Split)}
+        corpora = {split: load_corpus(args, split, data) for split in get_args(Split)}
         examples = {split: _encode(corpus, args, tokenizer) for split, corpus in corpora.items()}
         for split, encoded in examples.items():
-            if _is_empty(encoded):
+            if is_empty(encoded):
                 wanted = f"{args.max_length} tokens for one packed block" if args.packing == "packed" else "one token"
                 raise ValueError(
                     f"the {split} part of {args.dataset_name!r} has fewer than {wanted}; give it more text"
@@ -331,132 +378,60 @@ def load_pretraining_data(
     return examples["train"].with_format("numpy"), examples["validation"].with_format("numpy")
 
 
-def _open_dataset(args: DataArguments) -> dict[str, Any]:
-    """Every split of a Hub id, folder, file or glob, by name."""
-    name = args.dataset_name
-    is_folder, suffix = Path(name).is_dir(), Path(name).suffix
-    is_file = not is_folder and suffix in FILE_BUILDERS
-    if not is_folder and not is_file and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
-        raise ValueError(
-            f"dataset_name must be {MICROWORLD!r}, a Hub id 'namespace/name', an existing folder, or a file or glob "
-            f"ending in {', '.join(FILE_BUILDERS)}, got {name!r}"
-        )
-    if is_file and not glob.glob(name, recursive=True):
-        raise FileNotFoundError(f"dataset_name {name!r}: there is no such file")
-    if (is_folder or is_file) and args.dataset_revision is not None:
-        raise ValueError(
-            f"dataset_revision={args.dataset_revision!r} needs a Hub id, but dataset_name={name!r} is local"
-        )
-    if is_file and args.dataset_config_name is not None:
-        raise ValueError(
-            f"dataset_config_name={args.dataset_config_name!r} needs a dataset, but dataset_name={name!r} is a file"
-        )
-    try:
-        if is_file:
-            return load_dataset(FILE_BUILDERS[suffix], data_files=name, streaming=args.streaming)
-        return load_dataset(name, args.dataset_config_name, revision=args.dataset_revision, streaming=args.streaming)
-    except (StopIteration, ValueError, DatasetGenerationError) as error:  # the first: an empty .json
-        reason = error.__cause__ or str(error) or "no rows"
-        raise ValueError(f"dataset {name!r} cannot be read or is empty: {reason}") from error
+def _splits(args: DataArguments, data: Dataset | DatasetDict | None) -> dict[str, Table]:
+    if data is None:
+        if args.dataset_name.startswith(IN_MEMORY):
+            raise ValueError(
+                f"dataset_name {args.dataset_name!r} stands for rows that were in memory; give them again, as data=..."
+            )
+        return open_tables(args.dataset_name, args.dataset_config_name, args.dataset_revision, args.streaming)
+    if args.streaming:
+        raise ValueError("streaming=True reads from a source, and data are rows in memory; leave streaming out")
+    return open_tables(data if isinstance(data, DatasetDict) else {args.train_split: data})
 
 
-def _kept_rows(dataset: Dataset | IterableDataset, args: DataArguments, split: str) -> Dataset | IterableDataset:
-    """The rows that `keep_rows` names."""
-    if args.keep_rows is None:
-        return dataset
-    column, relation, value = _row_rule(args.keep_rows)
-    columns = _column_names(dataset)
-    where = f"the split {split!r} of {args.dataset_name!r}"
-    if column not in columns:
-        raise ValueError(
-            f"keep_rows={args.keep_rows!r}: no column {column!r} in {where}. Columns: {', '.join(columns)}"
-        )
-    kept = _filter(dataset, _meets, args, fn_kwargs={"column": column, "relation": relation, "value": value})
-    if _is_empty(kept):
-        raise ValueError(f"keep_rows={args.keep_rows!r} keeps no row of {where}")
-    return kept
-
-
-def _column_names(dataset: Dataset | IterableDataset) -> list[str]:
-    # A stream without a schema tells its columns by its first row.
-    return dataset.column_names or list(next(iter(dataset), {}))
-
-
-def _row_rule(rule: str) -> tuple[str, str, str]:
-    """Column, relation and value of a rule such as label>=4."""
-    parts = re.fullmatch(r"(\w+)(>?=)(.+)", rule)
-    if parts is None or (parts[2] == ">=" and not _is_number(parts[3])):
-        raise ValueError(
-            f"keep_rows must be column=value or column>=number, such as label=0 or label>=4, got {rule!r}"
-        )
-    return parts[1], parts[2], parts[3]
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _meets(batch: dict[str, list], column: str, relation: str, value: str) -> list[bool]:
-    if relation == ">=":
-        least = float(value)
-        return [each is not None and each >= least for each in batch[column]]
-    return [str(each) == value for each in batch[column]]
-
-
-def _text_columns(dataset: Dataset | IterableDataset, args: DataArguments, split: str) -> Dataset | IterableDataset:
-    """The columns asked for, as `text` and, of pairs, `partner`."""
-    columns = _column_names(dataset)
-    where = f"the split {split!r} of {args.dataset_name!r}"
-    if not columns:
-        raise ValueError(f"{where} is empty")
-    renamed = {args.text_column: "text"}
+def _texts(table: Table, args: DataArguments) -> Rows:
+    """The columns asked for, as `text` and, of pairs, `partner`, without rows in which one is null or blank."""
+    columns = {args.text_column: "text"}
     if args.partner_column is not None:
-        renamed[args.partner_column] = "partner"
-    for column, role in renamed.items():
-        if column not in columns:
-            raise ValueError(f"{role}_column {column!r} is not in {where}. Columns: {', '.join(columns)}")
-        kind = (dataset.features or {}).get(column, Value("string"))
-        if getattr(kind, "dtype", None) not in ("string", "large_string", "null"):
-            raise ValueError(f"{role}_column {column!r} of {where} must hold strings, it holds {kind}")
-    dataset = dataset.select_columns(list(renamed))
-    return dataset.rename_columns({old: new for old, new in renamed.items() if old != new})
-
-
-def _drop_blank_texts(corpus: Dataset | IterableDataset, args: DataArguments, split: str) -> Dataset | IterableDataset:
-    kept = _filter(corpus, _has_text, args)
-    columns = " or ".join(repr(name) for name in (args.text_column, args.partner_column) if name is not None)
-    where = f"the split {split!r} of {args.dataset_name!r}"
-    if _is_empty(corpus):
-        raise ValueError(f"{where} is empty")
-    if _is_empty(kept):
-        raise ValueError(f"no row of {where} holds text in column {columns}: all are null or blank")
-    if isinstance(corpus, Dataset) and len(kept) < len(corpus):
+        columns[args.partner_column] = "partner"
+    for column, role in columns.items():
+        table.check_texts(column, f"{role}_column")
+    rows = table.rows
+    if args.keep_rows is not None:
+        rows = _filter(rows, meets_rule, args, **table.rule(args.keep_rows))
+        if is_empty(rows):
+            raise ValueError(f"keep_rows={args.keep_rows!r} keeps no row of {table.origin.name}")
+    rows = rows.select_columns(list(columns))
+    kept = _filter(rows, _have_texts, args, columns=columns, origin=table.origin)
+    named = " or ".join(map(repr, columns))
+    if is_empty(kept):
+        raise ValueError(f"no row of {table.origin.name} holds text in column {named}: all are null or blank")
+    if isinstance(rows, Dataset) and len(kept) < len(rows):
         logger.warning(
             "dropped %d of %d rows of %s: null or blank in column %s",
-            len(corpus) - len(kept), len(corpus), where, columns,
+            len(rows) - len(kept), len(rows), table.origin.name, named,
         )  # fmt: skip
-    return kept
+    return kept.rename_columns({old: new for old, new in columns.items() if old != new})
 
 
-def _filter(corpus: Dataset | IterableDataset, function, args: DataArguments, fn_kwargs: dict | None = None):
-    workers = {} if isinstance(corpus, IterableDataset) else {"num_proc": args.preprocessing_num_workers}
-    return corpus.filter(function, batched=True, fn_kwargs=fn_kwargs, **workers)
+def _have_texts(batch: dict[str, list], indices: list[int], columns: dict[str, str], origin: Origin) -> list[bool]:
+    """Which rows hold text in every column; ValueError for what is neither text nor null, as a stream may hold."""
+    for column, role in columns.items():
+        for row, text in zip(indices, batch[column], strict=True):
+            origin.check_text(row, column, f"{role}_column", text)
+    return [all(text is not None and text.strip() != "" for text in row) for row in zip(*batch.values(), strict=True)]
 
 
-def _is_empty(dataset: Dataset | IterableDataset) -> bool:
-    return len(dataset) == 0 if isinstance(dataset, Dataset) else next(iter(dataset), None) is None
+def _filter(rows: Rows, function: Callable, args: DataArguments, **options: Any) -> Rows:
+    """By a function of a batch and its row numbers."""
+    workers = {} if isinstance(rows, IterableDataset) else {"num_proc": args.preprocessing_num_workers}
+    return rows.filter(function, batched=True, with_indices=True, fn_kwargs=options, **workers)
 
 
-def _has_text(batch: dict[str, list]) -> list[bool]:
-    rows = zip(*batch.values(), strict=True)
-    return [all(text is not None and not text.isspace() and text != "" for text in row) for row in rows]
-
-
-def _is_held_out(batch: dict[str, list[str]], share: float, seed: int, held_out: bool) -> list[bool]:
+def _is_held_out(
+    batch: dict[str, list[str]], indices: list[int], share: float, seed: int, held_out: bool
+) -> list[bool]:
     key = str(seed).encode()
     digests = (hashlib.blake2b(text.encode(), digest_size=8, key=key).digest() for text in batch["text"])
     return [(int.from_bytes(digest, "big") < share * 2**64) == held_out for digest in digests]

@@ -26,7 +26,8 @@ def visible_concept_counts(uniform: Tensor, num_concepts: int) -> Tensor:
 
     A model trained so reads the first k concepts as the best k; any k can be kept afterwards.
 
-    Source: Rippel et al. 2014, Learning ordered representations with nested dropout, arXiv:1402.0915.
+    Source: Rippel et al. 2014, Learning ordered representations with nested dropout, arXiv:1402.0915. It is what
+    Kusupati et al. 2022, Matryoshka representation learning, arXiv:2205.13147, do to the numbers of a vector.
     Differs: uniform in place of geometric, so that every k is trained as often as any other.
     """
     return (uniform * num_concepts).long().clamp(max=num_concepts - 1) + 1
@@ -43,17 +44,14 @@ class DataCollatorForReconstruction:
     Args:
         tokenizer: must have [PAD] and [MASK].
         corruption: what is done to a text; see `CORRUPTIONS`.
-        position_share: share of the positions to rebuild, in (0, 1], drawn to carry the loss, each weighing
-            1 / share: the expected gradient is that of all of them, at that share of the product with the vocabulary.
         seed: of all noise.
 
     Raises:
-        ValueError: tokenizer without [MASK] or [PAD]; position_share outside (0, 1]; no examples.
+        ValueError: tokenizer without [MASK] or [PAD]; no examples.
     """
 
     tokenizer: PreTrainedTokenizerBase
     corruption: Corruption = field(default_factory=Diffusion)
-    position_share: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -62,8 +60,6 @@ class DataCollatorForReconstruction:
                 raise ValueError(
                     f"the tokenizer has no {token}; add one with tokenizer.add_special_tokens({{'{token}': ...}})"
                 )
-        if not 0 < self.position_share <= 1:
-            raise ValueError(f"position_share must lie in (0, 1], got {self.position_share}")
         self._special_ids = torch.tensor(self.tokenizer.all_special_ids)
 
     def __call__(self, examples: list[dict]) -> dict[str, Tensor]:
@@ -149,9 +145,10 @@ class DataCollatorForReconstruction:
         text = Text(ids, real, eligible, self.tokenizer.mask_token_id, self.tokenizer.pad_token_id)
         corrupted = self.corruption(text, noise, timesteps)
         labels, weights = corrupted["labels"], corrupted["loss_weights"]
-        scored = noise.tokens[-1, :, : labels.shape[1]] < self.position_share  # (B, N')
+        share = self.corruption.position_share
+        scored = noise.tokens[-1, :, : labels.shape[1]] < share  # (B, N')
         labels = labels.masked_fill(~scored, -100)
-        return {**corrupted, "labels": labels, "loss_weights": weights * scored / self.position_share}
+        return {**corrupted, "labels": labels, "loss_weights": weights * scored / share}
 
     @property
     def _channels(self) -> int:

@@ -6,8 +6,8 @@ class and a row here. It is pure: all randomness comes in as uniform noise, draw
 Letters: B texts, N tokens of a text, N' positions of the decoder (N unless said otherwise).
 """
 
-import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from ...configuration_concept import ConceptEncoderConfig
 from ...modeling_concept import ConceptEncoderForDiffusionMLM, ConceptEncoderForMaskedLMPerceiver, ConceptMaskedLMModel
+from ...utils.command_line import did_you_mean
+from ...utils.fields import annotations, typed
 from .schedules import get_schedule
 
 
@@ -59,8 +61,13 @@ def pack(keep: Tensor, *tensors: tuple[Tensor, int | float]) -> tuple[Tensor, ..
     return kept, *(tensor.gather(-1, order).masked_fill(~kept, fill) for tensor, fill in tensors)
 
 
+@dataclass
 class Corruption:
     """Base of the corruptions; called, it makes a batch of inputs of `head`.
+
+    Args:
+        position_share: share of the positions to rebuild, in (0, 1], drawn to carry the training loss, each weighing
+            1 / share: the expected gradient is that of all of them, at that share of the product with the vocabulary.
 
     Attributes:
         head: class of the model that can undo it.
@@ -73,7 +80,13 @@ class Corruption:
     needs: ClassVar[dict[str, Any]] = {}
     row_draws: ClassVar[int] = 1
     token_draws: ClassVar[int] = 1
-    stratified: bool = False
+    stratified: ClassVar[bool] = False
+    _: KW_ONLY
+    position_share: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.position_share <= 1:
+            raise ValueError(f"position_share must lie in (0, 1], got {self.position_share}")
 
     def __call__(self, text: Text, noise: Noise, timesteps: Tensor | None = None) -> dict[str, Tensor]:
         """Inputs of `head`, `labels` (B, N') on every position to rebuild included, and
@@ -85,13 +98,18 @@ class Corruption:
 
     def check(self, config: ConceptEncoderConfig) -> None:
         """ValueError if a model of this configuration cannot undo the corruption."""
-        name = corruption_name(self)
+        name = self.name
         for field, value in self.needs.items():
             if getattr(config, field) != value:
                 raise ValueError(
                     f"corruption {name!r} needs {field}={value!r}, got {getattr(config, field)!r}; set it in the "
                     f"model section of the recipe, or with --{field} {value}"
                 )
+
+    @property
+    def name(self) -> str:
+        """Its name in `CORRUPTIONS`."""
+        return next(name for name, cls in CORRUPTIONS.items() if type(self) is cls)
 
     def _ordered(self, *names: str) -> None:
         low, high = (getattr(self, name) for name in names)
@@ -130,6 +148,7 @@ class Diffusion(Corruption):
     head = ConceptEncoderForDiffusionMLM
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.t_min < self.t_max <= 1:
             raise ValueError(f"timesteps need 0 <= t_min < t_max <= 1, got t_min={self.t_min}, t_max={self.t_max}")
         if self.t_sampling not in ("independent", "antithetic"):
@@ -137,7 +156,10 @@ class Diffusion(Corruption):
         if self.weighting not in ("none", "elbo"):
             raise ValueError(f"weighting must be 'none' or 'elbo', got {self.weighting!r}")
         self._schedule = get_schedule(self.schedule)
-        self.stratified = self.t_sampling == "antithetic"
+
+    @property
+    def stratified(self) -> bool:  # type: ignore[override]
+        return self.t_sampling == "antithetic"
 
     def __call__(self, text: Text, noise: Noise, timesteps: Tensor | None = None) -> dict[str, Tensor]:
         """The batch as in `Corruption`; its `timesteps` are the masking rates 1 - alpha(t), t for the linear
@@ -225,6 +247,7 @@ class TwoView(Corruption):
     token_draws = 2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._ordered("min_encoder_rate", "max_encoder_rate")
         self._ordered("min_decoder_rate", "max_decoder_rate")
 
@@ -254,6 +277,7 @@ class MaskedLanguageModeling(Corruption):
     head = ConceptEncoderForMaskedLMPerceiver
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._rate("masking_rate")
 
     def __call__(self, text: Text, noise: Noise, timesteps: Tensor | None = None) -> dict[str, Tensor]:
@@ -278,6 +302,7 @@ class Deletion(Corruption):
     needs = {"decoder_query": "position"}
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._rate("deletion_rate")
 
     def __call__(self, text: Text, noise: Noise, timesteps: Tensor | None = None) -> dict[str, Tensor]:
@@ -309,13 +334,23 @@ CORRUPTIONS: dict[str, type[Corruption]] = {
 }
 
 
-def corruption_name(corruption: Corruption) -> str:
-    """Its name in `CORRUPTIONS`."""
-    return next(name for name, cls in CORRUPTIONS.items() if type(corruption) is cls)
+def build_corruption(given: str | Mapping[str, Any]) -> Corruption:
+    """The corruption of a name, or of a mapping from one name to its settings: `{"tsdae": {"deletion_rate": 0.6}}`.
 
-
-def corruption_settings(name: str) -> dict[str, Any]:
-    """Setting -> default of the corruption called `name`; ValueError with the known names otherwise."""
+    Raises:
+        ValueError: not such a mapping; a corruption or a setting that is unknown; a value that a setting cannot have.
+    """
+    if isinstance(given, Mapping) and len(given) != 1:
+        raise ValueError(f"corruption must be one name, or a mapping from one name to its settings, got {given!r}")
+    name, settings = next(iter(given.items())) if isinstance(given, Mapping) else (given, None)
     if name not in CORRUPTIONS:
-        raise ValueError(f"Unknown corruption {name!r}. Available: {', '.join(CORRUPTIONS)}")
-    return {field.name: field.default for field in dataclasses.fields(CORRUPTIONS[name])}  # type: ignore[arg-type]
+        hint = did_you_mean(name, CORRUPTIONS)
+        raise ValueError(f"Unknown corruption {name!r}. Available: {', '.join(CORRUPTIONS)}{hint}")
+    if not isinstance(settings, Mapping | None):
+        raise ValueError(f"the settings of corruption {name!r} must be a mapping, got {settings!r}")
+    legal = annotations(CORRUPTIONS[name])
+    for setting in settings or {}:
+        if setting not in legal:
+            raise ValueError(f"Unknown setting {setting!r} of corruption {name!r}. Available: {', '.join(legal)}")
+    values = {key: typed(f"{key} of {name}", value, legal[key]) for key, value in (settings or {}).items()}
+    return CORRUPTIONS[name](**values)

@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable
 
 import torch
-from scipy.sparse.csgraph import minimum_spanning_tree
 from torch import Tensor
 from torch.nn.functional import normalize, relu
 
@@ -48,15 +47,6 @@ def gaussian_potential(concepts: Tensor, temperature: float = 2.0) -> Tensor:
     """Mean of exp(-temperature * squared distance) over pairs of unit concepts of a text: what the reference calls
     uniformity, which lacks the logarithm."""
     return torch.exp(-temperature * (2 - 2 * _cosines(concepts))).mean()
-
-
-def uniformity(concepts: Tensor, temperature: float = 2.0) -> Tensor:
-    """Logarithm of the mean Gaussian potential of each text: 0 collapsed, -4 for random directions in many dimensions.
-
-    Source: Wang & Isola 2020, arXiv:2005.10242, with the pairs of a text in place of those of a batch.
-    """
-    potentials = torch.exp(-temperature * (2 - 2 * _cosines(concepts)))
-    return potentials.mean(-1).log().mean()
 
 
 def variance(concepts: Tensor, target_std: float = 1.0) -> Tensor:
@@ -105,25 +95,6 @@ def nearest_neighbor_spread(concepts: Tensor) -> Tensor:
     return -distances.masked_fill(itself, torch.inf).amin(-1).mean()
 
 
-def spanning_tree(concepts: Tensor, sphere_weight: float = 1.0) -> Tensor:
-    """Minus the length of the minimum spanning tree of a text's concepts per concept, and a pull to the unit sphere.
-
-    Concepts are divided by the square root of D first, so that the sphere is where the output LayerNorm puts them.
-
-    Source: T-REGS (Mordacq et al. 2025, arXiv:2510.23484): -length / n plus `sphere_weight` times the mean squared
-    deviation of the norm from 1. Differs: over the concepts of a text, not over a batch of embeddings.
-    """
-    scaled = concepts / concepts.shape[-1] ** 0.5
-    distances = torch.cdist(scaled, scaled)
-    length = scaled.new_zeros(())
-    for matrix in distances:
-        tree = minimum_spanning_tree(matrix.detach().double().clamp_min(1e-12).cpu().numpy())
-        rows, columns = (torch.from_numpy(index).to(concepts.device) for index in tree.nonzero())
-        length = length + matrix[rows, columns].sum()
-    spread = length / (concepts.shape[0] * concepts.shape[1])
-    return sphere_weight * (scaled.norm(dim=-1) - 1).square().mean() - spread
-
-
 def coding_rate(concepts: Tensor, epsilon: float = 0.5) -> Tensor:
     """Nats needed to code the unit concepts of a text up to distortion `epsilon`, mean over texts; large is spread.
 
@@ -161,20 +132,18 @@ def _covariance(vectors: Tensor) -> Tensor:
     return _off_diagonal(matrices).square().sum(-1).mean() / vectors.shape[-1]
 
 
-REGULARIZERS: dict[str, Callable[[Tensor], Tensor]] = {
-    function.__name__: function
-    for function in (
-        orthogonality,
-        soft_orthogonality,
-        gaussian_potential,
-        uniformity,
-        variance,
-        covariance,
-        vicreg,
-        slot_vicreg,
-        variance_and_potential,
-        nearest_neighbor_spread,
-        spanning_tree,
-        coding_rate_hinge,
-    )
-}
+# What the package trains with: recipes, the comparison of objectives, gate 1.
+OWN = (orthogonality, slot_vicreg, coding_rate_hinge)
+# The terms of the published run's code, kept equal to its records: tests/trainers/test_regularizers.py. No run of this
+# package used one but orthogonality.
+PUBLISHED = (
+    orthogonality,
+    soft_orthogonality,
+    gaussian_potential,
+    variance,
+    covariance,
+    vicreg,
+    variance_and_potential,
+    nearest_neighbor_spread,
+)
+REGULARIZERS: dict[str, Callable[[Tensor], Tensor]] = {function.__name__: function for function in (*OWN, *PUBLISHED)}

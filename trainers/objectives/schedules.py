@@ -43,26 +43,7 @@ class CosineSchedule:
         return math.pi / 2 / torch.tan(math.pi / 4 * t)
 
 
-class LogLinearSchedule:
-    """Total noise -log(alpha) = -log(1 - (1 - eps) t), MDLM's default; alpha(1) = eps.
-
-    Source: Sahoo et al. 2024, MDLM, arXiv:2406.07524, section 5.
-    """
-
-    eps = 1e-3
-
-    def alpha(self, t: Tensor) -> Tensor:
-        return 1 - (1 - self.eps) * t
-
-    def elbo_weight(self, t: Tensor) -> Tensor:
-        return 1 / t
-
-
-SCHEDULES: dict[str, type[NoiseSchedule]] = {
-    "linear": LinearSchedule,
-    "cosine": CosineSchedule,
-    "log-linear": LogLinearSchedule,
-}
+SCHEDULES: dict[str, type[NoiseSchedule]] = {"linear": LinearSchedule, "cosine": CosineSchedule}
 
 
 def get_schedule(name: str) -> NoiseSchedule:

@@ -1,12 +1,32 @@
 """Arguments of a pretraining run: those of the transformers Trainer, and what this package adds."""
 
+import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
+
+from .checks import refuse_unused
+
+# Field -> what it must be; None says nothing.
+_LEGAL: dict[str, tuple[str, Callable[[float], bool]]] = {
+    **dict.fromkeys(
+        "num_train_epochs gradient_accumulation_steps per_device_train_batch_size per_device_eval_batch_size "
+        "logging_steps eval_steps save_steps adam_epsilon save_total_limit".split(),
+        ("positive", lambda value: value > 0),
+    ),
+    **dict.fromkeys(
+        "learning_rate weight_decay warmup_steps max_grad_norm eval_delay stop_on_collapse seed "
+        "dataloader_num_workers".split(),
+        ("at least 0", lambda value: value >= 0),
+    ),
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "ema_decay"), ("in [0, 1)", lambda value: 0 <= value < 1)),
+    "max_steps": ("positive, or -1 for as many as num_train_epochs take", lambda value: value > 0 or value == -1),
+}
 
 
 @dataclass
@@ -47,9 +67,15 @@ class ConceptTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
-        if self.divergence_ratio and not 1 <= self.divergence_ratio < math.inf:
+        for each in dataclasses.fields(self):
+            value = getattr(self, each.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{each.name} must be finite, got {value}")
+        for name, (words, is_legal) in _LEGAL.items():
+            value = getattr(self, name)
+            if value is not None and not is_legal(value):
+                raise ValueError(f"{name} must be {words}, got {value}")
+        if self.divergence_ratio and self.divergence_ratio < 1:
             raise ValueError(f"divergence_ratio must be 0 (off) or at least 1, got {self.divergence_ratio}")
         if self.start_from is not None and self.warm_start_embeddings is not None:
             raise ValueError(
@@ -62,12 +88,10 @@ class ConceptTrainingArguments(TrainingArguments):
             raise ValueError(
                 "hub_token would be written into recipe.yaml; log in with `hf auth login`, or set HF_TOKEN"
             )
-        if self.enable_jit_checkpoint:
-            raise ValueError(
-                "enable_jit_checkpoint may save between a gradient and its update, and does not resume exactly; leave "
-                "it out: SIGTERM ends a run after its step, with a checkpoint"
-            )
+        refuse_unused(self)
         super().__post_init__()
+        if self.fp16 and self.device.type == "cpu":
+            raise ValueError("fp16=True would not be followed: a CPU trains in float32; leave it out, or set bf16")
         if self.on_divergence == "rollback":
             if self.save_strategy == SaveStrategy.NO or self.save_only_model:
                 raise ValueError(

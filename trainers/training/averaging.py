@@ -51,6 +51,9 @@ class WeightAverage(TrainerCallback):
     @torch.no_grad()
     def on_train_end(self, args, state, control, model, **kwargs) -> None:
         assert self.averaged is not None
+        if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            self.reset(model)  # it has just been loaded, and is an average
+            return
         for own, average in zip(model.parameters(), self.averaged.module.parameters(), strict=True):
             own.copy_(average)
 

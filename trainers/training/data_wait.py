@@ -4,8 +4,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from transformers import TrainerCallback
 
-class DataWait:
+
+class DataWait(TrainerCallback):
     """Seconds that the training loop spends on data, beside the seconds of its optimizer steps.
 
     Data: batches fetched, padded, moved to the device and corrupted. Steps: from there to the optimizer's update.
@@ -27,8 +29,8 @@ class DataWait:
         self._step_began = time.perf_counter()
         self.data_seconds += self._step_began - start
 
-    def step_ends(self) -> None:
-        """After the optimizer's update; the end of an epoch, where no step has begun, counts nothing."""
+    def on_step_end(self, *_, **__) -> None:
+        """After the optimizer's update."""
         if self._step_began is not None:
             self.step_seconds += time.perf_counter() - self._step_began
             self._step_began = None

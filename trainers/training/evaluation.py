@@ -1,5 +1,6 @@
 """Evaluation while training: what a text costs, on noise that is a function of the text alone."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -35,11 +36,11 @@ class ReconstructionEvaluator:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: ObjectiveArguments):
-        corruption = settings.build_corruption()
+        corruption = dataclasses.replace(settings.built_corruption, position_share=1.0)
         points = settings.num_eval_timesteps if corruption.head is Diffusion.head else 0
         self.grid: list[float] = ((torch.arange(points) + 0.5) / settings.num_eval_timesteps).tolist()
         # The bound is always over all of (0, 1] and all positions, whatever training does.
-        schedule = settings.schedule if isinstance(corruption, Diffusion) else Diffusion.schedule
+        schedule = corruption.schedule if isinstance(corruption, Diffusion) else Diffusion.schedule
         bound = DataCollatorForReconstruction(tokenizer, Diffusion(schedule))
         # Collator, number of the draw, and timestep where it is not drawn.
         self._passes: list[tuple[DataCollatorForReconstruction, int, float | None]] = [

@@ -5,12 +5,10 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ...utils.files import sync_folder, write_atomically
 
@@ -50,6 +48,8 @@ def damage(folder: Path) -> str | None:
             return f"it lacks {match[2]}"
         if _sha256(path) != match[1]:
             return f"its {match[2]} is not what was written: the SHA-256 differs"
+    if not {SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME} & {match[2] for match in listed if match is not None}:
+        return f"it has no {SAFE_WEIGHTS_NAME}: two runs wrote into one folder, perhaps"
     return None
 
 
@@ -89,16 +89,6 @@ def remove_old(output_dir: str | Path, limit: int | None, newest: int, best: str
     spare = [path for step, path in found if step != newest and (best is None or path != Path(best))]
     for path in spare[: max(len(found) - limit, 0)]:
         shutil.rmtree(path, ignore_errors=True)
-
-
-@contextmanager
-def disk_trouble_named(path: Path) -> Iterator[None]:
-    """OSError for all that keeps a file from being written; safetensors and torch have errors of their own for it."""
-    try:
-        yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        said = " ".join(str(error).split())
-        raise OSError(f"{path} could not be written; what was there before is whole. {said}") from error
 
 
 def _sha256(path: Path) -> str:

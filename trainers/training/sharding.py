@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
+from transformers import TrainerCallback
 
 
 def share_tied_embeddings(model: nn.Module) -> list[str]:
@@ -38,3 +39,14 @@ def embeddings_apart(model: nn.Module, places: list[str]) -> Iterator[None]:
     finally:
         for name in places:
             model.set_submodule(name, tokens)
+
+
+class OwnClassName(TrainerCallback):
+    """FSDP2 gives the model a class of its own, after which saving would name and copy other code: names it back."""
+
+    def __init__(self, own_class: type[nn.Module]):
+        self.own_class = own_class
+
+    def on_train_begin(self, args, state, control, model, **kwargs) -> None:
+        sharded_class = type(model)
+        sharded_class.__name__, sharded_class.__module__ = self.own_class.__name__, self.own_class.__module__

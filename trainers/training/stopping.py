@@ -4,10 +4,28 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from transformers import TrainerCallback
 
 EXIT_STATUS = 128 + signal.SIGTERM  # what a shell shows of a process that SIGTERM ended
+
+
+class TrainingStopped(Exception):
+    """Training ended after a step, since a SIGTERM asked for it.
+
+    Attributes:
+        step: the last one.
+        checkpoint: of that step, whole; the same call goes on from it.
+        exit_status: of a command that ends so.
+    """
+
+    exit_status = EXIT_STATUS
+
+    def __init__(self, step: int, checkpoint: Path):
+        super().__init__(f"stopped by SIGTERM after step {step}; {checkpoint} is whole, the same command goes on")
+        self.step = step
+        self.checkpoint = checkpoint
 
 
 class StopOnSignal(TrainerCallback):

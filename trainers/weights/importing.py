@@ -6,6 +6,7 @@ from its recorded outputs; three things differ from this package's own defaults.
 1e-12, its timestep enters the sinusoids unscaled, and it ignores `hidden_act`: the activation is always the GELU.
 """
 
+import os
 import re
 import shutil
 from collections import Counter
@@ -112,23 +113,27 @@ class ImportedTensor:
     reason: str = ""
 
 
-def import_checkpoint(source: str, out: Path) -> tuple[ConceptEncoderPreTrainedModel, list[ImportedTensor]]:
-    """Import `source` into the new folder `out`, which appears whole or not at all.
+def import_checkpoint(
+    checkpoint: str | os.PathLike, output_dir: str | os.PathLike
+) -> tuple[ConceptEncoderPreTrainedModel, list[ImportedTensor]]:
+    """Import `checkpoint` into the new folder `output_dir`, which appears whole or not at all.
 
-    The folder holds what `save_pretrained` writes (weights, configuration, code files), the tokenizer of the source,
+    The folder holds what `save_pretrained` writes (weights, configuration, code files), the tokenizer of the original,
     and `import.json` with the table and the original's configuration. Before it appears it is loaded back, and every
     tensor compared.
 
     Args:
-        source: folder with config.json and model.safetensors or pytorch_model.bin, or a Hub id.
-        out: folder to make; may exist when empty.
+        checkpoint: folder with config.json and model.safetensors or pytorch_model.bin, or a Hub id.
+        output_dir: folder to make; may exist when empty.
 
     Raises:
-        ValueError: `out` is not empty; no config.json or no weights; a class that is not supported; a tensor that is
-            unknown, missing or of another shape; a configuration that this package refuses.
+        ValueError: `output_dir` is not empty; no config.json or no weights; a class that is not supported; a tensor
+            that is unknown, missing or of another shape; a configuration that this package refuses.
     """
+    out = Path(output_dir)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is not an empty folder; give a new one, nothing is overwritten")
+    source = os.fspath(checkpoint)
     folder = _fetch(source)
     original = read_original_config(folder)
     model, table = convert(original, read_tensors(folder))

@@ -1,14 +1,18 @@
 """Warm start: from the weights of a concept encoder, or with the token embeddings of any encoder."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
+from transformers import AutoModel, PreTrainedTokenizerBase
 
+from ... import modeling_concept
 from ...configuration_concept import ConceptEncoderConfig
 from ...modeling_concept import ConceptEncoderModel, ConceptEncoderPreTrainedModel
-from ...utils.untrusted import read_tokenizer
+from ...utils.untrusted import is_hub_id, read_tokenizer
+from .tensors import check_finite, check_weights, listed, read_headers
 
 # What the weights of an encoder can be used under another value of: all else decides what it computes.
 FREE_FIELDS = (
@@ -25,6 +29,15 @@ FREE_FIELDS = (
 )
 
 
+# What is missing or of another shape is named here, not left to a report.
+LOADING = {
+    "dtype": torch.float32,
+    "use_safetensors": True,
+    "output_loading_info": True,
+    "ignore_mismatched_sizes": True,
+}
+
+
 def architecture(config: ConceptEncoderConfig) -> dict[str, Any]:
     """The fields that decide shapes and wiring, and the initialisation."""
     return {name: getattr(config, name) for name in ConceptEncoderConfig.__annotations__ if name != "auto_map"}
@@ -32,7 +45,7 @@ def architecture(config: ConceptEncoderConfig) -> dict[str, Any]:
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, source: str, field: str) -> None:
     """ValueError with the first differences if `source` gives some token another id than `tokenizer` does."""
-    own, others = tokenizer.get_vocab(), _read(read_tokenizer, source, field).get_vocab()
+    own, others = tokenizer.get_vocab(), _read(read_tokenizer, source, source, field).get_vocab()
     differing = sorted(
         (t for t in own.keys() | others.keys() if own.get(t) != others.get(t)), key=lambda t: (len(t), t)
     )
@@ -58,10 +71,11 @@ def warm_start_embeddings(
         source: Hub id or folder of a transformers encoder with its tokenizer.
 
     Raises:
-        ValueError: `source` cannot be read; another vocabulary; another width; fewer rows than tokens.
+        ValueError: `source` cannot be read; another vocabulary; another width; fewer rows than tokens; no embeddings
+            in its files, or such as are no finite real numbers.
     """
     check_vocabulary(tokenizer, source, "warm_start_embeddings")
-    table: Tensor = read_encoder(source, "warm_start_embeddings").get_input_embeddings().weight
+    table = _token_embeddings(source)
     own = model.get_input_embeddings().weight
     if table.shape[1] != own.shape[1]:
         raise ValueError(
@@ -90,21 +104,27 @@ def start_from_checkpoint(
         source: Hub id or folder of a pretrained concept encoder with its tokenizer.
 
     Raises:
-        ValueError: `source` cannot be read; another vocabulary or architecture; encoder weights that are not there.
+        ValueError: `source` cannot be read; another vocabulary or architecture; weights that `check_weights` refuses.
     """
-    check_vocabulary(tokenizer, source, "start_from")
-    theirs = _read(head.config_class.from_pretrained, source, "start_from")
+    field = "start_from"
+    check_vocabulary(tokenizer, source, field)
+    folder = _folder(source, field)
+    theirs = _read(head.config_class.from_pretrained, folder, source, field)
     there, here = architecture(theirs), architecture(config)
     differing = [name for name in here if name not in FREE_FIELDS and there[name] != here[name]]
     if differing:
         shown = ", ".join(f"{name} is {there[name]!r} there, {here[name]!r} here" for name in differing[:3])
         raise ValueError(f"start_from {source!r} has another architecture ({shown}); set these fields alike")
-    trained_class = head if head.__name__ in (theirs.architectures or []) else ConceptEncoderModel
-    load = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
-    trained, info = trained_class.from_pretrained(source, config=config, **load)
-    if info["missing_keys"]:
-        missing = ", ".join(sorted(info["missing_keys"])[:5])
-        raise ValueError(f"start_from {source!r} lacks weights: {missing}; they would be random")
+    name = next(iter(theirs.architectures or []), ConceptEncoderModel.__name__)
+    saved_by = head if head.__name__ == name else getattr(modeling_concept, name, None)
+    if saved_by is None:
+        raise ValueError(f"start_from {source!r} was saved by {name!r}, which is no model of this package")
+    _checked(lambda: check_weights(folder, theirs, saved_by), source, field)
+    trained_class = head if saved_by is head else ConceptEncoderModel
+    trained, info = trained_class.from_pretrained(folder, config=config, **LOADING)
+    other = info["missing_keys"] | {name for name, *_ in info["mismatched_keys"]}
+    if other:  # of a decoder that is another here than there
+        raise ValueError(f"start_from {source!r} lacks weights: {listed(other)}; they would be random")
     if trained_class is head:
         return trained
     model = head(config)
@@ -112,20 +132,50 @@ def start_from_checkpoint(
     return model
 
 
-def read_encoder(source: str, field: str) -> PreTrainedModel:
-    """The encoder that `field` of a recipe names; ValueError if it cannot be read."""
+def _token_embeddings(source: str) -> torch.Tensor:
+    """(V, E) of the encoder `source`, from its files."""
+    field = "warm_start_embeddings"
+    folder = _folder(source, field)
+    held, wrong = _checked(lambda: read_headers(folder), source, field)
+    encoder, info = _read(
+        lambda folder: AutoModel.from_pretrained(folder, trust_remote_code=False, **LOADING), folder, source, field
+    )
+    table = encoder.get_input_embeddings().weight
+    name = next(name for name, weight in encoder.named_parameters() if weight is table)
+    own = [each for each in held if each == name or each.endswith(f".{name}")]
+    if name in info["missing_keys"] or not own:
+        raise ValueError(f"{field} {source!r} holds no token embeddings: {name} is not there, and would be random")
+    shapes = next((shapes for each, *shapes in info["mismatched_keys"] if each == name), None)
+    if shapes is not None:
+        raise ValueError(f"{field} {source!r}: {name} is {list(shapes[0])}, not {list(shapes[1])} as its config says")
+    for each in wrong:
+        if each.partition(" ")[0] in own:
+            raise ValueError(f"{field} {source!r} has token embeddings that are not real numbers: {each}")
+    _checked(lambda: check_finite(folder, own), source, field)
+    return table
 
-    def load(source: str) -> PreTrainedModel:
-        return AutoModel.from_pretrained(source, trust_remote_code=False, use_safetensors=True)
 
-    return _read(load, source, field)
+def _folder(source: str, field: str) -> Path:
+    """Of the weights that a field names, fetched from the Hub where it is no folder here."""
+    if Path(source).is_dir() or not is_hub_id(source):
+        return Path(source)
+    patterns = ["*.json", "*.safetensors"]
+    return Path(_read(lambda source: snapshot_download(source, allow_patterns=patterns), source, source, field))
 
 
-def _read(load, source: str, field: str):
+def _read(load, place: str | Path, source: str, field: str):
     try:
-        return load(source)
-    except (OSError, ValueError) as error:
+        return load(place)
+    except (OSError, ValueError, HfHubHTTPError, StrictDataclassError) as error:
         raise ValueError(
             f"{field} {source!r} is neither a local folder with an encoder and its tokenizer nor a Hub "
-            f"id that can be read: {error}"
+            f"id that can be read: {' '.join(str(error).split())}"
         ) from error
+
+
+def _checked(call, source: str, field: str):
+    """What `call` gives, its errors with the field in front."""
+    try:
+        return call()
+    except (ValueError, RuntimeError) as error:  # the second: shapes
+        raise ValueError(f"{field} {source!r}: {' '.join(str(error).split())}") from error

@@ -16,11 +16,10 @@ from transformers.models.perceiver.modeling_perceiver import PerceiverTextPrepro
 
 from concept_encoder.configuration_concept import ConceptEncoderConfig
 from concept_encoder.modeling_concept import ConceptEncoderForDiffusionMLM, ConceptEncoderModel, linear_cross_entropy
+from concept_encoder.scripts.dev.speed.tools import Run
 from concept_encoder.trainers.data.microworld import microworld_tokenizer
 from concept_encoder.trainers.objectives.collators import DataCollatorForReconstruction
 from concept_encoder.trainers.objectives.corruptions import Diffusion
-
-from .tools import Run
 
 SEED = 0
 SHARE = 0.25  # of the positions to rebuild that carry the loss

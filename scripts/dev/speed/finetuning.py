@@ -11,17 +11,16 @@ from torch.utils.data import DataLoader, RandomSampler
 from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from concept_encoder.configuration_concept import ConceptEncoderConfig
-from concept_encoder.eval.benchmarks.registry import Benchmark, find_benchmark, load_benchmark
+from concept_encoder.eval.benchmarks.registry import Task, find_benchmark, load_benchmark
 from concept_encoder.eval.benchmarks.tuning import ShuffledLengthGroups
 from concept_encoder.modeling_concept import ConceptEncoderForSequenceClassificationPerceiver
-
-from .tools import count_products, interleave, ratio, spread
+from concept_encoder.scripts.dev.speed.tools import count_products, interleave, ratio, spread
 
 Batch = dict[str, Tensor]
 
 
 def padding_case(
-    benchmark: Benchmark | None = None,
+    benchmark: Task | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     max_length: int = 128,
@@ -86,7 +85,7 @@ def padding_case(
     }
 
 
-def _encode(benchmark: Benchmark, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
+def _encode(benchmark: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
     train = load_benchmark(benchmark)["train"]
     texts = [train[name][:] for name in ("sentence1", "sentence2") if name in train.column_names]
     encoded = tokenizer(*texts, truncation=True, max_length=max_length, return_token_type_ids=False)

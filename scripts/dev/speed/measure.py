@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from ..scaling_page import REFERENCE
-from .cases import (
+from concept_encoder.scripts.dev.scaling import REFERENCE
+from concept_encoder.scripts.dev.speed.cases import (
     LOSS_FORMS,
     PEERS,
     TRAINING_FORMS,
@@ -28,8 +28,8 @@ from .cases import (
     own_forms,
     training_inputs,
 )
-from .finetuning import padding_case
-from .tools import (
+from concept_encoder.scripts.dev.speed.finetuning import padding_case
+from concept_encoder.scripts.dev.speed.tools import (
     Case,
     Run,
     card_peak,

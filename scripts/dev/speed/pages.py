@@ -6,9 +6,8 @@ from typing import Any
 
 from concept_encoder.eval.report import plots
 from concept_encoder.eval.report.pages import page_environment
-
-from .plots import plot_growth, plot_roofline_shares
-from .targets import targets
+from concept_encoder.scripts.dev.speed.plots import plot_growth, plot_roofline_shares
+from concept_encoder.scripts.dev.speed.targets import targets
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 FORM_NAMES = {

@@ -1,0 +1,14 @@
+from .benchmarks.comparison import compare as compare
+from .benchmarks.decontamination import build_corpus as build_corpus
+from .benchmarks.finetuning import finetune as finetune
+from .benchmarks.protocols import Protocol as Protocol
+from .benchmarks.registry import Task as Task
+from .benchmarks.similarity import similarity as similarity
+from .concepts.analysis import analyze as analyze
+from .concepts.sampling import generate as generate
+from .concepts.whitening import whiten as whiten
+from .explorer.explorer import explore as explore
+from .hub.code_check import check_code as check_code
+from .hub.export import export as export
+from .hub.pushing import push as push
+from .pretraining import pretrain as pretrain

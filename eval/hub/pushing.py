@@ -1,0 +1,127 @@
+"""One call that publishes a run: what goes up, the proof that it loads before and after, and the push between them."""
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, constants
+from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
+from huggingface_hub.utils import validate_repo_id
+
+from .publishing import CARD_FILE, assemble, checkpoint_folders, explain, push_folder, verify
+
+
+class PublishError(RuntimeError):
+    """The Hub said no, or what is to go up, or is there now, does not load as it should."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What went up as one commit, or would.
+
+    Attributes:
+        source: the folder it was made of.
+        repo_id: owner/name.
+        revision: branch.
+        files: path -> bytes.
+        notes: what was left out and why, a line each.
+        card_checked: whether the Hub has accepted the card's metadata; False in a dry run that does not reach it.
+        url: of the commit; None in a dry run.
+    """
+
+    source: Path
+    repo_id: str
+    revision: str
+    files: dict[str, int]
+    notes: list[str]
+    card_checked: bool
+    url: str | None
+
+
+def push(
+    run: str | os.PathLike,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str = "main",
+    checkpoints: bool = False,
+    license: str = "apache-2.0",
+    language: str = "en",
+    base_model: str | None = None,
+    dry_run: bool = False,
+) -> list[Upload]:
+    """Publish a run, or a fine-tuned model, on the Hub: weights, configuration, code, tokenizer, recipe, report, card.
+
+    Every Auto class loads it in a process without this package, before the push from the folder and after it from a
+    fresh download, and every tensor is compared.
+
+    Args:
+        run: folder of a run, or of a fine-tuned model (`finetune/<task>.<protocol>/model`).
+        repo_id: owner/name; made when it does not exist.
+        private: make a new repository private.
+        revision: branch to push to.
+        checkpoints: push each `checkpoint-N` too, to the branch `step-N`, before the rest.
+        license: of the weights, as the Hub names it.
+        language: of the texts, ISO 639-1.
+        base_model: Hub id of the checkpoint that a fine-tuned model was made from.
+        dry_run: check everything and push nothing; needs no token.
+
+    Returns:
+        What went up, in its order.
+
+    Raises:
+        ValueError: no such folder; not an owner/name; whatever `assemble` raises.
+        PublishError: the Hub said no; what is to go up does not load, and nothing was pushed; or what is there now
+            does not, and its commit is named.
+    """
+    folder = Path(run)
+    if not folder.is_dir():
+        raise ValueError(f"run folder {str(folder)!r} does not exist; give the --output_dir of a run")
+    validate_repo_id(repo_id)
+    if "/" not in repo_id:
+        raise ValueError(f"--repo_id must be owner/name, got {repo_id!r}")
+    card = {"license": license, "language": language, "base_model": base_model}
+    sources = [(folder, revision, card)]
+    for step, source in reversed(checkpoint_folders(folder) if checkpoints else []):
+        note = f"Intermediate checkpoint of step {step:,}. The model at the end of training is on the branch main."
+        sources.insert(0, (source, f"step-{step}", {**card, "note": note}))
+    try:
+        return [_push_one(source, repo_id, branch, own, private, dry_run) for source, branch, own in sources]
+    except (HTTPError, LocalTokenNotFoundError, ConnectionError) as error:
+        raise PublishError(explain(error, repo_id)) from error
+
+
+def _push_one(source: Path, repo_id: str, revision: str, card: dict[str, Any], private: bool, dry_run: bool) -> Upload:
+    with tempfile.TemporaryDirectory(prefix="push-") as scratch:
+        folder = Path(scratch)
+        notes = assemble(source, folder, repo_id, **card)
+        files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*"))}
+        files = {name: size for name, size in files.items() if (folder / name).is_file()}
+        _refuse(verify(folder, str(folder)), "nothing was pushed. Mend the checkpoint, or save it again")
+        checked = _validate_card(folder, must=not dry_run)
+        if dry_run:
+            return Upload(source, repo_id, revision, files, notes, checked, url=None)
+        commit = push_folder(folder, repo_id, revision, private, message=f"Push {source.name}")
+        way_out = f"do not use {repo_id} at {commit.oid}. Run the same command again; if it stays so, open an issue"
+        _refuse(verify(folder, repo_id, commit.oid), way_out)
+    return Upload(
+        source, repo_id, revision, files, notes, checked, f"{constants.ENDPOINT}/{repo_id}/tree/{commit.oid}"
+    )
+
+
+def _validate_card(folder: Path, must: bool) -> bool:
+    """The Hub's own check of the metadata; a dry run does without when the Hub cannot be reached."""
+    try:
+        ModelCard.load(folder / CARD_FILE).validate()
+    except (HTTPError, ConnectionError):
+        if must:
+            raise
+        return False
+    return True
+
+
+def _refuse(wrong: list[str], way_out: str) -> None:
+    if wrong:
+        raise PublishError(f"{'; '.join(wrong)}. So {way_out}")
