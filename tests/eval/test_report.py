@@ -205,12 +205,12 @@ def test_differences_from_the_reference_are_said(tmp_path):
 
 
 FULL = {
-    "training": ("pretrain", synthetic_pretrain(), "pretrain.py"),
-    "geometry": ("geometry", synthetic_geometry(), "analyze.py"),
-    "ledger": ("ledger", synthetic_ledger(), "analyze.py"),
-    "reading": ("reading", synthetic_reading(), "analyze.py"),
-    "downstream": ("finetune", [STSB], "finetune.py"),
-    "similarity": ("similarity", [synthetic_similarity()], "similarity.py"),
+    "training": ("pretrain", synthetic_pretrain(), "pretrain"),
+    "geometry": ("geometry", synthetic_geometry(), "analyze"),
+    "ledger": ("ledger", synthetic_ledger(), "analyze"),
+    "reading": ("reading", synthetic_reading(), "analyze"),
+    "downstream": ("finetune", [STSB], "finetune"),
+    "similarity": ("similarity", [synthetic_similarity()], "similarity"),
 }
 
 
@@ -224,7 +224,7 @@ def test_one_part_is_enough_and_the_others_are_named(kept, tmp_path):
     for part in report.missing:
         if (kept, part) == ("geometry", "ledger"):
             continue
-        command = f"scripts/{FULL[part][2]}"
+        command = f"concept-encoder {FULL[part][2]} "
         assert PARTS[part].absent in report.verdict.findings
         assert command in PARTS[part].command
         assert command in steps
@@ -238,7 +238,7 @@ def test_one_part_is_enough_and_the_others_are_named(kept, tmp_path):
 def test_a_checkpoint_that_can_have_no_ledger_is_not_sent_for_one(tmp_path):
     report = build_report(write_run(tmp_path / "run", geometry=synthetic_geometry(), reading=synthetic_reading()))
     assert report.missing["ledger"].command is None
-    assert not any("analyze.py" in step.do for step in report.next_steps)
+    assert not any("concept-encoder analyze" in step.do for step in report.next_steps)
     report.figures = []  # none was drawn
     for page in (render_markdown(report), render_html(report, tmp_path / "run")):
         section = page.partition("No ledger: the checkpoint holds no decoder of masked diffusion")[2][:250]
@@ -247,7 +247,7 @@ def test_a_checkpoint_that_can_have_no_ledger_is_not_sent_for_one(tmp_path):
 
 def test_one_step_names_a_command_once(tmp_path):
     report = build_report(write_run(tmp_path / "run", finetune=[STSB]))
-    steps = [step.do for step in report.next_steps if "analyze.py" in step.do]
+    steps = [step.do for step in report.next_steps if "concept-encoder analyze" in step.do]
     assert len(steps) == 1
 
 
