@@ -143,7 +143,8 @@ def value_at(content: dict, path: tuple) -> object:
 def refused(result: Result, content: dict, file: Path, path: tuple) -> str:
     """What is said of a content; one line with the file, the field, and what to do."""
     file.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=rf"{file.name}: .*; remove it and run `concept-encoder [\w-]+` again$") as error:
+    pattern = rf"{file.name}: .*; remove it and run `concept-encoder [\w-]+` again$"
+    with pytest.raises(ValueError, match=pattern) as error:
         type(result).load(file)
     said = str(error.value)
     assert "\n" not in said and len(said) < 700
