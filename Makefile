@@ -92,11 +92,11 @@ versions:
 			tests/model/test_remote_code.py; \
 	done
 
-# torch stays as it is: its lowest is 2 GB of CUDA from PyPI.
+# torch stays as it is, its lowest is 2 GB of CUDA from PyPI; without what it needs, which uv would not lower any more.
 lowest: RESOLUTION := lowest-direct
 newest: RESOLUTION := highest
 lowest newest:
 	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; python="$$folder/bin/python"; \
-	$(PYTHON) -m venv "$$folder"; "$$python" -m pip install --quiet "$(TORCH)" uv; echo "$(TORCH)" > "$$folder/torch"; \
+	$(PYTHON) -m venv "$$folder"; "$$python" -m pip install --quiet --no-deps "$(TORCH)" uv; echo "$(TORCH)" > "$$folder/torch"; \
 	"$$folder/bin/uv" pip install --python "$$python" --resolution $(RESOLUTION) -c "$$folder/torch" -e ".[test]"; \
 	$(QUIET) "$$python" $(PYTEST) -p no:cacheprovider

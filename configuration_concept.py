@@ -1,16 +1,20 @@
 """Configuration of concept encoders: every architecture knob, checked here."""
 
+import json
 import math
+import os
+from pathlib import Path
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
+# What every checkpoint can be loaded as: its encoder is there, and the classifier is a new head on it. A save adds the
+# class that it is of (`save_pretrained`); a decoder that is not in the file is in no map, since it would be random.
 AUTO_MAP = {
     "AutoConfig": "configuration_concept.ConceptEncoderConfig",
     "AutoModel": "modeling_concept.ConceptEncoderModel",
-    "AutoModelForMaskedLM": "modeling_concept.ConceptEncoderForDiffusionMLM",
     "AutoModelForSequenceClassification": "modeling_concept.ConceptEncoderForSequenceClassificationPerceiver",
 }
 
@@ -22,15 +26,17 @@ class ConceptEncoderConfig(PreTrainedConfig):
     Args:
         vocab_size (`int`, default 50368): number of token ids V.
         hidden_size (`int`, default 512): width D of concepts and of the decoder.
-        num_hidden_layers (`int`, default 2): encoder layers.
+        num_hidden_layers (`int`, default 2): encoder layers L; 0 only where concepts start as sums of tokens.
         num_attention_heads (`int`, default 8): heads per attention; must divide `hidden_size`.
         intermediate_size (`int`, default 1024): width of the gated feed-forward.
         num_concepts (`int`, default 128): concept vectors C per text.
         max_position_embeddings (`int`, default 512): longest text N with learned positions.
         token_embedding_size (`int`, optional): width of the encoder's token embeddings; projected to `hidden_size`
             when smaller. `None` means `hidden_size`.
-        position_embedding_type (`str`, default `"learned"`): token positions, `"learned"` or `"sinusoidal"` (any
-            length).
+        position_embedding_type (`str`, default `"learned"`): token positions, `"learned"`, `"sinusoidal"` (any
+            length) or `"none"`: the encoder reads a token without its place (any length); a decoder's are sinusoidal.
+        position_counting (`str`, default `"tokens"`): what a token's place counts: the real `"tokens"` before it,
+            wherever padding stands, or `"columns"`, padding too, as in the reference run and in imported checkpoints.
         embedding_layer_norm (`bool`, default False): LayerNorm on the sum of token and position embeddings, after its
             projection, in the encoder and in the diffusion decoder: keys and values then start at the same scale
             whatever `initializer_range`. Off: raw embeddings, as in the reference run and in imported checkpoints.
@@ -43,6 +49,21 @@ class ConceptEncoderConfig(PreTrainedConfig):
         token_update (`str`, default `"none"`): `"bixt"` lets tokens read the concepts between encoder layers.
         concept_attention (`str`, default `"softmax"`): normalisation of the cross-attention. `"softmax"` over tokens,
             or `"slot"`: over concepts, then renormalised over tokens (Locatello et al. 2020, arXiv:2006.15055).
+        concept_aggregation (`str`, default `"mean"`): what concepts are before the layers read. `"mean"`: latent
+            queries alone, and all that a concept holds is means of tokens. `"sum"`: slots that share out the tokens,
+            by a softmax over concepts of a linear score, times a learned weight of the token, and keep the sums
+            (NetVLAD, Arandjelovic et al. 2016, arXiv:1511.07247); a text without a token is a code of zeros.
+        aggregation_power (`float`, default 0.5): of a slot's norm that its sum is divided by, in [0, 1]; then all
+            slots of a text are normalised together.
+        concepts_per_token (`int`, optional): a token goes to its best one to four slots alone, straight through in
+            training; `None`: to all of them.
+        count_saturation (`bool`, default False): a token that stands n times in a text counts log(1 + n) times in
+            the sums.
+        pooled_output (`str`, default `"mean"`): of the concepts: their `"mean"`, a mean `"weighted"` by a softmax over
+            learned scores, or all of them one after the other, `"concat"`, to be compared slot by slot.
+        projection_size (`int`, optional): numbers d of a concept in the pooled output, by a linear map from D. `None`:
+            all D, without a map.
+        tokens_per_concept (`int`, optional): r of `num_concepts="auto"` in a call: ceil(N / r) concepts for N tokens.
         hidden_act (`str`, default `"gelu"`): activation of the gate in the feed-forward.
         hidden_dropout_prob (`float`, default 0.1): dropout on embeddings and on the output of every sublayer.
         attention_probs_dropout_prob (`float`, default 0.1): dropout on attention weights.
@@ -65,10 +86,15 @@ class ConceptEncoderConfig(PreTrainedConfig):
         tie_word_embeddings (`bool`, default True): one (V, D) matrix for encoder tokens, decoder tokens and `lm_head`.
         pad_token_id, mask_token_id, bos_token_id, eos_token_id (`int`, optional): ids of [PAD], [MASK], the first
             token of a text ([CLS]) and the last one ([SEP]).
-        auto_map (`dict`): where the Auto classes find this code in a checkpoint; completed on construction.
+        auto_map (`dict`): where the Auto classes find this code in a checkpoint; completed on construction, and to
+            the map of the class that is saved in `save_pretrained`.
     """
 
     model_type = "concept_encoder"
+    keys_to_ignore_at_inference = [  # by a Trainer, which collects the logits alone
+        *("token_losses", "concepts", "hidden_states", "attentions", "cross_attentions"),
+        *("decoder_hidden_states", "decoder_cross_attentions"),
+    ]
 
     vocab_size: int = 50368
     hidden_size: int = 512
@@ -78,12 +104,20 @@ class ConceptEncoderConfig(PreTrainedConfig):
     num_concepts: int = 128
     max_position_embeddings: int = 512
     token_embedding_size: int | None = None
-    position_embedding_type: Literal["learned", "sinusoidal"] = "learned"
+    position_embedding_type: Literal["learned", "sinusoidal", "none"] = "learned"
+    position_counting: Literal["tokens", "columns"] = "tokens"
     embedding_layer_norm: bool = False
     latent_init: Literal["normal", "orthogonal"] = "normal"
     concept_position_type: Literal["none", "sinusoidal", "learned", "anchored"] = "none"
     token_update: Literal["none", "bixt"] = "none"
     concept_attention: Literal["softmax", "slot"] = "softmax"
+    concept_aggregation: Literal["mean", "sum"] = "mean"
+    aggregation_power: float | int = 0.5
+    concepts_per_token: int | None = None
+    count_saturation: bool = False
+    pooled_output: Literal["mean", "weighted", "concat"] = "mean"
+    projection_size: int | None = None
+    tokens_per_concept: int | None = None
     hidden_act: str = "gelu"
     hidden_dropout_prob: float | int = 0.1
     attention_probs_dropout_prob: float | int = 0.1
@@ -112,13 +146,61 @@ class ConceptEncoderConfig(PreTrainedConfig):
         self.auto_map = {**AUTO_MAP, **(self.auto_map or {})}
         super().__post_init__(**kwargs)
 
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
+        """As in transformers, by which every model is saved: with the map of the class that is saved, and the files by
+        which `SentenceTransformer(save_directory, trust_remote_code=True)` gives the unit mean concept."""
+        own = {auto: ref.rpartition("--")[2] for auto, ref in (self.auto_map or {}).items()}
+        saved = {f"modeling_concept.{name}" for name in self.architectures or ()}
+        self.auto_map = AUTO_MAP | {auto: ref for auto, ref in own.items() if ref in saved}
+        super().save_pretrained(save_directory, *args, **kwargs)
+        for name, content in self.sentence_transformers_files().items():
+            path = Path(save_directory, name)
+            # A save of that library writes this one before the model, with prompts and kind, and the others after it.
+            if name != "config_sentence_transformers.json" or not path.exists():
+                path.parent.mkdir(exist_ok=True)
+                path.write_text(content, encoding="utf-8")
+
+    def sentence_transformers_files(self) -> dict[str, str]:
+        """Names in a checkpoint to JSON texts. Concepts take the place of the tokens, all of them real: the library's
+        own mask is of the tokens, and would fit in shape where a batch is as long as there are concepts."""
+        whole = "sentence_transformers"
+        types = {
+            "": f"{whole}.base.modules.transformer.Transformer",
+            "1_ConceptMask": "modeling_concept.ConceptMask",
+            "2_Pooling": f"{whole}.sentence_transformer.modules.pooling.Pooling",
+            "3_Normalize": f"{whole}.base.modules.normalize.Normalize",
+        }
+        method = "whitened" if self.pooler_whitening else "forward"
+        contents = {
+            "modules.json": [
+                {"idx": i, "name": str(i), "path": path, "type": types[path]} for i, path in enumerate(types)
+            ],
+            "config_sentence_transformers.json": {
+                "model_type": "SentenceTransformer",
+                "prompts": {"query": "", "document": ""},
+                "default_prompt_name": None,
+                "similarity_fn_name": "cosine",
+            },
+            # Without unpad_inputs=False a batch would be joined into one row with flash attention, its texts mixed.
+            "sentence_bert_config.json": {
+                "transformer_task": "feature-extraction",
+                "unpad_inputs": False,
+                "module_output_name": "token_embeddings",
+                "modality_config": {"text": {"method": method, "method_output_name": "last_hidden_state"}},
+            },
+            "2_Pooling/config.json": {"embedding_dimension": self.hidden_size, "pooling_mode": "mean"},
+            "3_Normalize/config.json": {"module_input_name": "sentence_embedding"},
+        }
+        return {name: json.dumps(content, indent=2) + "\n" for name, content in contents.items()}
+
     def validate_architecture(self):
         """Part of `@strict` validation: raises a ValueError that names the field, its value and the legal range."""
-        sizes = "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size num_concepts "
-        sizes += "max_position_embeddings token_embedding_size decoder_num_hidden_layers"
+        sizes = "vocab_size hidden_size num_attention_heads intermediate_size num_concepts max_position_embeddings "
+        sizes += "token_embedding_size decoder_num_hidden_layers num_hidden_layers"
         for name in sizes.split():
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            least = 0 if name == "num_hidden_layers" and self.concept_aggregation == "sum" else 1
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
             if getattr(self, name) >= 2**31:
                 raise ValueError(f"{name} must be less than 2**31, got {getattr(self, name)}")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
@@ -128,6 +210,7 @@ class ConceptEncoderConfig(PreTrainedConfig):
         for name in ("layer_norm_eps", "final_layer_norm_eps", "initializer_range", "timestep_scale"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+        self._validate_reading()
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"hidden_act must be one of {', '.join(sorted(ACT2FN))}, got {self.hidden_act!r}")
         if self.hidden_size % self.num_attention_heads:
@@ -153,11 +236,42 @@ class ConceptEncoderConfig(PreTrainedConfig):
             if value is not None and not 0 <= value < self.vocab_size:
                 raise ValueError(f"{name} must lie in [0, vocab_size = {self.vocab_size}), got {value}")
 
+    def _validate_reading(self):
+        summed, each, size = self.concept_aggregation == "sum", self.concepts_per_token, self.projection_size
+        if not 0 <= self.aggregation_power <= 1:
+            raise ValueError(f"aggregation_power must lie in [0, 1], got {self.aggregation_power}")
+        if not summed and (each is not None or self.count_saturation or self.aggregation_power != 0.5):
+            raise ValueError(
+                "concepts_per_token, count_saturation and aggregation_power say how sums of tokens are made, and "
+                "concept_aggregation='mean' makes none; set concept_aggregation='sum'"
+            )
+        if each is not None and not 1 <= each <= min(4, self.num_concepts):
+            raise ValueError(
+                f"concepts_per_token must lie in [1, 4] and be at most num_concepts ({self.num_concepts}), got {each}"
+            )
+        if summed and self.concept_position_type != "none":
+            raise ValueError(
+                f"concept_position_type={self.concept_position_type!r} moves latent queries, and with "
+                "concept_aggregation='sum' these are scores of tokens; leave it 'none'"
+            )
+        if self.tokens_per_concept is not None and self.tokens_per_concept < 1:
+            raise ValueError(f"tokens_per_concept must be at least 1, got {self.tokens_per_concept}")
+        if size is not None and not 1 <= size <= self.hidden_size:
+            raise ValueError(f"projection_size must lie in [1, hidden_size = {self.hidden_size}], got {size}")
+        if self.pooler_whitening and self.pooled_output != "mean":
+            raise ValueError(
+                f"pooler_whitening=True maps the mean concept; pooled_output={self.pooled_output!r} is another vector"
+            )
+
     def _validate_latents(self):
         if self.latent_init == "orthogonal" and self.num_concepts > self.hidden_size:
             raise ValueError(
                 f"latent_init='orthogonal' needs num_concepts ({self.num_concepts}) of at most hidden_size "
                 f"({self.hidden_size}): no more vectors can be orthogonal; set latent_init='normal'"
+            )
+        if self.concept_position_type == "anchored" and self.position_embedding_type == "none":
+            raise ValueError(
+                "concept_position_type='anchored' takes places of tokens, and position_embedding_type='none' has none"
             )
         if self.concept_position_type == "anchored" and self.latent_init == "orthogonal":
             raise ValueError(

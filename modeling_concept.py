@@ -13,6 +13,7 @@ adaLN-Zero (Peebles & Xie 2022, arXiv:2212.09748), masked diffusion (Sahoo et al
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,8 @@ class ConceptEncoderOutput(BaseModelOutputWithPoolingAndCrossAttentions):
 
     Attributes:
         last_hidden_state: (B, C, D), the concepts.
-        pooler_output: (B, D), mean over concepts, whitened with `config.pooler_whitening`.
+        pooler_output: (B, P), of the concepts as `config.pooled_output` says; by default their mean, P = D. With
+            `config.projection_size` d each concept gives d numbers, and `"concat"` has P = C * d of them.
         hidden_states: with `output_hidden_states=True`, latent queries and concepts after each layer, each (B, C, D).
         attentions: with `output_attentions=True` and eager attention, concepts to concepts per layer, (B, H, C, C).
         cross_attentions: the same, concepts to tokens per layer, (B, H, C, N).
@@ -66,13 +68,12 @@ class ConceptMaskedLMOutput(ModelOutput):
 
     Attributes:
         loss: scalar, weighted cross-entropy in nats; only with `labels`.
-        logits: without `labels` (B, N, V). With `labels` (M, V), the labelled positions in row-major order, but `None`
-            while training, when they are never held all at once.
+        logits: (B, N, V); with `row_loss`, what it gives.
         token_losses: (B, N) at least float32, unweighted cross-entropy in nats, 0 where there is no label; only with
-            `labels`. Detached while training.
+            `labels`.
         concepts: (B, C, D), the last hidden state of the encoder.
         hidden_states, attentions, cross_attentions: of the encoder, as in `ConceptEncoderOutput`.
-        decoder_hidden_states, decoder_cross_attentions: of the decoder, as in `ConceptDecoderOutput`; with `labels`
+        decoder_hidden_states, decoder_cross_attentions: of the decoder, as in `ConceptDecoderOutput`; with `row_loss`
             K is the largest number of labels of a row, whose positions come first and in order.
     """
 
@@ -212,7 +213,7 @@ class ConceptReading(ConceptAttention):
     relative to what has been seen so far, online softmax (Milakov & Gimelshein 2018, arXiv:1805.02867).
     """
 
-    def forward(self, concepts, tokens, attention_mask=None, **kwargs) -> tuple[Tensor, Tensor | None]:
+    def forward(self, concepts, tokens, attention_mask=None, **kwargs):  # type: ignore[override]
         """`attention_mask`: (B, N), 1 = real token, or one with four axes that transformers has made already."""
         whole = isinstance(tokens, Tensor)
         absorbed = self._absorbs(tokens, concepts.shape[1], attention_mask)
@@ -227,7 +228,7 @@ class ConceptReading(ConceptAttention):
             query = torch.einsum("bhcd,hde->bhce", query, key_weight).flatten(1, 2)  # (B, H * C, D)
         else:
             query = query.flatten(0, 1)  # (B * H, C, D / H)
-        read = None
+        read: Any = None
         for states, mask in [(tokens, attention_mask)] if whole else tokens.parts(attention_mask):
             keys = values = states  # (B, n, D)
             if not absorbed:
@@ -278,6 +279,92 @@ class ConceptReading(ConceptAttention):
         old, new = total * (highest - top).exp(), more_total * (other - top).exp()
         total = (old + new).clamp_min(1e-30)
         return (sums * old + more * new) / total, (seen * old + more_seen * new) / total, (total, top)
+
+
+class ConceptPowerNorm(nn.Module):
+    """(B, C, D) -> (B, C, D): each concept divided by a power of its norm, then all of a text to a mean square of 1.
+
+    The mean is over all concepts, or those that are `visible` (B, C); the others are zeros.
+
+    Nothing stays nothing: a text of zeros has no gradient and comes back.
+    """
+
+    def __init__(self, power: float):
+        super().__init__()
+        self.power = power
+
+    def forward(self, concepts: Tensor, visible: Tensor | None = None) -> Tensor:
+        wide = concepts.to(at_least_float32(concepts.dtype))
+        squares = wide.square().sum(-1, keepdim=True)  # (B, C, 1)
+        wide = wide * (squares + 1e-8).pow(-self.power / 2)
+        empty = (squares == 0).all(1, keepdim=True)
+        count = concepts.shape[1] if visible is None else visible.sum(-1).clamp_min(1)[:, None, None]
+        scale = (wide.square().mean(2, keepdim=True).sum(1, keepdim=True) / count).masked_fill(empty, 1.0).rsqrt()
+        return (wide * scale).masked_fill(empty, 0.0).to(concepts.dtype)
+
+
+class ConceptSlots(nn.Module):
+    """Slots that share out the tokens and keep their sums: latent queries (B, C, D) and tokens to concepts (B, C, D).
+
+    A token goes to slots by a softmax over concepts of its products with the latent queries, or to the best
+    `config.concepts_per_token` of them alone, times a learned weight of at least 0 that starts as 1. No key or value
+    is projected: 2 C D multiplications a token, and where tokens go to k slots C D, and k D additions.
+
+    Source: NetVLAD (Arandjelovic et al. 2016, arXiv:1511.07247), a learned form of MUVERA's encodings (Dhulipala et
+    al. 2024, arXiv:2405.19504). Differs: sums of tokens, not of residuals; a power of the norm is left in each slot.
+    """
+
+    def __init__(self, config: ConceptEncoderConfig):
+        super().__init__()
+        self.config = config
+        self.scorer = ConceptZeroLinear(config.hidden_size, 1)
+        self.norm = ConceptPowerNorm(config.aggregation_power)
+
+    def forward(self, latents: Tensor, tokens, counts: Tensor | None, visible: Tensor | None) -> Tensor:
+        """`counts`: (B, N) that each token counts for, 0 for padding; `visible`: (B, C) slots; `None`: 1, and all."""
+        sums: Tensor | float = 0.0
+        for states, count in [(tokens, counts)] if isinstance(tokens, Tensor) else tokens.parts(counts):
+            wide = at_least_float32(states.dtype)
+            weight = (1 + self.scorer(states)).relu().to(wide)  # (B, n, 1)
+            weight = weight if count is None else weight * count.unsqueeze(-1)
+            scores = (states @ latents.mT).to(wide)  # (B, n, C)
+            if visible is not None:
+                scores = scores.masked_fill(~visible[:, None], torch.finfo(wide).min)
+            sums = sums + self._sums(scores, weight, states.to(wide))
+        return self.norm(sums, visible).to(latents.dtype)
+
+    def counts(self, input_ids: Tensor | None, attention_mask: Tensor | None) -> Tensor | None:
+        """(B, N): what a token counts for. Of n equal ones each is log(1 + n) / n with `config.count_saturation`."""
+        if attention_mask is not None and attention_mask.ndim != 2:
+            raise ValueError(
+                f"concept_aggregation='sum' needs an attention_mask (B, N), got shape {tuple(attention_mask.shape)}"
+            )
+        real = None if attention_mask is None else attention_mask.float()
+        if not self.config.count_saturation:
+            return real
+        if input_ids is None:
+            raise ValueError("count_saturation=True counts token ids; give input_ids, not inputs_embeds")
+        real = torch.ones_like(input_ids, dtype=torch.float) if real is None else real
+        found = real.new_zeros(real.shape[0], self.config.vocab_size).scatter_add(1, input_ids.long(), real)
+        found = found.gather(1, input_ids.long()).clamp_min(1)
+        return real * found.log1p() / found
+
+    def _sums(self, scores: Tensor, weight: Tensor, states: Tensor) -> Tensor:
+        each = self.config.concepts_per_token
+        if each is None:
+            return (scores.softmax(-1) * weight).mT @ states  # (B, C, D)
+        best, place = scores.topk(min(each, scores.shape[-1]))  # (B, n, k)
+        best = best.softmax(-1)
+        if scores.requires_grad:  # straight through: the value of the best alone, the gradient of all
+            soft = scores.softmax(-1)
+            shares = soft + (torch.zeros_like(soft).scatter(-1, place, best) - soft).detach()
+            return (shares * weight).mT @ states
+        texts, _, slots = scores.shape
+        sums = states.new_zeros(texts * slots, states.shape[2])
+        place = place + slots * torch.arange(texts, device=scores.device)[:, None, None]
+        for share, where in zip((best * weight).unbind(-1), place.unbind(-1), strict=True):
+            sums = sums.index_add(0, where.flatten(), (share.unsqueeze(-1) * states).flatten(0, 1))
+        return sums.view(texts, slots, -1)
 
 
 # -------------------------------------------------------------------------------------- feed-forward and embeddings
@@ -345,9 +432,18 @@ def check_text(input_ids: Tensor | None, inputs_embeds: Tensor | None, attention
         # Weights that accelerate offloads are on "meta" until they are needed.
         if tensor is not None and tensor.device != device and device.type != "meta":
             raise ValueError(f"{label} is on {tensor.device}, the model is on {device}; move one with .to(device)")
-    # Four axes are a mask that transformers has made already.
-    if attention_mask is not None and attention_mask.ndim != 4 and attention_mask.shape != given.shape[:2]:
+    if attention_mask is None or attention_mask.ndim == 4:  # which transformers has made already
+        return
+    if attention_mask.shape != given.shape[:2]:
         raise ValueError(f"attention_mask must be {tuple(given.shape[:2])}, got {tuple(attention_mask.shape)}")
+    kind, known = attention_mask.dtype, True
+    if kind.is_complex or (readable(attention_mask) and attention_mask.numel()):
+        known = not kind.is_complex and bool(((attention_mask == 0) | (attention_mask == 1)).all())
+    if not known:
+        raise ValueError(
+            f"attention_mask must hold 1 for a real token and 0 for padding, got {kind} with other values; a mask "
+            "that is added to scores needs four axes"
+        )
 
 
 def check_labels(labels: Tensor | None, loss_weights: Tensor | None, shape: torch.Size, vocab_size: int) -> None:
@@ -359,6 +455,13 @@ def check_labels(labels: Tensor | None, loss_weights: Tensor | None, shape: torc
         low, high = labels.where(labels != -100, 0).aminmax()
         if low < 0 or high >= vocab_size:
             raise ValueError(f"labels must be -100 or lie in [0, {vocab_size}), got {low.item()} to {high.item()}")
+
+
+def token_positions(config, attention_mask: Tensor | None, length: int, device: torch.device) -> Tensor:
+    """(B, N) or (1, N): places of the tokens, counted as `config.position_counting` says."""
+    if config.position_counting == "columns" or attention_mask is None or attention_mask.ndim == 4:
+        return torch.arange(length, device=device)[None]
+    return (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
 
 
 def position_embedding(table, position_ids: Tensor, dim: int, dtype: torch.dtype, config) -> Tensor:
@@ -376,27 +479,27 @@ class ConceptTokenEmbeddings(nn.Module):
     Differs from BERT (arXiv:1810.04805), whose norm comes before the dropout.
     """
 
-    def __init__(self, config: ConceptEncoderConfig, size: int):
+    def __init__(self, config: ConceptEncoderConfig, size: int, placed: bool = True):
         super().__init__()
         self.config = config
         self.size = size
         self.tokens = nn.Embedding(config.vocab_size, size, padding_idx=config.pad_token_id)
         learned = config.position_embedding_type == "learned"
         self.positions = nn.Embedding(config.max_position_embeddings, size) if learned else None
+        self.placed = placed
         self.dropout = ConceptDropout(config.hidden_dropout_prob)
         self.projection = nn.Identity() if size == config.hidden_size else nn.Linear(size, config.hidden_size)
         normed = config.embedding_layer_norm
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if normed else nn.Identity()
 
-    def forward(self, input_ids=None, inputs_embeds=None, position_ids=None) -> Tensor:
+    def forward(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, position_ids: Tensor) -> Tensor:
         if inputs_embeds is None:
             self.check_ids(input_ids)
             inputs_embeds = self.tokens(input_ids)  # (B, N, E)
-        if position_ids is None:
-            position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None]
-        dim, dtype = self.size, inputs_embeds.dtype
-        positions = position_embedding(self.positions, position_ids, dim, dtype, self.config)
-        return self.norm(self.projection(self.dropout(inputs_embeds + positions)))  # (B, N, D)
+        if self.placed:
+            dim, dtype = self.size, inputs_embeds.dtype
+            inputs_embeds = inputs_embeds + position_embedding(self.positions, position_ids, dim, dtype, self.config)
+        return self.norm(self.projection(self.dropout(inputs_embeds)))  # (B, N, D)
 
     def check_ids(self, input_ids: Tensor) -> None:
         if not readable(input_ids) or not input_ids.numel():
@@ -496,15 +599,12 @@ class ConceptEncoderLayer(GradientCheckpointingLayer):
         return concepts, tokens
 
 
-class ConceptModulation(nn.Linear):
-    """Timestep embedding to scale, shift and gate of two sublayers; a class of its own so that it starts at zero.
+class ConceptZeroLinear(nn.Linear):
+    """A linear layer that starts at zero: gates of decoder layers, scores of a pooling.
 
-    Zeroing it from the layer that holds it is not enough: initialisation visits the plain linear again afterwards,
+    Zeroing one from the layer that holds it is not enough: initialisation visits the plain linear again afterwards,
     which is how the gates of the published run came to start at random.
     """
-
-    def __init__(self, config: ConceptEncoderConfig):
-        super().__init__(config.hidden_size, 6 * config.hidden_size)
 
 
 class ConceptDecoderLayer(GradientCheckpointingLayer):
@@ -517,7 +617,8 @@ class ConceptDecoderLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: ConceptEncoderConfig):
         super().__init__()
-        self.modulation = ConceptModulation(config)
+        # From the timestep embedding: scale, shift and gate of two sublayers.
+        self.modulation = ConceptZeroLinear(config.hidden_size, 6 * config.hidden_size)
         self.cross_attn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.cross_attn = ConceptAttention(config)
         self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -555,27 +656,58 @@ class ConceptTimestepEmbedding(nn.Module):
 
     def __init__(self, config: ConceptEncoderConfig):
         super().__init__()
-        self.scale = config.timestep_scale
+        self.config = config
         self.fc1 = nn.Linear(config.hidden_size, 2 * config.hidden_size)
         self.fc2 = nn.Linear(2 * config.hidden_size, config.hidden_size)
 
-    def forward(self, timesteps: Tensor) -> Tensor:
-        sinusoids = sinusoidal_embedding(timesteps * self.scale, self.fc1.in_features, self.fc1.weight.dtype)
+    def forward(self, timesteps: Tensor, dtype: torch.dtype) -> Tensor:
+        sinusoids = sinusoidal_embedding(timesteps * self.config.timestep_scale, self.config.hidden_size, dtype)
         sinusoids = torch.cat([sinusoids[:, 0::2], sinusoids[:, 1::2]], dim=-1)  # sines first, as in the reference run
         return self.fc2(nn.functional.silu(self.fc1(sinusoids)))
 
 
 class ConceptPooling(nn.Module):
-    """(B, C, D) -> (B, D): mean of the concepts weighted by a softmax over learned scores, then LayerNorm."""
+    """(B, C, D) -> (B, D): mean of the concepts weighted by a softmax over learned scores, then LayerNorm.
+
+    The scores start at zero, as the plain mean: what a new head draws at random is its classifier alone.
+    """
 
     def __init__(self, config: ConceptEncoderConfig):
         super().__init__()
-        self.scorer = nn.Linear(config.hidden_size, 1)
+        self.scorer = ConceptZeroLinear(config.hidden_size, 1)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, concepts: Tensor) -> Tensor:
         weights = self.scorer(concepts).softmax(dim=1)  # (B, C, 1)
         return self.norm((weights * concepts).sum(dim=1))
+
+
+class ConceptPooledOutput(nn.Module):
+    """(B, C, D) -> (B, P): the pooled output of the encoder, projected to d numbers a concept where there is a map."""
+
+    def __init__(self, config: ConceptEncoderConfig):
+        super().__init__()
+        self.kind = config.pooled_output
+        size = config.projection_size
+        # Without a bias, so that a code of zeros stays one.
+        self.projection = nn.Identity() if size is None else nn.Linear(config.hidden_size, size, bias=False)
+        if self.kind == "weighted":
+            self.scorer = ConceptZeroLinear(config.hidden_size if size is None else size, 1)
+
+    def forward(self, concepts: Tensor, visible: Tensor | None = None, dim: int | None = None) -> Tensor:
+        """Of all concepts, or those that are `visible` (B, C), and the first `dim` numbers of each."""
+        concepts = self.projection(concepts)  # (B, C, d)
+        if dim is not None and not 1 <= dim <= concepts.shape[-1]:
+            raise ValueError(f"dim must lie in [1, {concepts.shape[-1]}], the numbers of a concept, got {dim}")
+        hidden = None if visible is None else ~visible.unsqueeze(-1)  # (B, C, 1)
+        if self.kind == "weighted":
+            scores = self.scorer(concepts)
+            scores = scores if hidden is None else scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
+            return (scores.softmax(dim=1) * concepts).sum(dim=1)[:, :dim]
+        concepts = concepts[..., :dim]
+        if self.kind == "concat":
+            return concepts.flatten(1)
+        return concepts.mean(dim=1) if visible is None else concepts.sum(dim=1) / visible.sum(dim=1, keepdim=True)
 
 
 class ConceptTokenPooling(nn.Module):
@@ -603,8 +735,9 @@ class ConceptWhitening(nn.Module):
 
     def __init__(self, config: ConceptEncoderConfig):
         super().__init__()
-        self.register_buffer("weight", torch.empty(config.hidden_size, config.hidden_size))
-        self.register_buffer("bias", torch.empty(config.hidden_size))
+        size = config.projection_size or config.hidden_size
+        self.register_buffer("weight", torch.empty(size, size))
+        self.register_buffer("bias", torch.empty(size))
 
     def forward(self, pooled: Tensor) -> Tensor:
         return nn.functional.linear(pooled, self.weight, self.bias)
@@ -648,6 +781,7 @@ class ConceptEncoderPreTrainedModel(PreTrainedModel):
         | ... with concept positions "anchored"     | 0: each starts as its place alone            |
         | learned positions of the latent queries   | normal(0, std)                               |
         | decoder modulation weight and bias        | 0: each decoder layer starts as the identity |
+        | scorers of poolings and of token weights  | 0: start as the plain mean, as weight 1      |
         | whitening weight, bias                    | identity, 0                                  |
         """
         super()._init_weights(module)
@@ -661,7 +795,7 @@ class ConceptEncoderPreTrainedModel(PreTrainedModel):
                 init.normal_(module.weight, std=2 * std)
             if self.config.concept_position_type == "learned":
                 init.normal_(module.positions, std=std)
-        elif isinstance(module, ConceptModulation):
+        elif isinstance(module, ConceptZeroLinear):
             init.zeros_(module.weight)
             init.zeros_(module.bias)
         elif isinstance(module, ConceptWhitening):
@@ -683,15 +817,20 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
     def __init__(self, config: ConceptEncoderConfig):
         super().__init__(config)
         assert config.token_embedding_size is not None  # the configuration fills it
-        self.embeddings = ConceptTokenEmbeddings(config, config.token_embedding_size)
+        placed = config.position_embedding_type != "none"
+        self.embeddings = ConceptTokenEmbeddings(config, config.token_embedding_size, placed)
         self.latents = ConceptLatentQueries(config)
+        summed = config.concept_aggregation == "sum"
+        self.slots = ConceptSlots(config) if summed else None
         # The last layer's tokens are read by nobody, so it never updates them.
         last = config.num_hidden_layers - 1
         self.layers = nn.ModuleList(
             ConceptEncoderLayer(config, token_update=config.token_update == "bixt" and i < last)
             for i in range(config.num_hidden_layers)
         )
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.final_layer_norm_eps)
+        final_norm = nn.LayerNorm(config.hidden_size, eps=config.final_layer_norm_eps)
+        self.norm = ConceptPowerNorm(0.0) if summed else final_norm  # a LayerNorm would undo how much a slot holds
+        self.pool = ConceptPooledOutput(config)
         self.whitening = ConceptWhitening(config) if config.pooler_whitening else nn.Identity()
         self.post_init()
 
@@ -704,6 +843,8 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         chunk_length: int | None = None,
+        num_concepts: int | str | None = None,
+        dim: int | None = None,
         **kwargs,
     ) -> ConceptEncoderOutput:
         """Encode a batch of texts.
@@ -711,15 +852,18 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
         Args:
             input_ids: (B, N) token ids in [0, V); or give `inputs_embeds`.
             attention_mask: (B, N), 1 = real token, 0 = padding, anywhere in a row. `None`: every token is real.
-            position_ids: (B, N) in [0, max_position_embeddings). `None`: 0 ... N - 1, padding counted.
+            position_ids: (B, N) in [0, max_position_embeddings). `None`: 0 ... N - 1, without padding.
             inputs_embeds: (B, N, E) token embeddings in place of ids.
             chunk_length: tokens that are read at a time, for texts of any length N; the result is the same up to
                 rounding. Without gradients memory does not grow with N beyond ids and mask. `None`: all N at once.
+            num_concepts: k in [1, C], to read the text into the first k concepts alone, as if there were no others;
+                `"auto"`: ceil(N / config.tokens_per_concept) of them for a text of N tokens, the rest zeros.
+            dim: numbers of each concept in the pooled output, the first of what there are.
 
         Raises:
             ValueError: ids outside the vocabulary (checked on CPU); no batch of texts, a mask of another shape, or
                 either on another device than the model; more tokens than learned positions; with `chunk_length`:
-                BiXT, `output_attentions`, a mask that is not (B, N).
+                BiXT, `output_attentions`, a mask that is not (B, N); k or `dim` out of range, `"auto"` without r.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -733,16 +877,62 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
         concepts = self.latents(batch_size)  # (B, C, D)
         if self.config.concept_position_type == "anchored":
             concepts = concepts + self._anchors()
+        counts = self._counts(num_concepts, attention_mask, given)
+        visible = concept_mask = None
+        if counts is not None:
+            concepts = concepts[:, : int(counts.max())]
+        if num_concepts == "auto":
+            visible = torch.arange(concepts.shape[1], device=counts.device) < counts[:, None]  # (B, k)
+            concept_mask = visible_concept_mask(self.config, concepts, concepts, counts)
+        if position_ids is None:
+            position_ids = token_positions(self.config, attention_mask, length, given.device)
         if chunk_length is None or chunk_length >= length:
             tokens = self.embeddings(input_ids, inputs_embeds, position_ids)  # (B, N, D), once for all layers
         else:
-            places = torch.arange(length, device=given.device)[None] if position_ids is None else position_ids
-            tokens = ConceptTokens(self.embeddings, input_ids, inputs_embeds, places, chunk_length)
+            tokens = ConceptTokens(self.embeddings, input_ids, inputs_embeds, position_ids, chunk_length)
+        if self.slots is not None:
+            concepts = self.slots(concepts, tokens, self.slots.counts(input_ids, attention_mask), visible)
+            empty = (concepts == 0).all(dim=2, keepdim=True).all(dim=1, keepdim=True)  # (B, 1, 1)
         for layer in self.layers:
-            concepts, tokens = layer(concepts, tokens, attention_mask, **kwargs)
-        concepts = self.norm(concepts)
-        pooled = self.whitening(concepts.mean(dim=1))  # (B, D)
+            concepts, tokens = layer(concepts, tokens, attention_mask, concept_mask, **kwargs)
+        concepts = concepts if visible is None else concepts * visible.unsqueeze(-1)
+        if self.slots is None:
+            concepts = self.norm(concepts)
+        elif self.layers:
+            concepts = self.norm(concepts, visible).masked_fill(empty, 0.0)
+        if visible is not None:
+            concepts = concepts * visible.unsqueeze(-1)  # a LayerNorm gives them its bias
+        if dim is not None and self.config.pooler_whitening:
+            raise ValueError("pooler_whitening=True mixes all numbers of the mean concept; leave dim out")
+        pooled = self.whitening(self.pool(concepts, visible, dim))  # (B, P)
         return ConceptEncoderOutput(last_hidden_state=concepts, pooler_output=pooled)
+
+    def whitened(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None) -> ConceptEncoderOutput:
+        """`forward` with the map of the pooled output on every concept, so that `pooler_output` is their mean."""
+        output = self(input_ids, attention_mask)
+        output.last_hidden_state = self.whitening(output.last_hidden_state)
+        return output
+
+    def _counts(self, num_concepts: int | str | None, attention_mask: Tensor | None, given: Tensor) -> Tensor | None:
+        """(B,) concepts of each text, or (1,) where all have as many."""
+        most, each = self.config.num_concepts, self.config.tokens_per_concept
+        if num_concepts is None:
+            return None
+        if num_concepts != "auto":
+            if isinstance(num_concepts, str) or not 1 <= num_concepts <= most:
+                raise ValueError(f"num_concepts must lie in [1, {most}] or be 'auto', got {num_concepts!r}")
+            return torch.tensor([num_concepts])
+        if each is None:
+            raise ValueError("num_concepts='auto' needs tokens_per_concept in the configuration: ceil(N / r)")
+        if self.layers and (self.config.concept_attention == "slot" or self.config.token_update == "bixt"):
+            raise ValueError(
+                "num_concepts='auto' needs layers in which no other concept is felt: concept_attention='softmax' and "
+                "token_update='none'"
+            )
+        length = torch.full((len(given),), given.shape[1], device=given.device)
+        if attention_mask is not None and attention_mask.ndim == 2:
+            length = attention_mask.long().sum(-1)
+        return (length + each - 1).div(each, rounding_mode="floor").clamp(1, most)
 
     def _check_chunks(self, chunk_length: int, attention_mask: Tensor | None, kwargs) -> None:
         if chunk_length < 1:
@@ -762,7 +952,7 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
         count, length, weight = self.config.num_concepts, self.config.max_position_embeddings, self.latents.weight
         centres = (torch.arange(count, device=weight.device) + 0.5) * length / count
         no_token = weight.new_zeros(count, self.embeddings.size)
-        return self.embeddings(inputs_embeds=no_token, position_ids=centres.long())
+        return self.embeddings(None, no_token, centres.long())
 
 
 def visible_concept_mask(config, queries: Tensor, concepts: Tensor, num_visible: Tensor | int | None):
@@ -842,12 +1032,14 @@ class ConceptDiffusionDecoder(ConceptEncoderPreTrainedModel):
 
         The decoder reads concepts (B, C, D), or the first `num_visible_concepts` of them.
         """
-        timestep_embedding = self.timestep_embedding(timesteps)  # (B, D)
+        timestep_embedding = self.timestep_embedding(timesteps, concepts.dtype)  # (B, D)
+        if position_ids is None:
+            position_ids = token_positions(self.config, attention_mask, input_ids.shape[1], input_ids.device)
         if self.config.decoder_context == "none" and positions is not None:  # nothing looks at the others
             check_length(self.embeddings.positions, input_ids.shape[1], self.config)
-            at = positions if position_ids is None else position_ids.expand_as(input_ids).gather(1, positions)
-            input_ids, position_ids, positions = input_ids.gather(1, positions), at, None
-        hidden_states = self.embeddings(input_ids, position_ids=position_ids)  # (B, N, D), or (B, K, D)
+            position_ids = position_ids.expand_as(input_ids).gather(1, positions)
+            input_ids, positions = input_ids.gather(1, positions), None
+        hidden_states = self.embeddings(input_ids, None, position_ids)  # (B, N, D), or (B, K, D)
         if self.config.decoder_context == "latent":
             visible = input_ids != self.config.mask_token_id
             if attention_mask is not None:
@@ -920,108 +1112,55 @@ class ConceptPerceiverDecoder(ConceptEncoderPreTrainedModel):
 
 # --------------------------------------------------------------------------------------------- heads that rebuild text
 
-VOCABULARY_ROWS = 256  # labelled positions whose logits are held at once while training
 
+def cross_entropy_of_rows(
+    lm_head: nn.Module, states: Tensor, labels: Tensor, row_weights: Tensor, label_smoothing: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Cross-entropy, in nats, of the rows that carry a label; what the heads take as `row_loss` works like it.
 
-class LinearCrossEntropy(torch.autograd.Function):
-    """Cross-entropy of the logits `states @ weight.T`, `VOCABULARY_ROWS` rows at a time.
+    Args:
+        lm_head: (M, D) -> (M, V).
+        states: (M, D).
+        labels: (M,) in [0, V).
+        row_weights: (M,), factors of the rows.
+        label_smoothing: in [0, 1).
 
-    Takes states (M, D), weight (V, D), labels (M,), row_weights (M,) and a label smoothing; gives the weighted sum of
-    the cross-entropies in nats, and these themselves (M,), detached, both at least float32. The gradients are taken
-    on the way, while the logits of a chunk are at hand, so that neither these nor their gradients are ever kept.
-
-    Source: the scheme of Liger Kernel (Hsu et al. 2024, arXiv:2410.10989, section 3.2). Differs: weighted rows.
+    Returns:
+        The weighted sum, the cross-entropies (M,), and the logits (M, V), or None where they are never all held.
     """
-
-    @staticmethod
-    def forward(ctx, states, weight, labels, row_weights, label_smoothing):
-        wide = at_least_float32(states.dtype)
-        row_weights = row_weights.to(wide)
-        losses = states.new_empty(len(states), dtype=wide)
-        wanted = any(ctx.needs_input_grad[:2])
-        if wanted:
-            state_grads = torch.empty_like(states)
-            fused = weight.dtype == wide and len(states) > 0  # the first product then overwrites what it is added to
-            weight_grad = (torch.empty_like if fused else torch.zeros_like)(weight, dtype=wide)
-        held = states.new_empty(min(len(states), VOCABULARY_ROWS), len(weight))  # one chunk's logits after another's
-        for start in range(0, len(states), VOCABULARY_ROWS):
-            rows = slice(start, start + VOCABULARY_ROWS)
-            own, scale = labels[rows, None], row_weights[rows, None]  # (m, 1)
-            logits = torch.mm(states[rows], weight.mT, out=held[: len(own)]).to(wide)  # (m, V)
-            largest = logits.amax(-1, keepdim=True)
-            target = (1 - label_smoothing) * logits.gather(-1, own)
-            if label_smoothing:
-                target = target + label_smoothing * logits.mean(-1, keepdim=True)
-            total = logits.sub_(largest).exp_().sum(-1, keepdim=True)
-            losses[rows] = (total.log() + largest - target).squeeze(-1)
-            if wanted:
-                grads = logits.mul_(scale / total)
-                if label_smoothing:
-                    grads.sub_(scale * (label_smoothing / weight.shape[0]))
-                grads = grads.scatter_add_(-1, own, (label_smoothing - 1) * scale).to(states.dtype)
-                state_grads[rows] = grads @ weight
-                if fused:
-                    weight_grad.addmm_(grads.mT, states[rows], beta=min(start, 1))
-                else:
-                    weight_grad += grads.mT @ states[rows]
-        if wanted:
-            ctx.save_for_backward(state_grads, weight_grad)
-        ctx.mark_non_differentiable(losses)
-        return (losses * row_weights).sum(), losses
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad, _):
-        grads = ctx.saved_tensors
-        if not readable(grad) or grad != 1:  # a loss that is the weighted sum itself needs no second (V, D)
-            grads = [each * grad for each in grads]
-        return (*(each.to(grads[0].dtype) for each in grads), None, None, None)
-
-
-def linear_cross_entropy(
-    states, weight, labels, row_weights, label_smoothing, kernel: Callable = LinearCrossEntropy.apply
-) -> tuple[Tensor, Tensor]:
-    """`LinearCrossEntropy` or its like, its products in the precision of autocast where that is on."""
-    device = states.device.type
-    if torch.is_autocast_enabled(device):
-        states, weight = (each.to(torch.get_autocast_dtype(device)) for each in (states, weight))
-    with torch.autocast(device, enabled=False):
-        return kernel(states, weight, labels, row_weights, label_smoothing)
+    logits = lm_head(states)
+    losses = nn.functional.cross_entropy(
+        logits.to(row_weights.dtype), labels, reduction="none", label_smoothing=label_smoothing
+    )
+    return (losses * row_weights).sum(), losses, logits
 
 
 class ConceptMaskedLMModel(ConceptEncoderPreTrainedModel):
-    """What the heads that rebuild text share: `lm_head` on the rows that carry a label, and their cross-entropy."""
+    """What the heads that rebuild text share: `lm_head`, and the cross-entropy of the rows that carry a label."""
 
     _keys_to_ignore_on_load_unexpected = [r"^(pooling|token_pooling|classifier)\."]
-    # In training mode; a Trainer may put another kernel of the same arguments and results here.
-    loss_kernel = staticmethod(LinearCrossEntropy.apply)
 
-    def _score(self, encoded, decode, labels, loss_weights, label_smoothing, num_items_in_batch):
+    def _score(self, encoded, decode, labels, loss_weights, num_items_in_batch, row_loss):
         """`ConceptMaskedLMOutput`, given `decode`: positions -> decoded states; the rest as in the heads' forward."""
-        loss = logits = token_losses = None
-        if labels is None:
-            decoded = decode(None)
-            logits = self.lm_head(decoded.last_hidden_state)  # (B, N, V)
-        else:
-            labelled = labels != -100
+        loss = logits = token_losses = positions = None
+        sparse = labels is not None and row_loss is not None
+        if sparse:
             positions, real = labelled_positions(labels)  # (B, K)
-            decoded = decode(positions)
-            states = decoded.last_hidden_state[real]  # (M, D)
+        decoded = decode(positions)
+        states = decoded.last_hidden_state
+        if not sparse:
+            logits = self.lm_head(states)  # (B, N, V)
+        if labels is not None:
+            labelled = labels != -100
             wide = at_least_float32(states.dtype)
             # No label at all gives loss 0, not 0 / 0.
             count = labelled.sum().clamp_min(1) if num_items_in_batch is None else num_items_in_batch
-            row_weights = states.new_ones(len(states), dtype=wide) if loss_weights is None else loss_weights[labelled]
-            row_weights = row_weights.to(wide) / count
-            if self.training:
-                loss, losses = linear_cross_entropy(
-                    states, self.lm_head.weight, labels[labelled], row_weights, label_smoothing, self.loss_kernel
-                )
+            weights = torch.ones_like(labels, dtype=wide) if loss_weights is None else loss_weights
+            rows = labels[labelled], weights[labelled].to(wide) / count
+            if logits is None:
+                loss, losses, logits = row_loss(self.lm_head, states[real], *rows)
             else:
-                logits = self.lm_head(states)  # (M, V)
-                losses = nn.functional.cross_entropy(
-                    logits.to(wide), labels[labelled], reduction="none", label_smoothing=label_smoothing
-                )
-                loss = (losses * row_weights).sum()
+                loss, losses, _ = cross_entropy_of_rows(nn.Identity(), logits[labelled], *rows)
             token_losses = losses.new_zeros(labels.shape).masked_scatter(labelled, losses)  # (B, N)
         return ConceptMaskedLMOutput(
             loss=loss,
@@ -1045,10 +1184,11 @@ def check_sampling(num_steps, order, block_length, temperature, top_k, top_p) ->
             f"order='blocks' needs block_length >= 1, and no other order takes one; got order={order!r}, "
             f"block_length={block_length}"
         )
-    if num_steps < 1 or temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
+    whole = all(isinstance(x, int) and not isinstance(x, bool) for x in (num_steps, top_k))
+    if not whole or num_steps < 1 or top_k < 0 or not (0 <= temperature < math.inf) or not 0 < top_p <= 1:
         raise ValueError(
-            "generate needs num_steps >= 1, temperature >= 0, top_k >= 0 and 0 < top_p <= 1, got "
-            f"num_steps={num_steps}, temperature={temperature}, top_k={top_k}, top_p={top_p}"
+            "generate needs whole numbers num_steps >= 1 and top_k >= 0, finite temperature >= 0 and 0 < top_p <= 1, "
+            f"got num_steps={num_steps}, top_k={top_k}, temperature={temperature}, top_p={top_p}"
         )
 
 
@@ -1114,11 +1254,12 @@ class ConceptEncoderForDiffusionMLM(ConceptMaskedLMModel):
         timesteps: Tensor | None = None,
         labels: Tensor | None = None,
         loss_weights: Tensor | None = None,
-        label_smoothing: float = 0.0,
         num_items_in_batch: Tensor | int | None = None,
         concepts: Tensor | None = None,
         num_visible_concepts: Tensor | int | None = None,
         decoder_attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        row_loss: Callable | None = None,
         **kwargs,
     ) -> ConceptMaskedLMOutput:
         """Score every position of a noised text given the concepts of `input_ids`.
@@ -1128,22 +1269,26 @@ class ConceptEncoderForDiffusionMLM(ConceptMaskedLMModel):
             attention_mask: (B, N), 1 = real token.
             decoder_input_ids: (B, N) noised ids that the decoder sees; default `input_ids`.
             timesteps: (B,) in [0, 1], 1 = all masked; default the share of [MASK] among real decoder tokens.
-            labels: (B, N) ids to predict, -100 = no label. Only labelled positions reach `lm_head`.
+            labels: (B, N) ids to predict, -100 = no label.
             loss_weights: (B, N) factor on the cross-entropy of each labelled position; default 1.
-            label_smoothing: in [0, 1), of the cross-entropy.
             num_items_in_batch: denominator of the loss; default the number of labels of this batch.
             concepts: (B, C, D) in place of encoding `input_ids`.
             num_visible_concepts: k or (B,) of them, 1 <= k <= C: the decoder sees the first k concepts of a text, as
                 if the others had been cut off. Default all.
             decoder_attention_mask: (B, N'), 1 = real, of `decoder_input_ids` where these are not as long as
                 `input_ids`, labels and weights then too; default `attention_mask`.
+            position_ids: (B, N), of `input_ids` and of decoder ids as long as these; default from the masks.
+            row_loss: takes what `cross_entropy_of_rows` takes, and asks for the sparse form: only the positions that
+                carry a label are decoded, and logits are what it gives of them. Default logits (B, N, V).
         """
         encoded = ConceptEncoderOutput(last_hidden_state=concepts)
         if concepts is None:
-            encoded = self.encoder(input_ids, attention_mask, **kwargs)  # (B, C, D)
+            encoded = self.encoder(input_ids, attention_mask, position_ids, **kwargs)  # (B, C, D)
         noised = input_ids if decoder_input_ids is None else decoder_input_ids
         if noised is None:
             raise ValueError("give input_ids or, with concepts, decoder_input_ids: the decoder has nothing to rebuild")
+        if position_ids is not None and position_ids.shape[-1] != noised.shape[-1]:
+            position_ids = None  # of a text of another length
         mask = attention_mask if decoder_attention_mask is None else decoder_attention_mask
         check_labels(labels, loss_weights, noised.shape, self.config.vocab_size)
         if timesteps is None:
@@ -1155,14 +1300,10 @@ class ConceptEncoderForDiffusionMLM(ConceptMaskedLMModel):
 
         def decode(positions: Tensor | None) -> ConceptDecoderOutput:
             states = encoded.last_hidden_state
-            return self.decoder(noised, states, timesteps, mask, None, num_visible_concepts, positions, **kwargs)
+            shown = num_visible_concepts
+            return self.decoder(noised, states, timesteps, mask, position_ids, shown, positions, **kwargs)
 
-        output = self._score(encoded, decode, labels, loss_weights, label_smoothing, num_items_in_batch)
-        if labels is None:
-            mask_id = torch.full_like(output.logits[..., :1], self.config.mask_token_id, dtype=torch.long)
-            lowest = torch.finfo(output.logits.dtype).min
-            output.logits = output.logits.scatter(-1, mask_id, lowest)  # [MASK] is no answer
-        return output
+        return self._score(encoded, decode, labels, loss_weights, num_items_in_batch, row_loss)
 
     def _masked_share(self, ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         real = torch.ones_like(ids) if attention_mask is None else attention_mask
@@ -1180,11 +1321,11 @@ class ConceptEncoderForDiffusionMLM(ConceptMaskedLMModel):
         num_steps: int = 16,
         order: str = "confidence",
         block_length: int | None = None,
-        reencode: bool = False,
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
         generator: torch.Generator | None = None,
+        token_type_ids: Tensor | None = None,
     ) -> Tensor:
         """Sample a text by unmasking a canvas in `num_steps` steps.
 
@@ -1205,12 +1346,11 @@ class ConceptEncoderForDiffusionMLM(ConceptMaskedLMModel):
                 (semi-autoregressive remasking of Nie et al. 2025, arXiv:2502.09992). Differs: a step that has more to
                 commit than a block holds goes on in the next one.
             block_length: positions of a block of the canvas, for order "blocks" alone.
-            reencode: from the second step on, read the concepts anew from the canvas: what was there, what has been
-                committed, and [MASK] for the rest. `input_ids` or `concepts` then speak in the first step alone.
             temperature: factor 1 / temperature on the logits; 0 takes the most probable token.
             top_k: keep the k most probable tokens; 0 keeps all.
             top_p: keep the smallest set of tokens whose probability exceeds top_p; 1.0 keeps all.
             generator: source of randomness on the model's device; default the global one.
+            token_type_ids: ignored; many tokenizers give them.
 
         Returns:
             (B, N) long, without [MASK] or [PAD] at real positions.
@@ -1226,11 +1366,9 @@ class ConceptEncoderForDiffusionMLM(ConceptMaskedLMModel):
         for step in range(1, num_steps + 1):
             if not masked.any():
                 break
-            if reencode and step > 1:
-                concepts = self.encoder(ids, attention_mask).last_hidden_state
             logits = self(attention_mask=attention_mask, decoder_input_ids=ids, concepts=concepts).logits[masked]
-            if self.config.pad_token_id is not None:
-                logits[:, self.config.pad_token_id] = torch.finfo(logits.dtype).min
+            no_answers = [i for i in (self.config.mask_token_id, self.config.pad_token_id) if i is not None]
+            logits[:, no_answers] = torch.finfo(logits.dtype).min
             draws, confidence = draw_tokens(logits, temperature, top_k, top_p, generator)  # (M,), (M,)
             if order == "ancestral":
                 confidence = torch.rand(confidence.shape, generator=generator, device=confidence.device)
@@ -1284,10 +1422,11 @@ class ConceptEncoderForMaskedLMPerceiver(ConceptMaskedLMModel):
         decoder_input_ids: Tensor | None = None,
         labels: Tensor | None = None,
         loss_weights: Tensor | None = None,
-        label_smoothing: float = 0.0,
         num_items_in_batch: Tensor | int | None = None,
         inputs_embeds: Tensor | None = None,
         num_visible_concepts: Tensor | int | None = None,
+        position_ids: Tensor | None = None,
+        row_loss: Callable | None = None,
         **kwargs,
     ) -> ConceptMaskedLMOutput:
         """Score every position given the concepts of `input_ids`.
@@ -1297,24 +1436,28 @@ class ConceptEncoderForMaskedLMPerceiver(ConceptMaskedLMModel):
             attention_mask: (B, N), 1 = real token.
             decoder_input_ids: (B, N') ids that the queries carry; default what the encoder reads. With position
                 queries only their number matters: give them where the labels are longer than the encoder's text.
-            labels: (B, N') ids to predict, -100 = no label. Only labelled positions reach `lm_head`.
+            labels: (B, N') ids to predict, -100 = no label.
             loss_weights: (B, N') factor on the cross-entropy of each labelled position; default 1.
-            label_smoothing: in [0, 1), of the cross-entropy.
             num_items_in_batch: denominator of the loss; default the number of labels of this batch.
-            num_visible_concepts: as in `ConceptEncoderForDiffusionMLM.forward`.
+            num_visible_concepts, row_loss: as in `ConceptEncoderForDiffusionMLM.forward`.
+            position_ids: (B, N), of the text and of decoder ids as long as it; default from the mask, and of decoder
+                ids 0 and on.
         """
-        encoded = self.encoder(input_ids, attention_mask, inputs_embeds=inputs_embeds, **kwargs)  # (B, C, D)
+        encoded = self.encoder(input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)  # (B, C, D)
         if decoder_input_ids is not None:
             tokens = self.encoder.embeddings.tokens(decoder_input_ids)  # (B, N', E)
         else:
             tokens = self.encoder.embeddings.tokens(input_ids) if inputs_embeds is None else inputs_embeds
         check_labels(labels, loss_weights, tokens.shape[:2], self.config.vocab_size)
+        if position_ids is None or position_ids.shape[-1] != tokens.shape[1]:
+            own_mask = attention_mask if decoder_input_ids is None else None  # the mask is of the encoder's text
+            position_ids = token_positions(self.config, own_mask, tokens.shape[1], tokens.device)
 
         def decode(positions: Tensor | None) -> ConceptDecoderOutput:
             states = encoded.last_hidden_state
-            return self.decoder(tokens, states, None, num_visible_concepts, positions, **kwargs)
+            return self.decoder(tokens, states, position_ids, num_visible_concepts, positions, **kwargs)
 
-        return self._score(encoded, decode, labels, loss_weights, label_smoothing, num_items_in_batch)
+        return self._score(encoded, decode, labels, loss_weights, num_items_in_batch, row_loss)
 
 
 # ------------------------------------------------------------------------------------------------- heads that classify
@@ -1403,6 +1546,8 @@ class ConceptEncoderForSequenceClassificationViaDecoder(ConceptClassificationMod
         """Inputs and labels as in `ConceptEncoderForSequenceClassificationPerceiver.forward`."""
         encoded = self.encoder(input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)  # (B, C, D)
         tokens = self.encoder.embeddings.tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (B, N, E)
+        if position_ids is None:
+            position_ids = token_positions(self.config, attention_mask, tokens.shape[1], tokens.device)
         decoded = self.decoder(tokens, encoded.last_hidden_state, position_ids, **kwargs)  # (B, N, D)
         pooled = self.token_pooling(decoded.last_hidden_state, attention_mask)  # (B, D)
         return self._classify(pooled, labels, encoded)
@@ -1433,11 +1578,14 @@ class ConceptEncoderForSentencePairClassification(ConceptClassificationModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids_a: Tensor,
+        input_ids_a: Tensor | None = None,
         attention_mask_a: Tensor | None = None,
         input_ids_b: Tensor | None = None,
         attention_mask_b: Tensor | None = None,
         labels: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
         **kwargs,
     ) -> ConceptClassifierOutput:
         """Compare two batches of texts, row by row.
@@ -1446,10 +1594,21 @@ class ConceptEncoderForSentencePairClassification(ConceptClassificationModel):
             input_ids_a, input_ids_b: (B, Na) and (B, Nb) token ids.
             attention_mask_a, attention_mask_b: the same shapes, 1 = real token.
             labels: (B,) class ids or targets, or (B, num_labels) multi-label; for the cosine targets in [-1, 1].
+            input_ids, attention_mask, token_type_ids: (B, N) in place of the four above, both texts in one sequence as
+                a tokenizer packs a pair; tokens of type 1 are text b.
 
         Returns:
             Logits (B, num_labels), or for the cosine (B, 1); hidden states and attentions are those of text a.
+
+        Raises:
+            ValueError: one of the two texts is missing.
         """
+        if input_ids is not None:
+            input_ids_a, attention_mask_a, input_ids_b, attention_mask_b = self._unpacked(
+                input_ids, attention_mask, token_type_ids
+            )
+        if input_ids_a is None or input_ids_b is None:
+            raise ValueError("a pair needs input_ids_a and input_ids_b, or input_ids with token_type_ids")
         encoded = self.encoder(input_ids_a, attention_mask_a, **kwargs)  # (B, C, D)
         a = self.pooling(encoded.last_hidden_state)  # (B, D)
         b = self.pooling(self.encoder(input_ids_b, attention_mask_b, **kwargs).last_hidden_state)  # (B, D)
@@ -1461,6 +1620,41 @@ class ConceptEncoderForSentencePairClassification(ConceptClassificationModel):
         return ConceptClassifierOutput(
             loss, logits, encoded.hidden_states, encoded.attentions, encoded.cross_attentions
         )
+
+    def _unpacked(self, ids: Tensor, mask: Tensor | None, token_type_ids: Tensor | None) -> tuple[Tensor, ...]:
+        """Ids and mask of text a and of text b, each as if it stood alone."""
+        if token_type_ids is None or (readable(token_type_ids) and not (token_type_ids == 1).any(-1).all()):
+            raise ValueError(
+                "a pair in one sequence needs token_type_ids with 1 at each token of the second text; a tokenizer "
+                "that gives none needs the texts apart, as input_ids_a and input_ids_b"
+            )
+        real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        second = real & (token_type_ids == 1)
+        first, opening = real & ~second, self.config.bos_token_id
+        if opening is None:
+            return ids, first, ids, second
+        # The last token of text a makes room for the one that opens text b alone.
+        before = second.roll(-1, dims=-1) & ~second
+        return ids, first, ids.masked_fill(before, opening), second | before
+
+
+# ------------------------------------------------------------------------------------------ for sentence-transformers
+
+
+class ConceptMask(nn.Module):
+    """Module of sentence-transformers behind the encoder: its `token_embeddings` are concepts, and all are real."""
+
+    def forward(self, features: dict[str, Tensor], **kwargs) -> dict[str, Tensor]:
+        """`features` with an `attention_mask` (B, C) of ones; the given one stays that of the tokens."""
+        concepts = features["token_embeddings"]  # (B, C, D)
+        return {**features, "attention_mask": concepts.new_ones(concepts.shape[:2], dtype=torch.long)}
+
+    def save(self, output_path: str, **kwargs) -> None:
+        """Nothing to save; modules.json names the class."""
+
+    @classmethod
+    def load(cls, *args, **kwargs) -> "ConceptMask":
+        return cls()
 
 
 ConceptEncoderModel.register_for_auto_class("AutoModel")
@@ -1481,4 +1675,5 @@ __all__ = [
     "ConceptEncoderForSequenceClassificationViaDecoder",
     "ConceptEncoderModel",
     "ConceptEncoderPreTrainedModel",
+    "ConceptMask",
 ]

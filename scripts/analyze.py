@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 def command() -> Command:
     parser = Command(__file__, __doc__)
-    parser.add_argument("checkpoint", help="folder of a trained model")
+    parser.add_argument("checkpoint", help="folder of a trained model, or its Hub id")
+    parser.add_argument("--revision", help="commit, branch or tag of a Hub id")
     parser.add_argument("--num_batches", type=int, help="batches of documents to encode (default: 20)")
     parser.add_argument("--batch_size", type=int, help="documents per batch (default: 16)")
     text = "documents of those to keep the ledger on (default: 128)"

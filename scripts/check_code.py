@@ -2,14 +2,15 @@
 
     concept-encoder check-code owner/name --diff
 
-Of an id on the Hub only Python and JSON files are fetched. Prints the commit to pin, and for each Python file whether
-it is this package's, by SHA-256. Nothing of it is imported.
+Of an id on the Hub only Python and JSON files are fetched. Prints the commit to pin, for each Python file whether it
+is this package's, by SHA-256, and all else that may run: classes that JSON files name, libraries, pickles. Nothing of
+it is imported.
 
-Exit code 0 all of it is this package's, 1 something differs, 2 bad input.
+Exit code 0 all that can run is this package's, 1 something is not or cannot be known, 2 bad input.
 """
 
 import concept_encoder as ce
-from concept_encoder.utils.command_line import Command, run
+from concept_encoder.utils.command_line import Command, printable, run
 
 
 def command() -> Command:
@@ -27,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     with parser.refusing():
         found = ce.check_code(**arguments)
     if found.commit is not None:
-        print(f'{arguments["checkpoint"]} at revision="{found.commit}"')
+        print(f'{printable(arguments["checkpoint"])} at revision="{found.commit}"')
     for file in found.files:
         print(file.verdict)
         if diff:
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
         print(line)
     if not found.files:
         print("It carries no Python file: only the installed package loads it.")
-    if found.elsewhere or not all(file.equal for file in found.files):
+    if not found.own:
         raise SystemExit(1)
 
 

@@ -17,6 +17,7 @@ FORMATS = ("onnx", "pt2")
 def command() -> Command:
     parser = Command(__file__, __doc__)
     parser.add_argument("checkpoint", help="run folder or Hub id of a concept encoder or classifier, with tokenizer")
+    parser.add_argument("--revision", help="commit, branch or tag of a Hub id")
     parser.add_argument("--output_dir", required=True, help="folder to write; must not exist, or be empty")
     parser.add_argument("--format", required=True, choices=FORMATS, help="onnx for ONNX Runtime, pt2 for torch")
     return parser

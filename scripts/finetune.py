@@ -25,6 +25,7 @@ PROTOCOLS = ("reference", "tuned", "bi_encoder", "quick")
 def command() -> Command:
     parser = Command(__file__, __doc__)
     parser.add_argument("checkpoint", help="run folder or Hub id of a pretrained concept encoder")
+    parser.add_argument("--revision", help="commit, branch or tag of a Hub id")
     text = f"{', '.join(TASKS)}, or your own as a .yaml file"
     parser.add_argument("--tasks", nargs="+", required=True, metavar="TASK", names=TASKS, help=text)
     text = f"hyper-parameters: {', '.join(PROTOCOLS)}"

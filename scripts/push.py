@@ -53,6 +53,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _print_upload(upload: "Upload") -> None:
+    from huggingface_hub import constants
+
     print(f"{upload.source} -> {upload.repo_id}, {upload.revision}")
     figures = [size for name, size in upload.files.items() if name.startswith("figures/")]
     for name, size in upload.files.items():
@@ -63,7 +65,8 @@ def _print_upload(upload: "Upload") -> None:
     for note in upload.notes:
         print(f"  note: {note}")
     print("  loads: every Auto class, in a process without this package; no weight new, none changed")
-    print(f"  card: {'the Hub accepts its metadata' if upload.card_checked else 'metadata not checked, no answer'}")
+    unchecked = f"metadata not checked, no answer from {constants.ENDPOINT}"
+    print(f"  card: {'the Hub accepts its metadata' if upload.card_checked else unchecked}")
     if upload.url is None:
         print("dry run: nothing was pushed")
     else:

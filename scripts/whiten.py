@@ -18,6 +18,7 @@ from concept_encoder.utils.command_line import RECIPE_FIELDS, Command, run, say,
 def command() -> Command:
     parser = Command(__file__, __doc__)
     parser.add_argument("checkpoint", help="folder of a trained model, or its Hub id")
+    parser.add_argument("--revision", help="commit, branch or tag of a Hub id")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder to write; must not exist, or be empty")
     parser.accept(RECIPE_FIELDS, ["data"])
     return parser
@@ -28,10 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.typed(argv)
     folder = arguments["output_dir"]
     with parser.refusing():
-        from concept_encoder.trainers.recipes import read_data
-
-        data = read_data(arguments["checkpoint"], **parser.fields())
-        fitted = ce.whiten(data=data, **arguments)
+        fitted = ce.whiten(**arguments, **parser.fields())
     print(f"whitened over {fitted['texts']:,} texts, {fitted['rank']} directions vary")
     say(f'Written to {folder}; SentenceTransformer("{folder}", trust_remote_code=True) reads it.')
     suggest("similarity", folder, "--tasks", "stsb")

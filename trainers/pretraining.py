@@ -25,7 +25,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..configuration_concept import ConceptEncoderConfig
 from ..modeling_concept import ConceptMaskedLMModel
-from ..utils.files import alone_in, check_writable
+from ..utils.files import alone_in, check_writable, recorded_source
 from ..utils.results import (
     DataFacts,
     Environment,
@@ -190,7 +190,9 @@ def _pretrain(
     result.folder = Path(training.output_dir)
     if trainer.is_world_process_zero():
         folder = Path(training.output_dir)
-        trainer.state.save_to_json(str(folder / "trainer_state.json"))
+        best = recorded_source(trainer.state.best_model_checkpoint)
+        state = dataclasses.replace(trainer.state, best_model_checkpoint=best)
+        state.save_to_json(str(folder / "trainer_state.json"))
         recipe.save(folder / RECIPE_FILE)
         result.save(folder / RESULT_FILE)
     if training.push_to_hub:

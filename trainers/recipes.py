@@ -14,11 +14,13 @@ from ..configuration_concept import ConceptEncoderConfig
 from ..utils.command_line import did_you_mean
 from ..utils.fields import annotations, help_text, typed, words_to_fields
 from ..utils.files import recorded_source, write_atomically
+from ..utils.tokenizer import vocabulary_size
 from ..utils.untrusted import inside, read_yaml
 from .data.corpora import DataArguments
 from .objectives.corruptions import CORRUPTIONS
 from .objectives.objective import ObjectiveArguments
 from .training.arguments import ConceptTrainingArguments
+from .training.memory import check_memory
 
 RECIPE_FILE = "recipe.yaml"
 RECIPES = Path(__file__).resolve().parents[1] / "scripts" / "recipes"
@@ -86,7 +88,8 @@ class Recipe:
             OSError: the file cannot be read.
         """
         path = find_recipe(name_or_path)
-        sections, own = _read_sections(path), {}
+        sections = _read_sections(path)
+        own: dict[str, dict[str, Any]] = {}
         for name, value in fields.items():
             section = next((each for each, known in _ANNOTATIONS.items() if name in known), None)
             if section is None:
@@ -121,12 +124,12 @@ class Recipe:
     def model_config(self, tokenizer: PreTrainedTokenizerBase) -> ConceptEncoderConfig:
         """The model's configuration, with vocabulary and special tokens of `tokenizer`; ValueError where it does not
         fit the tokenizer, the data or the objective."""
-        fields = dataclasses.asdict(self.model)
+        fields, size = dataclasses.asdict(self.model), vocabulary_size(tokenizer)
         if fields["vocab_size"] is None:
-            fields["vocab_size"] = len(tokenizer)
-        elif fields["vocab_size"] < len(tokenizer):
+            fields["vocab_size"] = size
+        elif fields["vocab_size"] < size:
             raise ValueError(
-                f"vocab_size ({fields['vocab_size']}) is smaller than the tokenizer's {len(tokenizer)} tokens; "
+                f"vocab_size ({fields['vocab_size']}) is smaller than the tokenizer's {size} tokens; "
                 "leave it out to take the tokenizer's"
             )
         longest = fields["max_position_embeddings"]
@@ -143,6 +146,8 @@ class Recipe:
             eos_token_id=tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id,
         )
         self.objective.check(config, self.data.partner_column is not None)
+        batch = self.training.per_device_train_batch_size
+        check_memory(config, batch, self.data.max_length, self.training.device)
         return config
 
 
@@ -176,7 +181,7 @@ def read_data(checkpoint: str | os.PathLike, **fields: Any) -> DataArguments:
 def find_recipe(name: str | os.PathLike, folder: Path = RECIPES) -> Path:
     """`name` as a path that ends in .yaml, or as the name of a recipe in `folder`; ValueError that lists them
     otherwise."""
-    name = os.fspath(name)
+    name = os.path.expanduser(os.fspath(name))
     path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
     is_name = name.endswith((".yaml", ".yml")) or path.parent == folder
     # The stem names the folder of the run.

@@ -62,7 +62,12 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**{**options, "formatter_class": HelpFormatter, "allow_abbrev": False, "add_help": False})
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+        self.exit(2, f"{self.prog}: error: {printable(' '.join(message.split()))}\n")
+
+    def parse_known_args(self, args=None, namespace=None):
+        """As ever, with a home folder (~) written out, which a shell leaves behind a `=`."""
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args([_at_home(word) for word in words], namespace)
 
 
 class Command(Parser):
@@ -105,7 +110,13 @@ class Command(Parser):
     def fields(self) -> dict[str, Any]:
         """Name -> value of the fields that were typed; ValueError as their home has it."""
         assert self.home is not None
-        return import_module(self.home).fields_from_words(self.words, *self.sections)
+        try:
+            return import_module(self.home).fields_from_words(self.words, *self.sections)
+        except ValueError as error:  # of a word that is no field, but may be like an option
+            names = (word.partition("=")[0] for word in self.words if word.startswith("--"))
+            name = next((name for name in names if f"unknown field {name[2:]!r}" == str(error)), None)
+            hint = "" if name is None else did_you_mean(name, self._option_string_actions)
+            raise ValueError(f"{error}{hint}") from None
 
     def parse_args(self, args=None, namespace=None):
         arguments, unknown = self.parse_known_args(args, namespace)
@@ -160,10 +171,22 @@ def suggest(name: str, *words: str | os.PathLike) -> None:
     say(f"Next: {command_to_type(name, *words)}")
 
 
+def _at_home(word: str) -> str:
+    option, is_option, value = word.partition("=")
+    if is_option and option.startswith("--") and value.startswith("~/"):
+        return f"{option}={os.path.expanduser(value)}"
+    return os.path.expanduser(word) if word.startswith("~/") else word
+
+
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """What to put after an unknown name: those that are like it, or nothing."""
     close = difflib.get_close_matches(str(name), known, n=3)
     return f"; did you mean {', '.join(close)}?" if close else ""
+
+
+def printable(text: str) -> str:
+    """`text` for a terminal: what moves the cursor, hides or turns letters around is written as its escape."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def say(*lines: str) -> None:
@@ -174,6 +197,8 @@ def say(*lines: str) -> None:
 def run(main: Callable[[], None]) -> None:
     """`main` of a command that was started from a shell: no traceback where a pipe is closed or Ctrl-C is typed."""
     _Shell.started_this = True
+    for stream in (sys.stdout, sys.stderr):  # a terminal that has no such letter is shown its number
+        stream.reconfigure(errors="backslashreplace")
     try:
         try:
             main()

@@ -126,7 +126,7 @@ def _kind_in_words(kind: Any) -> str:
         return f"a list of {_plural(args[0])}" if args else "a list"
     if kind is dict or origin is dict:
         return "a mapping"
-    return _IN_WORDS.get(kind) or getattr(kind, "__name__", str(kind))
+    return _IN_WORDS.get(kind) or str(getattr(kind, "__name__", kind))
 
 
 def _plural(kind: Any) -> str:

@@ -3,6 +3,7 @@
 import glob
 import json
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -33,16 +34,15 @@ def write_atomically(path: Path, text: str) -> None:
     The text is on the disk before it has the name; when it does not fit, nothing is left of it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with temporary.open("x", encoding="utf-8") as file:  # not mkstemp, which knows no umask
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes it private
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -123,7 +123,8 @@ def alone_in(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        (folder / LOCK_FILE).unlink(missing_ok=True)  # still locked: who has it open tries again, on a new one
+        with suppress(OSError):  # of a disk that has become read-only
+            (folder / LOCK_FILE).unlink(missing_ok=True)  # still locked: who has it open tries again, on a new one
         lock.release()
         for path in made:
             with suppress(OSError):

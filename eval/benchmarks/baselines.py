@@ -49,7 +49,7 @@ def bag_of_tokens(benchmark: Task, train: Dataset, validation: Dataset) -> np.nd
             f"{', '.join(train.column_names)} and {', '.join(validation.column_names)}"
         )
     labels = np.asarray(train["label"])
-    _check_examples(benchmark, labels)
+    check_examples(benchmark, labels)
     texts = [train[name][:] for name in names]
     vectorizer = TfidfVectorizer(token_pattern=r"(?u)\b\w+\b", sublinear_tf=True)
     vectorizer.fit([text for column in texts for text in column])
@@ -84,7 +84,8 @@ def published_scores(task: str) -> list[Published]:
     ]
 
 
-def _check_examples(benchmark: Task, labels: np.ndarray) -> None:
+def check_examples(benchmark: Task, labels: np.ndarray) -> None:
+    """ValueError for training labels that `bag_of_tokens` would refuse."""
     if benchmark.problem_type == "regression":
         counts = {"examples": len(labels)}
     else:

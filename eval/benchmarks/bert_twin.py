@@ -3,9 +3,11 @@
 To these it is an encoder of one concept, the mean of its token states. It answers what the bottleneck costs and gains.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, BertConfig, BertModel
+from transformers import AutoConfig, BertConfig, BertModel, PreTrainedConfig
 from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 from transformers.utils import can_return_tuple
 
@@ -46,6 +48,7 @@ class BertTwinConfig(ConceptEncoderConfig):
 
     model_type = "bert_twin"
     _auto_class = None  # no code travels with a twin
+    save_pretrained = PreTrainedConfig.save_pretrained
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
@@ -118,8 +121,8 @@ class BertTwinForMaskedLM(BertTwinPreTrainedModel, ConceptMaskedLMModel):
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         loss_weights: Tensor | None = None,
-        label_smoothing: float = 0.0,
         num_items_in_batch: Tensor | int | None = None,
+        row_loss: Callable | None = None,
         **kwargs,
     ) -> ConceptMaskedLMOutput:
         """Arguments and result as in `ConceptEncoderForMaskedLMPerceiver.forward`."""
@@ -129,7 +132,7 @@ class BertTwinForMaskedLM(BertTwinPreTrainedModel, ConceptMaskedLMModel):
         def decode(positions: Tensor | None) -> ConceptDecoderOutput:
             return ConceptDecoderOutput(last_hidden_state=self.decoder(at_positions(states, positions)))
 
-        return self._score(encoded, decode, labels, loss_weights, label_smoothing, num_items_in_batch)
+        return self._score(encoded, decode, labels, loss_weights, num_items_in_batch, row_loss)
 
 
 class BertTwinForSequenceClassification(BertTwinPreTrainedModel, ConceptEncoderForSequenceClassificationPerceiver):

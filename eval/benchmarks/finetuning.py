@@ -15,11 +15,11 @@ from ...utils.command_line import say
 from ...utils.files import recorded_source
 from ...utils.progress import progress
 from ...utils.results import BagCell, ControlFacts, Environment, FinetuneResult, PredictionsResult, TaskScore
-from ..loading.checkpoints import check_checkpoint, checkpoint_folder, load_tokenizer, random_twin, results_folder
+from ..loading.checkpoints import FAMILIES, Checkpoint, random_twin, results_folder
 from ..metrics.benchmark_score import benchmark_score
 from ..metrics.chance import judge
 from ..metrics.intervals import bootstrap_intervals, control_scores, mean_scores, paired_bootstrap
-from .baselines import bag_of_tokens, published_scores
+from .baselines import bag_of_tokens, check_examples, published_scores
 from .protocols import OVERRIDABLE, Protocol
 from .registry import Task, chance_level, find_benchmark
 from .tuning import Cells, PreparedTask, Tuned, count_cells, prepare_task, run_protocol
@@ -49,11 +49,12 @@ def cells_folder(output_dir: str | os.PathLike, task: str, protocol: Protocol) -
 
 
 def finetune(
-    checkpoint: str,
+    checkpoint: str | os.PathLike,
     tasks: Sequence[str | Task],
     protocol: Protocol | str,
     output_dir: str | os.PathLike | None = None,
     *,
+    revision: str | None = None,
     overwrite: bool = False,
     save_model: bool = False,
 ) -> list[FinetuneResult]:
@@ -67,21 +68,24 @@ def finetune(
     benchmarks = list({row.name: row for row in map(find_benchmark, tasks)}.values())
     for benchmark in benchmarks:
         _refuse_existing(output_dir, benchmark.name, protocol, overwrite)
-    check_checkpoint(checkpoint_folder(checkpoint))
+    opened = Checkpoint.open(checkpoint, revision, FAMILIES)
+    opened.check_pretrained()
     results = []
     for i, benchmark in enumerate(benchmarks, start=1):
         say(f"[{i}/{len(benchmarks)}] {benchmark.name}, protocol {protocol.name}")
-        options = {"overwrite": overwrite, "save_model": save_model}
-        results.append(finetune_task(checkpoint, benchmark, protocol, output_dir, **options))
+        results.append(
+            finetune_task(opened, benchmark, protocol, output_dir, overwrite=overwrite, save_model=save_model)
+        )
     return results
 
 
 def finetune_task(
-    checkpoint: str,
+    checkpoint: str | os.PathLike,
     benchmark: Task,
     protocol: Protocol,
     output_dir: str | os.PathLike,
     *,
+    revision: str | None = None,
     overwrite: bool = False,
     save_model: bool = False,
 ) -> FinetuneResult:
@@ -98,6 +102,7 @@ def finetune_task(
         output_dir: run folder. The result goes to `finetune/<task>.<protocol>.json` in it, the predictions to
             `finetune/predictions/<task>.<protocol>.json`, finished pieces to `finetune/<task>.<protocol>/`, the
             untrained twin to `random_init/`.
+        revision: commit, branch or tag of a Hub id.
         overwrite: discard an existing result and its pieces first.
         save_model: keep the fine-tuned model of the first seed, as `finetune/<task>.<protocol>/model`.
 
@@ -111,9 +116,10 @@ def finetune_task(
             predictions that are not finite; pieces or a twin of other settings; whatever `load_benchmark` raises.
     """
     _refuse_existing(output_dir, benchmark.name, protocol, overwrite)
-    folder = checkpoint_folder(checkpoint)
-    config = check_checkpoint(folder)
-    task = prepare_task(benchmark, protocol, load_tokenizer(folder, config), config)
+    opened = Checkpoint.open(checkpoint, revision, FAMILIES)
+    opened.check_pretrained()
+    task = prepare_task(benchmark, protocol, opened.tokenizer, opened.config)
+    check_examples(benchmark, np.asarray(task.texts["train"]["label"]))  # before hours of training
     cells = cells_folder(output_dir, benchmark.name, protocol)
     result_file = result_path(output_dir, benchmark.name, protocol)
     if overwrite:
@@ -121,9 +127,9 @@ def finetune_task(
         shutil.rmtree(cells, ignore_errors=True)
     with progress(total=2 * count_cells(protocol) + 1, unit="cell") as bar:
         store = Cells(cells, bar)
-        own = run_protocol("run", folder, task, store, save_model)
+        own = run_protocol("run", opened, task, store, save_model)
         bag = _bag_of_tokens_cell(task, store)
-        twin = run_protocol("random_init", random_twin(folder, output_dir), task, store)
+        twin = run_protocol("random_init", random_twin(opened, output_dir), task, store)
     result, predictions = _result(task, own, bag, twin)
     predictions.save(predictions_path(output_dir, benchmark.name, protocol))
     result.save(result_file)

@@ -17,17 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...utils.progress import progress
 from ...utils.results import FrozenScore, SimilarityResult
+from ...utils.tokenizer import longest_text
 from ..concepts.whitening import whitening
-from ..loading.checkpoints import (
-    check_checkpoint,
-    checkpoint_folder,
-    load_encoder,
-    load_tokenizer,
-    longest_text,
-    random_twin,
-    results_folder,
-    weights_digest,
-)
+from ..loading.checkpoints import FAMILIES, Checkpoint, random_twin, results_folder
 from ..metrics.benchmark_score import benchmark_score
 from ..metrics.intervals import bootstrap_intervals, control_scores
 from .registry import Task, find_benchmark, load_benchmark
@@ -75,10 +67,11 @@ def find_similarity_task(name: str | Task) -> Task:
 
 
 def similarity(
-    checkpoint: str,
+    checkpoint: str | os.PathLike,
     tasks: Sequence[str | Task],
     output_dir: str | os.PathLike | None = None,
     *,
+    revision: str | None = None,
     max_length: int = 128,
     max_train_examples: int | None = None,
     overwrite: bool = False,
@@ -92,6 +85,7 @@ def similarity(
         checkpoint: folder or Hub id of a pretrained concept encoder, with its tokenizer.
         tasks: names in `SIMILARITY_TASKS`, task files, or tasks.
         output_dir: run folder, None for the checkpoint's own; the untrained twin is kept in `random_init/` there.
+        revision: commit, branch or tag of a Hub id.
         max_length: tokens per sentence, special tokens included; bounded by the encoder's learned positions.
         max_train_examples: training pairs used, drawn at random; None: all.
         overwrite: replace existing results.
@@ -113,21 +107,21 @@ def similarity(
     benchmarks = list({row.name: row for row in map(find_similarity_task, tasks)}.values())
     for benchmark in benchmarks:
         _refuse_existing(result_path(output_dir, benchmark.name), overwrite)
-    folder = checkpoint_folder(checkpoint)
-    config = check_checkpoint(folder)
-    tokenizer = load_tokenizer(folder, config)
-    max_length = longest_text(config, max_length)
+    opened = Checkpoint.open(checkpoint, revision, FAMILIES)
+    opened.check_pretrained()
+    tokenizer = opened.tokenizer
+    max_length = longest_text(opened.config, max_length)
     results = []
     for benchmark in benchmarks:
         data = load_benchmark(benchmark)
         if max_train_examples is not None and max_train_examples < data["train"].num_rows:
             data["train"] = data["train"].shuffle(seed=SELECTION_SEED).select(range(max_train_examples))
-        subjects = {"run": folder, "random_init": random_twin(folder, output_dir)}
+        subjects = {"run": opened, "random_init": random_twin(opened, output_dir)}
         scored = {
-            name: score_frozen(load_encoder(source), tokenizer, data, benchmark, max_length, name)
+            name: score_frozen(source.encoder, tokenizer, data, benchmark, max_length, name)
             for name, source in subjects.items()
         }
-        result = _result(benchmark, data, scored, max_length, weights_digest(folder))
+        result = _result(benchmark, data, scored, max_length, opened.digest)
         result.save(result_path(output_dir, benchmark.name))
         result.folder = Path(output_dir)
         results.append(result)

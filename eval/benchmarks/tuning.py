@@ -32,9 +32,11 @@ from transformers import (
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ...configuration_concept import ConceptEncoderConfig
+from ...trainers.data.tables import check_varied
 from ...utils.files import whole_folder
 from ...utils.results import BagCell, SeedCell, Setting, SweepCell, SweepRow
-from ..loading.checkpoints import load_classifier, longest_text, weights_digest
+from ...utils.tokenizer import longest_text
+from ..loading.checkpoints import Checkpoint
 from ..metrics.benchmark_score import benchmark_score
 from .protocols import Protocol
 from .registry import Task, load_benchmark
@@ -103,13 +105,24 @@ def is_bi_encoder(benchmark: Task, protocol: Protocol) -> bool:
 def prepare_task(
     benchmark: Task, protocol: Protocol, tokenizer: PreTrainedTokenizerBase, config: ConceptEncoderConfig
 ) -> PreparedTask:
-    """Load, cap and tokenise a benchmark; raises whatever `load_benchmark` does."""
+    """Load, cap and tokenise a benchmark.
+
+    Raises:
+        ValueError: whatever `load_benchmark` raises; training examples of one label after the cap; a tokenizer without
+            a template for texts that are encoded as one.
+    """
     bi_encoder = is_bi_encoder(benchmark, protocol)
     max_length = longest_text(config, protocol.max_length)
     texts = load_benchmark(benchmark)
     cap = protocol.max_train_examples
     if cap is not None and cap < texts["train"].num_rows:
         texts["train"] = texts["train"].shuffle(seed=SUBSET_SEED).select(range(cap))
+        check_varied(texts["train"]["label"])
+    if not bi_encoder and len(benchmark.sentence_columns) == 2 and not tokenizer.num_special_tokens_to_add(pair=True):
+        raise ValueError(
+            f"the tokenizer {tokenizer.name_or_path!r} has no template, so that nothing would part the two texts of "
+            f"{benchmark.name}; compare them as a bi-encoder (comparison), or give the tokenizer a post-processor"
+        )
 
     def encode(batch: Mapping[str, list]) -> Mapping[str, list]:
         sentences = [batch[name] for name in ("sentence1", "sentence2") if name in batch]
@@ -178,12 +191,14 @@ def count_cells(protocol: Protocol) -> int:
     return (len(protocol.grid) if protocol.selection_size else 0) + len(protocol.seeds)
 
 
-def run_protocol(subject: str, folder: Path, task: PreparedTask, cells: Cells, save_model: bool = False) -> Tuned:
+def run_protocol(
+    subject: str, checkpoint: Checkpoint, task: PreparedTask, cells: Cells, save_model: bool = False
+) -> Tuned:
     """Sweep and seeds of one checkpoint.
 
     Args:
         subject: prefix of the cells' names.
-        folder: checkpoint folder.
+        checkpoint: what to train.
         task: what to train on.
         cells: where finished pieces are kept.
         save_model: keep the model of the first seed, in `model` beside the cells.
@@ -197,13 +212,13 @@ def run_protocol(subject: str, folder: Path, task: PreparedTask, cells: Cells, s
         fit_on, select_on = _selection_split(task)
         for rate, size in protocol.grid:
             setting = Setting(learning_rate=rate, batch_size=size, epochs=task.epochs)
-            settings = _settings(folder, task, setting, protocol.seeds[0])
+            settings = _settings(checkpoint, task, setting, protocol.seeds[0])
             settings |= {"selection_size": protocol.selection_size, "patience": protocol.patience}
             cell = cells.get(
                 f"{subject}.sweep.lr={rate}.batch={size}",
                 SweepCell,
                 settings,
-                partial(_sweep_cell, folder, task, fit_on, select_on, setting, cells.bar),
+                partial(_sweep_cell, checkpoint, task, fit_on, select_on, setting, cells.bar),
             )
             sweep.append(cell.row)
         best = max(sweep, key=lambda row: _rank(task.benchmark, row.metrics))  # the first of equals
@@ -217,15 +232,15 @@ def run_protocol(subject: str, folder: Path, task: PreparedTask, cells: Cells, s
         run = cells.get(
             f"{subject}.seed={seed}",
             SeedCell,
-            _settings(folder, task, selected, seed),
-            partial(_seed_cell, folder, task, selected, seed, model, cells.bar),
+            _settings(checkpoint, task, selected, seed),
+            partial(_seed_cell, checkpoint, task, selected, seed, model, cells.bar),
             complete=model is None or model.is_dir(),
         )
         runs.append(run)
     return Tuned(selected, sweep, runs)
 
 
-def _settings(folder: Path, task: PreparedTask, setting: Setting, seed: int) -> dict[str, Any]:
+def _settings(checkpoint: Checkpoint, task: PreparedTask, setting: Setting, seed: int) -> dict[str, Any]:
     """Everything that decides what comes out of a cell."""
     protocol = task.protocol
     names = ("weight_decay", "warmup_steps", "lr_scheduler_type", "max_grad_norm", "bf16")
@@ -234,7 +249,7 @@ def _settings(folder: Path, task: PreparedTask, setting: Setting, seed: int) -> 
         "head": task.head,
         "batching": BATCHING,
         "data": task.digest,
-        "weights": weights_digest(folder),
+        "weights": checkpoint.digest,
         "scheduled_epochs": task.epochs,
         "seed": seed,
         **asdict(setting),
@@ -282,7 +297,7 @@ def _rank(benchmark: Task, metrics: Mapping[str, float | None]) -> float:
 
 
 def _sweep_cell(
-    folder: Path,
+    checkpoint: Checkpoint,
     task: PreparedTask,
     fit_on: Dataset,
     select_on: Dataset,
@@ -292,7 +307,7 @@ def _sweep_cell(
 ) -> SweepCell:
     start = time.monotonic()
     watch = _Watch(task, setting, bar)
-    _train(folder, task, setting, task.protocol.seeds[0], watch, fit_on, select_on)
+    _train(checkpoint, task, setting, task.protocol.seeds[0], watch, fit_on, select_on)
     best = max(watch.by_epoch, key=lambda metrics: _rank(task.benchmark, metrics))
     return SweepCell(
         settings=settings,
@@ -308,7 +323,7 @@ def _sweep_cell(
 
 
 def _seed_cell(
-    folder: Path,
+    checkpoint: Checkpoint,
     task: PreparedTask,
     setting: Setting,
     seed: int,
@@ -318,7 +333,7 @@ def _seed_cell(
 ) -> SeedCell:
     start = time.monotonic()
     watch = _Watch(task, setting, bar)
-    trainer, keys = _train(folder, task, setting, seed, watch, task.encoded["train"])
+    trainer, keys = _train(checkpoint, task, setting, seed, watch, task.encoded["train"])
     validation = task.encoded["validation"]
     order = _by_length(validation)  # the predictions go back into the order of the split
     logits = np.empty((len(validation), task.benchmark.num_labels), dtype=np.float32)
@@ -435,7 +450,7 @@ class _Watch(TrainerCallback):
 
 
 def _train(
-    folder: Path,
+    checkpoint: Checkpoint,
     task: PreparedTask,
     setting: Setting,
     seed: int,
@@ -443,14 +458,15 @@ def _train(
     train: Dataset,
     select_on: Dataset | None = None,
 ) -> tuple[LengthGroupedTrainer, dict[str, list[str]]]:
-    """The trained Trainer and the keys of `load_classifier`; with `select_on`, scored on it after each epoch."""
+    """The trained Trainer and the keys of its loading; with `select_on`, scored on it after each epoch."""
     row = task.benchmark
     set_seed(seed)  # before the head is drawn
-    fields: dict[str, str] = {}
+    fields: dict[str, Any] = {"num_labels": row.num_labels, "problem_type": row.problem_type}
     collator: Callable = DataCollatorWithPadding(task.tokenizer)
     if task.bi_encoder:
-        fields, collator = {"pair_comparison": task.pair_comparison}, PairCollator(task.tokenizer, task.label_range)
-    model, keys = load_classifier(folder, task.head, row, **fields)
+        fields["pair_comparison"] = task.pair_comparison
+        collator = PairCollator(task.tokenizer, task.label_range)
+    model, keys = checkpoint.load_classifier(task.head, **fields)
 
     def score(prediction: EvalPrediction) -> dict[str, float]:
         if not np.isfinite(prediction.predictions).all():

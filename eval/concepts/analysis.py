@@ -10,12 +10,11 @@ from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
 from ...configuration_concept import ConceptEncoderConfig
-from ...modeling_concept import ConceptEncoderForDiffusionMLM, ConceptEncoderModel
 from ...trainers.data.corpora import Data, DataArguments, load_corpus, rows_in_memory, source_fields
 from ...trainers.recipes import read_data
 from ...utils.files import recorded_source, replaced_together
 from ...utils.results import AttentionResult, DataFacts, GeometryResult, LedgerResult, facts
-from ..loading.checkpoints import load_model, load_tokenizer, random_encoder, read_config
+from ..loading.checkpoints import Checkpoint, random_encoder, results_folder
 from .attention import concept_reading
 from .geometry import MIN_DOCUMENTS, collect_concepts, geometry
 from .ledger import concept_ledger
@@ -60,6 +59,7 @@ def analyze(
     batch_size: int = 16,
     ledger_documents: int = 128,
     output_dir: str | os.PathLike | None = None,
+    revision: str | None = None,
     **fields: Any,
 ) -> Analysis:
     """Measure a checkpoint's concepts on a sample of the validation documents and write what was found.
@@ -69,7 +69,7 @@ def analyze(
     encoder's alone; an older ledger.json in the folder is removed then.
 
     Args:
-        checkpoint: folder as written by `save_pretrained`, any head, with tokenizer files.
+        checkpoint: folder or Hub id of any head, with tokenizer files; or one that is opened.
         data: corpus to read, sampled by `corpus_seed`: a Hub id, a path, or rows in memory, of a `DatasetDict` the
             validation split. None: the corpus of the checkpoint's recipe. Packing, tokenizer and limits on documents
             play no part: the tokenizer is the checkpoint's.
@@ -77,7 +77,8 @@ def analyze(
             the batches.
         ledger_documents: how many of them, the first ones, the ledger is kept on; at most all.
         output_dir: folder of geometry.json, ledger.json and reading.json, which take their places together,
-            geometry.json last. `None`: the checkpoint.
+            geometry.json last. `None`: the checkpoint, which must be a folder then.
+        revision: commit, branch or tag of a Hub id.
         fields: of `DataArguments`, in place of those of the checkpoint's recipe.
 
     Raises:
@@ -85,12 +86,13 @@ def analyze(
             model's positions, a count below its least value.
     """
     _check_counts(num_batches, batch_size, ledger_documents)
+    folder = results_folder(checkpoint, output_dir)
+    opened = Checkpoint.open(checkpoint, revision)
     rows = None if isinstance(data, DataArguments) else rows_in_memory(data)
     if not isinstance(data, DataArguments):
-        data = read_data(checkpoint, **{**source_fields(data), **fields})
-    encoder, head = load_models(checkpoint)
-    _check_length(encoder.config, data.max_length)
-    tokenizer = load_tokenizer(Path(checkpoint), encoder.config)
+        data = read_data(opened.folder, **{**source_fields(data), **fields})
+    _check_length(opened.config, data.max_length)
+    encoder, head, tokenizer = opened.encoder, opened.diffusion, opened.tokenizer
     texts = _documents(data, rows, num_batches, batch_size)
     batches = _encode(tokenizer, texts, batch_size, data.max_length)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
@@ -99,44 +101,22 @@ def analyze(
     normal = 1 / encoder.norm.weight.detach().double().cpu().numpy()
     corpus = {name: value for name, value in dataclasses.asdict(data).items() if name in CORPUS_FIELDS}
     corpus["dataset_name"] = recorded_source(data.dataset_name)
-    common: dict[str, Any] = {"checkpoint": recorded_source(str(checkpoint)), "corpus": facts(DataFacts, corpus)}
+    name = opened.hub_id or recorded_source(str(opened.folder))
+    common: dict[str, Any] = {"checkpoint": name, "corpus": facts(DataFacts, corpus)}
     lies = geometry(concepts, random_concepts, batch_size, normal, **common)
     ledger = None
     if head is not None:
         few = _encode(tokenizer, texts[:ledger_documents], batch_size, data.max_length)
         ledger = concept_ledger(head.to(device), tokenizer, few, concepts[:ledger_documents], **common)
     reading = concept_reading(encoder, None if head is None else head.decoder, tokenizer, batches, **common)
-    found = Analysis(Path(checkpoint if output_dir is None else output_dir), lies, ledger, reading)
-    with replaced_together(found.folder, last=FILES["geometry"]) as staged:
+    found = Analysis(folder, lies, ledger, reading)
+    with replaced_together(folder, last=FILES["geometry"]) as staged:
         for name, file in FILES.items():
             if file in found.files:
                 getattr(found, name).save(staged / file)
     if ledger is None:
-        (found.folder / FILES["ledger"]).unlink(missing_ok=True)  # of other weights, so no longer true
+        (folder / FILES["ledger"]).unlink(missing_ok=True)  # of other weights, so no longer true
     return found
-
-
-def load_models(checkpoint: str | os.PathLike) -> tuple[ConceptEncoderModel, ConceptEncoderForDiffusionMLM | None]:
-    """Encoder of any concept-encoder checkpoint and, if it is one of masked diffusion, the head around that encoder.
-
-    In float32 and evaluation mode.
-
-    Raises:
-        ValueError: no such folder, weights missing, or as `load_model`.
-    """
-    folder = Path(checkpoint)
-    if not folder.is_dir():
-        raise ValueError(
-            f"checkpoint must be a folder, got {str(checkpoint)!r}; fetch one from the Hub with "
-            f"`hf download REPO_ID --local-dir FOLDER`"
-        )
-    is_diffusion = ConceptEncoderForDiffusionMLM.__name__ in (read_config(folder).architectures or [])
-    model, loading = load_model(ConceptEncoderForDiffusionMLM if is_diffusion else ConceptEncoderModel, folder)
-    missing = sorted(loading["missing_keys"])
-    if missing:
-        part = "encoder" if not is_diffusion or any(name.startswith("encoder.") for name in missing) else "decoder"
-        raise ValueError(f"{str(folder)!r} lacks {part} weights ({', '.join(missing)}); they would be random")
-    return (model.encoder, model) if is_diffusion else (model, None)
 
 
 def _check_counts(num_batches: int, batch_size: int, ledger_documents: int) -> None:

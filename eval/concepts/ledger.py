@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ...modeling_concept import ConceptEncoderForDiffusionMLM
+from ...modeling_concept import ConceptEncoderForDiffusionMLM, cross_entropy_of_rows
 from ...trainers.objectives.collators import DataCollatorForReconstruction
 from ...utils.progress import progress
 from ...utils.results import BitsPerToken, DataFacts, Figure, LedgerPositions, LedgerResult, LedgerTimestep
@@ -167,7 +167,8 @@ def _token_losses(model: ConceptEncoderForDiffusionMLM, noised: Batch, concepts:
     """(B, N) nats, on the CPU."""
     names = ("attention_mask", "decoder_input_ids", "timesteps", "labels")
     inputs = {name: noised[name].to(model.device) for name in names}
-    return model(**inputs, concepts=concepts.to(model.device)).token_losses.double().cpu()
+    output = model(**inputs, concepts=concepts.to(model.device), row_loss=cross_entropy_of_rows)
+    return output.token_losses.double().cpu()
 
 
 def _binned(values: Tensor, width: int) -> np.ndarray:

@@ -13,8 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ...modeling_concept import ConceptEncoderForDiffusionMLM
-from ..loading.checkpoints import checkpoint_folder, load_tokenizer
-from .analysis import load_models
+from ..loading.checkpoints import Checkpoint
 
 Mode = Literal["reconstruct", "infill", "continue", "interpolate", "swap"]
 PARALLEL = 1e-4  # sine of an angle below which two concepts are one direction
@@ -30,6 +29,7 @@ def generate(
     num_texts: int | None = None,
     swap_concepts: Sequence[int] | None = None,
     seed: int = 0,
+    revision: str | None = None,
     **sampling: Any,
 ) -> list[str]:
     """Texts sampled through the concepts of a checkpoint.
@@ -43,6 +43,7 @@ def generate(
         num_texts: of `interpolate`.
         swap_concepts: indices, of `swap`.
         seed: of the draws.
+        revision: commit, branch or tag of a Hub id.
         sampling: further arguments of the model's `generate`, such as `num_steps=16` and `temperature=1.0`.
 
     Raises:
@@ -64,7 +65,7 @@ def generate(
         raise ValueError(f"rest_only belongs to mode continue; got mode {mode}")
     if mode in ("interpolate", "swap") and len(texts) != 2:
         raise ValueError(f"mode {mode} needs two texts, got {len(texts)}")
-    model, tokenizer = load_sampler(os.fspath(checkpoint))
+    model, tokenizer = load_sampler(checkpoint, revision)
     sampling["generator"] = torch.Generator(model.device).manual_seed(seed)
     if mode == "reconstruct":
         return reconstruct(model, tokenizer, texts, **sampling)
@@ -79,23 +80,28 @@ def generate(
     return swap(model, tokenizer, first, second, swap_concepts, **sampling)
 
 
-def load_sampler(checkpoint: str) -> tuple[ConceptEncoderForDiffusionMLM, PreTrainedTokenizerBase]:
+def load_sampler(
+    checkpoint: str | os.PathLike, revision: str | None = None
+) -> tuple[ConceptEncoderForDiffusionMLM, PreTrainedTokenizerBase]:
     """Pretraining model and tokenizer of a run folder or Hub id, for sampling.
+
+    Args:
+        checkpoint: run folder, Hub id, or a checkpoint that is opened.
+        revision: commit, branch or tag of a Hub id.
 
     Raises:
         ValueError: the checkpoint holds no diffusion decoder, or its tokenizer has another [MASK] than the model.
         FileNotFoundError: no such folder.
     """
-    folder = checkpoint_folder(checkpoint)
-    encoder, model = load_models(folder)
+    opened = Checkpoint.open(checkpoint, revision)
+    model = opened.diffusion
     if model is None:
         raise ValueError(
-            f"{checkpoint} was saved by {', '.join(encoder.config.architectures or ['no known class'])}; only "
-            f"{ConceptEncoderForDiffusionMLM.__name__} has a decoder to sample from"
+            f"{opened.name} was saved by {opened.head.__name__}; only {ConceptEncoderForDiffusionMLM.__name__} has a "
+            "decoder to sample from"
         )
-    tokenizer = load_tokenizer(folder, model.config)
-    check_mask_token(checkpoint, model, tokenizer)
-    return model.eval(), tokenizer
+    check_mask_token(opened.name, model, opened.tokenizer)
+    return model, opened.tokenizer
 
 
 def check_mask_token(
@@ -135,14 +141,12 @@ def continue_texts(
 
     The encoder reads the prefix as a text of its own. The canvas is the prefix, the new positions and the last special
     token; with `rest_only` it begins behind the prefix, as for a model pretrained with the corruption "prefix", whose
-    decoder counts positions from there. Without `decoder_context="latent"` or `reencode` the new tokens know the
+    decoder counts positions from there. Without `decoder_context="latent"` the new tokens know the
     prefix through its concepts alone.
 
     Raises:
-        ValueError: num_tokens below 1; canvas longer than the model's positions; rest_only with reencode.
+        ValueError: num_tokens below 1; canvas longer than the model's positions.
     """
-    if rest_only and sampling.get("reencode"):
-        raise ValueError("reencode reads the canvas, which with rest_only holds no prefix; leave one of them out")
     if num_tokens < 1:
         raise ValueError(f"num_tokens must be at least 1, got {num_tokens}")
     batch = encode_texts(model, tokenizer, prefixes, split_special_tokens=True)

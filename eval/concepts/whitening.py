@@ -1,27 +1,32 @@
 """A whitening head: an affine map of the mean concept that is fitted after training and saved with the weights."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ... import modeling_concept
-from ...configuration_concept import ConceptEncoderConfig
 from ...trainers.data.corpora import DataArguments, load_corpus
+from ...trainers.recipes import read_data
 from ...utils.files import check_new, disk_trouble_named, whole_folder
-from ...utils.progress import progress
-from ..loading.checkpoints import check_checkpoint, checkpoint_folder, load_model, load_tokenizer, longest_text
-from ..loading.surfaces import sentence_transformers_files
+from ...utils.tokenizer import longest_text
+from ..loading.checkpoints import Checkpoint, read_texts
 
 SMALLEST_VARIANCE = 1e-6  # relative: below it a direction is empty, as the one that the output LayerNorm takes away
 NO_VARIANCE = 1e-12  # of the mean square: rounding
-BATCH_SIZE = 64
 
 
-def whiten(checkpoint: str, output_dir: Path, data: DataArguments) -> dict[str, int]:
+def whiten(
+    checkpoint: str | os.PathLike,
+    output_dir: str | os.PathLike,
+    data: DataArguments | None = None,
+    revision: str | None = None,
+    **fields: Any,
+) -> dict[str, int]:
     """Save `checkpoint` with a `pooler_output` that is uncorrelated and of variance 1 over training texts.
 
     Nothing else changes: the concepts, and whatever heads read of them, stay as they are. The result is a checkpoint
@@ -33,7 +38,10 @@ def whiten(checkpoint: str, output_dir: Path, data: DataArguments) -> dict[str, 
     Args:
         checkpoint: folder or Hub id of a pretrained concept encoder, with its tokenizer.
         output_dir: must not exist, or be empty.
-        data: corpus; `max_train_documents` of its training part are read, each up to `max_length` tokens.
+        data: corpus, None for that of the checkpoint's recipe; `max_train_documents` of its training part are read,
+            each up to `max_length` tokens.
+        revision: commit, branch or tag of a Hub id.
+        fields: of the recipe's corpus, in place of its own.
 
     Returns:
         `texts` read, and `rank`: directions that vary.
@@ -42,19 +50,17 @@ def whiten(checkpoint: str, output_dir: Path, data: DataArguments) -> dict[str, 
         ValueError: output_dir holds files; a checkpoint that is whitened already, fine-tuned, no concept encoder's or
             without some of its weights; fewer than two texts, or only equal ones; whatever `load_corpus` raises.
     """
+    output_dir = Path(output_dir)
     check_new(output_dir)
-    folder = checkpoint_folder(checkpoint)
-    config = check_checkpoint(folder, [ConceptEncoderConfig])
-    if config.pooler_whitening:
-        raise ValueError(f"{folder} is whitened already; give the checkpoint it was made from")
-    tokenizer = load_tokenizer(folder, config)
-    head = getattr(modeling_concept, (config.architectures or ["ConceptEncoderModel"])[0])
-    model, info = load_model(head, folder, pooler_whitening=True)
-    missing = sorted(name for name in info["missing_keys"] if "whitening" not in name)
-    if missing:
-        raise ValueError(f"{folder} lacks weights ({', '.join(missing)}); they would be random")
+    opened = Checkpoint.open(checkpoint, revision)
+    data = read_data(opened.folder, **fields) if data is None else data
+    if opened.config.pooler_whitening:
+        raise ValueError(f"{opened.folder} is whitened already; give the checkpoint it was made from")
+    opened.check_pretrained()
+    tokenizer = opened.tokenizer
+    model, _ = opened.load(pooler_whitening=True)
     encoder = getattr(model, model.base_model_prefix, model)
-    longest = longest_text(config, data.max_length)
+    longest = longest_text(opened.config, data.max_length)
     texts = [row["text"] for row in load_corpus(dataclasses.replace(data, partner_column=None), "train")]
     means = mean_concepts(encoder.eval(), tokenizer, texts, longest)
     if len(means) < 2:
@@ -70,24 +76,16 @@ def whiten(checkpoint: str, output_dir: Path, data: DataArguments) -> dict[str, 
     with disk_trouble_named(output_dir), whole_folder(output_dir) as staged:
         model.save_pretrained(staged)
         tokenizer.save_pretrained(staged)
-        for name, content in sentence_transformers_files().items():
-            (staged / name).write_text(content, encoding="utf-8")
     return {"texts": len(means), "rank": matrix.shape[1]}
 
 
-@torch.inference_mode()
 def mean_concepts(
     encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int
 ) -> np.ndarray:
-    """(n, D) float64 mean concepts of texts, in their order; texts of like length are read together."""
-    ids = tokenizer(texts, truncation=True, max_length=max_length, return_token_type_ids=False)["input_ids"]
-    order = np.argsort([len(row) for row in ids], kind="stable")
-    collate = DataCollatorWithPadding(tokenizer)
-    means = np.empty((len(ids), encoder.config.hidden_size))
-    for start in progress(range(0, len(order), BATCH_SIZE), desc="Encoding", unit="batch"):
-        rows = order[start : start + BATCH_SIZE]
-        batch = collate([{"input_ids": ids[row]} for row in rows]).to(encoder.device)
-        means[rows] = encoder(**batch).last_hidden_state.double().mean(1).cpu()
+    """(n, D) float64 mean concepts of texts, in their order, before any whitening."""
+    means = np.empty((len(texts), encoder.config.hidden_size))
+    for rows, output in read_texts(encoder, tokenizer, texts, max_length=max_length):
+        means[rows] = output.last_hidden_state.double().mean(1).cpu()
     return means
 
 

@@ -22,11 +22,11 @@ from ...modeling_concept import ConceptEncoderForDiffusionMLM, ConceptEncoderMod
 from ...trainers.data.corpora import MICROWORLD
 from ...trainers.data.microworld import microworld_corpus, microworld_task
 from ...utils import results
+from ...utils.tokenizer import longest_text
 from ..benchmarks.similarity import cosine, max_sim
 from ..concepts import sampling
-from ..concepts.analysis import load_models
 from ..concepts.attention import ReadingSums, attention_weights
-from ..loading.checkpoints import checkpoint_folder, load_tokenizer, longest_text, random_encoder
+from ..loading.checkpoints import Checkpoint, random_encoder
 
 MAX_TOKENS = 128  # of a text, special tokens included: more do not fit a screen
 MAX_CHARACTERS = 10_000  # of a text, looked at before it is tokenised
@@ -341,7 +341,7 @@ def check_number(name: str, value: Any, least: float, most: float, whole: bool =
         raise ValueError(f"{name} must be a {'whole ' if whole else ''}number in [{least}, {most}], got {value!r}.")
 
 
-def load_explorer(checkpoint: str, revision: str | None = None) -> Explorer:
+def load_explorer(checkpoint: str | os.PathLike, revision: str | None = None) -> Explorer:
     """Explorer of a run folder or Hub id; nothing of a downloaded checkpoint's code is run.
 
     Args:
@@ -352,17 +352,16 @@ def load_explorer(checkpoint: str, revision: str | None = None) -> Explorer:
         ValueError: not a concept encoder's checkpoint, no tokenizer or one that does not fit, a revision of a folder.
         FileNotFoundError: no such folder.
     """
-    folder = checkpoint_folder(checkpoint, revision)
-    encoder, model = load_models(folder)
-    tokenizer = load_tokenizer(folder, encoder.config)
+    opened = Checkpoint.open(checkpoint, revision)
+    whole = opened.load()[0].eval()
+    whole.set_attn_implementation("eager")  # the other implementations do not return their weights
+    model = whole if isinstance(whole, ConceptEncoderForDiffusionMLM) else None
     if model is not None:
-        sampling.check_mask_token(checkpoint, model, tokenizer)
-        model.eval().set_attn_implementation("eager")
-    encoder.eval().set_attn_implementation("eager")  # the other implementations do not return their weights
-    path = folder / "pretrain.json"
+        sampling.check_mask_token(opened.name, model, opened.tokenizer)
+    path = opened.folder / "pretrain.json"
     run = results.PretrainResult.load(path) if path.is_file() else None
-    name = folder.resolve().name if Path(checkpoint).is_dir() else checkpoint
-    return Explorer(name, encoder, model, tokenizer, run)
+    encoder = getattr(whole, whole.base_model_prefix, whole)
+    return Explorer(opened.name, encoder, model, opened.tokenizer, run)
 
 
 def explore(

@@ -14,8 +14,8 @@ from ..concepts.monitor import COLLAPSED_SHARE
 from ..metrics.chance import CONTROLS
 from ..report.blocks import number, score, span
 from ..report.findings import settings
-from ..report.pages import blocks_as_markdown, escape_markdown
-from ..report.sections import duration, frozen_table, gate_verdicts, score_blocks, training_tables
+from ..report.pages import blocks_as_markdown, code_span, escape_markdown
+from ..report.sections import corpus_words, duration, frozen_table, gate_verdicts, score_blocks, training_tables
 
 TEMPLATE = Path(__file__).parents[2] / "model_cards" / "template.md"
 CLASSIFIER, DIFFUSION = "ForSequenceClassification", "ForDiffusionMLM"  # in the names of model classes
@@ -266,7 +266,9 @@ def _limits(report: Report | None, tasks: list[FinetuneResult], facts: CardFacts
         )
     longest = facts.config.get("max_position_embeddings")
     if known.get("max_length") is not None:
-        lines.append(f"Trained on texts of up to {known['max_length']} tokens; nothing is known beyond that length.")
+        lines.append(
+            f"Trained on texts of up to {_text(known['max_length'])} tokens; nothing is known beyond that length."
+        )
     elif longest is not None:
         lines.append(f"Reads texts of up to {longest} tokens.")
     if known.get("decoder_context") == "none" and DIFFUSION in facts.architecture:
@@ -304,8 +306,8 @@ def _training_words(run: PretrainResult | None) -> str:
     if run is None:
         return ""
     return (
-        f"Recipe `{run.recipe}` of the package concept-encoder, on the corpus {_text(run.data.dataset_name)}: "
-        f"{number(run.steps)} steps, {number(run.tokens_seen)} tokens."
+        f"Recipe {code_span(run.recipe)} of the package concept-encoder, on the corpus "
+        f"{_text(corpus_words(run.data.dataset_name))}: {number(run.steps)} steps, {number(run.tokens_seen)} tokens."
     )
 
 

@@ -12,9 +12,10 @@ from torch.export import Dim
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.exporters import DynamoConfig, DynamoExporter, ExportedModel, OnnxConfig, OnnxExporter
 
-from ... import modeling_concept
+from ...modeling_concept import ConceptEncoderForSentencePairClassification, ConceptEncoderModel
 from ...utils.files import whole_folder, write_json
-from ..loading.checkpoints import checkpoint_folder, load_model, load_tokenizer, longest_text, read_config
+from ...utils.tokenizer import longest_text
+from ..loading.checkpoints import Checkpoint
 
 EXPORTERS = {"onnx": (OnnxExporter, OnnxConfig), "pt2": (DynamoExporter, DynamoConfig)}
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -27,7 +28,9 @@ CHECKED_SHAPES = ((1, 1), (1, 12), (2, 9), (5, 3), (2, 600))  # texts, tokens, c
 CHECK_FILE = "export_check.json"
 
 
-def export(checkpoint: str, output_dir: str | os.PathLike, format: str) -> dict[str, Any]:
+def export(
+    checkpoint: str | os.PathLike, output_dir: str | os.PathLike, format: str, revision: str | None = None
+) -> dict[str, Any]:
     """Write a checkpoint as one graph with dynamic batch size and length, if it computes what the model computes.
 
     A classifier is exported with its head, from any other checkpoint the encoder; always in float32. The graph's
@@ -39,6 +42,7 @@ def export(checkpoint: str, output_dir: str | os.PathLike, format: str) -> dict[
         output_dir: new folder for `model.onnx` or `model.pt2`, configuration, tokenizer and `export_check.json`;
             `transformers.exporters.ExportedModel.from_pretrained` loads it.
         format: `"onnx"` or `"pt2"`.
+        revision: commit, branch or tag of a Hub id.
 
     Returns:
         What `export_check.json` holds: exported class, format, compared shapes and the largest difference.
@@ -55,9 +59,8 @@ def export(checkpoint: str, output_dir: str | os.PathLike, format: str) -> dict[
         raise ValueError(f"ONNX needs {', '.join(missing)}: pip install 'concept-encoder[onnx]'")
     if Path(output_dir).exists():
         raise FileExistsError(f"{output_dir} exists; name a new folder")
-    folder = checkpoint_folder(checkpoint)
-    model = load_exportable(folder)
-    tokenizer = load_tokenizer(folder, model.config)
+    opened = Checkpoint.open(checkpoint, revision)
+    model, tokenizer = load_exportable(opened), opened.tokenizer
     exporter, config = EXPORTERS[format]
     sample = random_texts(model.config, 2, longest_text(model.config, 7))
     texts = Dim("texts")
@@ -77,20 +80,18 @@ def export(checkpoint: str, output_dir: str | os.PathLike, format: str) -> dict[
     return check
 
 
-def load_exportable(folder: Path) -> PreTrainedModel:
-    """The classifier of a checkpoint, or else its encoder, in float32 and evaluation mode; every weight from the file.
+def load_exportable(checkpoint: Checkpoint) -> PreTrainedModel:
+    """The classifier of a checkpoint, or else its encoder, in float32 and evaluation mode; a new model.
 
     Raises:
-        ValueError: not a concept encoder; a sentence-pair head; a weight is missing from the file.
+        ValueError: a sentence-pair head; a checkpoint that is not whole.
     """
-    name = (read_config(folder).architectures or ["ConceptEncoderModel"])[0]
-    if name == "ConceptEncoderForSentencePairClassification":
-        raise ValueError(f"{folder} compares two texts ({name}); only the encoder and classifiers of one text export")
-    head = getattr(modeling_concept, name if name in CLASSIFIERS else "ConceptEncoderModel")
-    model, info = load_model(head, folder)
-    if info["missing_keys"]:
-        raise ValueError(f"{folder} lacks weights of {head.__name__}: {', '.join(sorted(info['missing_keys']))}")
-    return model.eval()
+    name = checkpoint.head.__name__
+    if checkpoint.head is ConceptEncoderForSentencePairClassification:
+        raise ValueError(
+            f"{checkpoint.folder} compares two texts ({name}); only the encoder and classifiers of one text export"
+        )
+    return checkpoint.load(None if name in CLASSIFIERS else ConceptEncoderModel)[0].eval()
 
 
 def random_texts(config: PreTrainedConfig, rows: int, columns: int, seed: int = 0) -> dict[str, Tensor]:

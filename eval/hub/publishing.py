@@ -22,23 +22,30 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from safetensors.torch import load_file
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
 
-from ... import modeling_concept
-from ...configuration_concept import AUTO_MAP
+from ...configuration_concept import AUTO_MAP, ConceptEncoderConfig
 from ...trainers.recipes import RECIPE_FILE
 from ...trainers.training.saving import SUMS_FILE, find_checkpoints
+from ...trainers.weights.tensors import weight_files
 from ...utils.files import TOKENIZER_FILES, write_atomically
 from ...utils.results import Report
+from ...utils.tokenizer import limit_saved_length
 from ...utils.untrusted import inside, read_object
-from ..loading.checkpoints import read_config, weight_files
-from ..loading.surfaces import sentence_transformers_files
+from ..loading.checkpoints import HEAD_PREFIXES, Checkpoint
 from ..report.report import PARTS, build_report, read_results
 from .card import CardFacts, render_card
-from .code_check import CODE, COMMAND, other_code
+from .code_check import CODE, COMMAND, other_code, own_classes
 
 REPORT_FILES = ("report.json", "report.html")
 CARD_FILE = "README.md"
+FIGURES = "figures/*.png"
+# All that an upload may hold; the star stands for no slash.
+UPLOADED = (
+    *(CARD_FILE, "config.json", "generation_config.json", *(path.name for path in CODE), RECIPE_FILE),
+    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", *TOKENIZER_FILES),
+    *(*ConceptEncoderConfig().sentence_transformers_files(), *REPORT_FILES, FIGURES),
+)
 PICKLED_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 PICKLES = (*PICKLED_WEIGHTS, "*.pkl", "*.pickle")
 TRAINING_STATE = (
@@ -78,35 +85,74 @@ def assemble(source: Path, target: Path, repo_id: str, **card: Any) -> list[str]
         ValueError: `source` is no checkpoint of this package in safetensors with a tokenizer, or its report is older
             than its results.
     """
-    config = _read_config(source)
-    names = [*_weight_files(source), *_tokenizer_files(source)]
+    opened, weights = Checkpoint.open(source), _weight_files(source)
+    config = read_object(source / "config.json") | {"architectures": [opened.head.__name__]}
+    assert opened.tensors
+    names = [*weights, *_tokenizer_files(source)]
     names += [name for name in (RECIPE_FILE,) if (source / name).is_file()]
     report, task_id, report_files = _read_report(source)
     names += report_files
     for name in names:
-        file = inside(source, name)
+        file = _uploadable(source, name)
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target / name)
     for path in CODE:
         shutil.copyfile(path, target / path.name)
-    texts = {"config.json": json.dumps({**config, "auto_map": AUTO_MAP}, indent=2, sort_keys=True) + "\n"}
-    texts |= sentence_transformers_files()
+    config["auto_map"] = _auto_map(source, config.get("auto_map"), opened.head)
+    limit_saved_length(target, opened.config)
+    texts = {"config.json": json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"}
+    texts |= opened.config.sentence_transformers_files()
     facts = CardFacts(repo_id=repo_id, config=config, task_id=task_id, **card)
     texts[CARD_FILE] = str(render_card(report, facts)).rstrip() + "\n"
     for name, text in texts.items():
         write_atomically(target / name, text)
-    defaults = generation_defaults(config)
+    defaults = generation_defaults(config, opened.head)
     if defaults is not None:
         defaults.save_pretrained(target)
+    _check_paths(source, target)
     return _notes(source, report_files, report is not None, {*names, *texts})
 
 
-def _read_config(source: Path) -> dict[str, Any]:
-    architecture = next(iter(read_config(source).architectures or []), None)
-    known = [name for name in modeling_concept.__all__ if name != "ConceptEncoderPreTrainedModel"]
-    if architecture not in known:
-        raise ValueError(f"{source}: architectures must name one of {', '.join(known)}, got {architecture!r}")
-    return read_object(source / "config.json")
+def _auto_map(source: Path, given: Any, head: type[PreTrainedModel]) -> dict[str, str]:
+    """The map of the source, which may name this package's classes only, with the class that was saved."""
+    known = own_classes()
+    given = {} if given is None else given
+    wrong = [f"{auto}: {name!r}" for auto, name in dict(given).items() if name not in known.get(auto, ())]
+    if wrong:
+        raise ValueError(
+            f"the auto_map of {source / 'config.json'} names what is no class of this package for it "
+            f"({', '.join(wrong)}); load the model with this package and save it again (save_pretrained)"
+        )
+    return AUTO_MAP | dict(given) | {head._auto_class: f"modeling_concept.{head.__name__}"}
+
+
+def _uploadable(source: Path, name: str) -> Path:
+    """The file `name` of `source`; ValueError unless it is itself of `UPLOADED`, and no link to another one of it."""
+    if not _is_uploaded(name):
+        raise ValueError(f"{name!r} of {source} is no file of an upload; {_what_is_uploaded()}")
+    file = inside(source, name)
+    if file.is_symlink() and file.resolve().is_relative_to(source.resolve()):
+        raise ValueError(f"{file} is a link to {file.resolve().name}; put the file itself there")
+    return file
+
+
+def _is_uploaded(name: str) -> bool:
+    return any(name.count("/") == each.count("/") and fnmatch.fnmatchcase(name, each) for each in UPLOADED)
+
+
+def _what_is_uploaded() -> str:
+    return f"it holds only {', '.join(UPLOADED)}"
+
+
+def _check_paths(source: Path, target: Path) -> None:
+    """ValueError where the set names a folder of this machine: what is measured is recorded without."""
+    own = {f"{path}/".encode() for path in (source.resolve().parent, Path.home()) if len(path.parts) > 1}
+    for path in sorted(target.rglob("*")):
+        if path.suffix in (".json", ".html", ".md", ".yaml") and any(each in path.read_bytes() for each in own):
+            raise ValueError(
+                f"{path.name} would publish a path of this machine; measure and report again with this version, or "
+                "take the path out"
+            )
 
 
 def _weight_files(source: Path) -> list[str]:
@@ -180,9 +226,9 @@ def checkpoint_folders(run_dir: Path) -> list[tuple[int, Path]]:
     return found
 
 
-def generation_defaults(config: Mapping[str, Any]) -> GenerationConfig | None:
+def generation_defaults(config: Mapping[str, Any], head: type[PreTrainedModel]) -> GenerationConfig | None:
     """The defaults of the checkpoint's own `generate`, read from its signature; None for a head that has none."""
-    generate = getattr(getattr(modeling_concept, config["architectures"][0]), "generate", None)
+    generate = getattr(head, "generate", None)
     if generate is None:
         return None
     defaults = inspect.signature(generate).parameters
@@ -238,9 +284,13 @@ def push_folder(
         message: first line of the commit.
 
     Raises:
-        ValueError: `private` for a repository that exists and is public.
+        ValueError: a file that is none of `UPLOADED`; `private` for a repository that exists and is public.
         HfHubHTTPError: the Hub refused or failed; `explain` says it in words.
     """
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    stray = [name for name in files if not _is_uploaded(name)]
+    if stray:
+        raise ValueError(f"{folder} holds {', '.join(stray)}, which are no files of an upload; {_what_is_uploaded()}")
     api = HfApi()
     api.create_repo(repo_id, private=private or None, exist_ok=True)
     if private and not api.repo_info(repo_id).private:
@@ -248,7 +298,6 @@ def push_folder(
     if revision != "main":
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     head = api.repo_info(repo_id, revision=revision).sha
-    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     held = api.list_repo_files(repo_id, revision=head)
     stale = [name for name in held if name not in files and any(fnmatch.fnmatchcase(name, p) for p in STALE)]
     operations: list[Any] = [CommitOperationAdd(name, folder / name) for name in files]
@@ -303,7 +352,6 @@ sys.modules["concept_encoder"] = None
 sys.excepthook = lambda kind, error, _: print(kind.__name__ + ":", *str(error).split(), file=sys.stderr)
 request = json.load(sys.stdin)
 import torch, transformers
-from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 transformers.logging.set_verbosity_error()
 source, revision = request["source"], {"revision": request["revision"]}
@@ -325,9 +373,6 @@ config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=True,
 transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=True, **revision)
 for auto in request["auto_classes"]:
     seen[auto] = look(getattr(transformers, auto).from_pretrained)
-own = request["architecture"]
-if own not in {found["class"] for found in seen.values()}:
-    seen[own] = look(get_class_from_dynamic_module(f"modeling_concept.{own}", source, **revision).from_pretrained)
 print(json.dumps(seen))
 """
 
@@ -341,12 +386,13 @@ def verify(folder: Path, source: str, revision: str | None = None) -> list[str]:
         revision: full commit hash on the Hub.
 
     Returns:
-        What is wrong, a line each; empty when every Auto class loads, no weight of the checkpoint's own head was newly
-        initialised and every tensor is the local one, bit for bit.
+        What is wrong, a line each; empty when every Auto class of the map loads, one of them as the class that was
+        saved, no weight was newly initialised but those of a classifier that the checkpoint does not have, and every
+        tensor is the local one, bit for bit.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     request = {"source": source, "revision": revision, "architecture": config["architectures"][0]}
-    request["auto_classes"] = [name for name in AUTO_MAP if name != "AutoConfig"]
+    request["auto_classes"] = [name for name in config["auto_map"] if name != "AutoConfig"]
     with tempfile.TemporaryDirectory(prefix="verify-") as home:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
         for name in ("HF_HUB_CACHE", "HF_MODULES_CACHE", "HF_ASSETS_CACHE", "TRANSFORMERS_CACHE"):
@@ -384,8 +430,8 @@ def compare(expected: Mapping[str, str], seen: Mapping[str, Mapping[str, Any]], 
     for name, found in seen.items():
         own = found["class"] == architecture
         tensors, missing = found["tensors"], found["missing"]
-        if not own:
-            missing = [key for key in missing if found["class"] == "ConceptEncoderModel" or key.startswith("encoder.")]
+        if not own:  # a classifier is a new head, a decoder is not: it would answer at random
+            missing = [key for key in missing if not key.startswith(HEAD_PREFIXES)]
         if missing:
             wrong.append(f"{name}: newly initialised: {', '.join(missing)}")
         if own:

@@ -1,148 +1,279 @@
-"""Pretrained checkpoints as the evaluations read them: folder, tokenizer, encoder with a new head, random twin."""
+"""Checkpoints as everything after training reads them: opened once, checked once, told from what is none."""
 
+import copy
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import ModelOutput
 from transformers.utils import logging
 
 from ... import modeling_concept
 from ...configuration_concept import ConceptEncoderConfig
+from ...trainers.recipes import RECIPE_FILE
+from ...trainers.weights.tensors import check_weights, listed, weight_files
 from ...trainers.weights.warm_start import architecture
 from ...utils.files import whole_folder
-from ...utils.untrusted import inside, is_hub_id, read_object, read_tokenizer
+from ...utils.progress import progress
+from ...utils.tokenizer import limit_length, vocabulary_size
+from ...utils.untrusted import is_hub_id, read_object, read_tokenizer
+from ..benchmarks import bert_twin
 from ..benchmarks.bert_twin import TWINS, BertTwinConfig, BertTwinModel
-from ..benchmarks.registry import Task
 from ..hub.code_check import FOREIGN_FIELDS, warn_of_other_code
 
-PRETRAINING_PREFIXES = ("decoder.", "lm_head.")  # weights of the pretraining head, dropped here
-CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
+HEAD_PREFIXES = ("pooling.", "classifier.")  # weights of a classifier, by which a fine-tuned checkpoint is known
+CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", RECIPE_FILE)
 Families = Sequence[type[ConceptEncoderConfig]]
 FAMILIES: Families = (ConceptEncoderConfig, BertTwinConfig)  # of what the evaluations can score
 TWIN_FOLDER = "random_init"
 TWIN_SEED = 20_250  # no recipe's seed, so that the twin does not start where the run did
 
 
-class _Checkpoint(NamedTuple):
-    """What a checkpoint holds: its configuration and the names of its weights."""
+class Checkpoint:
+    """One checkpoint: configuration, weights and tokenizer, each read and checked at its first use and then kept.
 
-    folder: Path
-    config: ConceptEncoderConfig
-    names: set[str]
+    Code that lies in it is never run, and pickles are never read. Errors are ValueErrors of one line.
+
+    Attributes:
+        folder: where it lies; for a Hub id, its download.
+        hub_id: None for a folder.
+    """
+
+    def __init__(self, folder: Path, hub_id: str | None = None):
+        self.folder = folder
+        self.hub_id = hub_id
+
+    @classmethod
+    def open(
+        cls,
+        source: "str | os.PathLike | Checkpoint",
+        revision: str | None = None,
+        families: Families = (ConceptEncoderConfig,),
+    ) -> "Checkpoint":
+        """The checkpoint of a folder, of a Hub id, or of what a verb returned; an opened one is given back as it is.
+
+        Args:
+            source: folder, Hub id, or anything with `__fspath__`.
+            revision: commit hash, branch or tag on the Hub; None is its main branch.
+            families: configuration classes that it may be of.
+
+        Raises:
+            FileNotFoundError: neither a folder nor the form of a Hub id.
+            ValueError: a revision of a folder; a configuration that cannot be read, or of another family.
+        """
+        opened = source
+        if not isinstance(opened, Checkpoint) or revision is not None:
+            folder = checkpoint_folder(source, revision)
+            opened = cls(folder, None if folder == Path(source) else str(source))
+        if type(opened.config) not in families:  # a twin is a subclass
+            raise ValueError(_other_family(opened.folder, opened.config.model_type, families))
+        return opened
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+    def __repr__(self) -> str:
+        return f"Checkpoint({self.name!r})"
+
+    @property
+    def name(self) -> str:
+        """How it is recorded: its Hub id, or the last part of its path and so nobody's home."""
+        return self.hub_id or self.folder.resolve().name
+
+    @cached_property
+    def config(self) -> ConceptEncoderConfig:
+        return read_config(self.folder, FAMILIES)
+
+    @cached_property
+    def digest(self) -> str:
+        """Short SHA-256 of the weights: what a kept result was made from."""
+        digest = hashlib.sha256()
+        for name in sorted(weight_files(self.folder)):
+            if name.endswith(".safetensors"):
+                with (self.folder / name).open("rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()[:16]
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Limited to the texts that the model can read."""
+        return load_tokenizer(self.folder, self.config)
+
+    @cached_property
+    def head(self) -> type[PreTrainedModel]:
+        """The class that saved it."""
+        name = next(iter(self.config.architectures or []), "ConceptEncoderModel")
+        known = heads_of(type(self.config))
+        if name not in known:
+            raise ValueError(
+                f"{self.folder / 'config.json'}: architectures must name one of {', '.join(known)}, got {name!r}"
+            )
+        return known[name]
+
+    @cached_property
+    def tensors(self) -> dict[str, list[int]]:
+        """Shapes of the weights by name; ValueError as `check_weights`."""
+        held = check_weights(self.folder, self.config, self.head)
+        warn_of_other_code(self.folder)
+        return held
+
+    def load(
+        self, head: type[PreTrainedModel] | None = None, **fields: Any
+    ) -> tuple[PreTrainedModel, dict[str, list[str]]]:
+        """A new model with these weights, in float32, and which of them were not used.
+
+        Args:
+            head: class of this package; None is the class that saved the checkpoint.
+            fields: of the configuration, in place of the checkpoint's.
+
+        Returns:
+            The model, and `newly_initialized` (its weights that the checkpoint does not hold) and `dropped` (of the
+            checkpoint, what the model has no place for).
+
+        Raises:
+            ValueError: as `tensors`; a head that has another encoder; a model that does not fit into memory.
+        """
+        head = head or self.head
+        held = self.tensors
+        load = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+        try:
+            with _quiet():  # what is new and what is dropped is returned
+                model, info = head.from_pretrained(self.folder, **load, **fields)
+        except RuntimeError as error:  # no memory for what the configuration asks, or fields of other shapes
+            raise ValueError(f"{self.folder}: {' '.join(str(error).split())}") from error
+        prefix = f"{model.base_model_prefix}."
+        known = set(model.state_dict())
+        # The encoder's weights bear the prefix in the file of a head, and none in the file of a bare encoder.
+        own = known | {prefix + key for key in known} | {key.removeprefix(prefix) for key in known}
+        return model, {"newly_initialized": sorted(info["missing_keys"]), "dropped": sorted(held.keys() - own)}
+
+    def load_classifier(self, head: str, **fields: Any) -> tuple[PreTrainedModel, dict[str, list[str]]]:
+        """As `load`, of the classifier with that class name, for a pretrained checkpoint or a twin."""
+        self.check_pretrained()
+        return self.load(
+            TWINS[head] if isinstance(self.config, BertTwinConfig) else getattr(modeling_concept, head), **fields
+        )
+
+    def check_pretrained(self) -> None:
+        """ValueError for a checkpoint that holds a classifier: results on it would be of two trainings."""
+        trained = [name for name in self.tensors if name.startswith(HEAD_PREFIXES)]
+        if trained:
+            raise ValueError(
+                f"{self.folder} is already fine-tuned: it holds {listed(trained)}. Give the checkpoint it was made "
+                "from"
+            )
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The model that was saved, in float32 and evaluation mode; the same one every time."""
+        return self.load()[0].eval()
+
+    @property
+    def encoder(self) -> PreTrainedModel:
+        """The encoder inside `model`."""
+        return getattr(self.model, self.model.base_model_prefix, self.model)
+
+    @property
+    def diffusion(self) -> modeling_concept.ConceptEncoderForDiffusionMLM | None:
+        """`model` where texts can be sampled from it, else None."""
+        kind = modeling_concept.ConceptEncoderForDiffusionMLM
+        return self.model if issubclass(self.head, kind) else None
+
+    def encode(self, texts: Sequence[str], batch_size: int = 64, normalize: bool = True) -> np.ndarray:
+        """(len(texts), D) float32 embeddings: the mean concept of each text, whitened where the checkpoint says so.
+
+        Args:
+            texts: each is cut at the longest text that the model can read.
+            batch_size: texts that are read at a time.
+            normalize: to unit length, so that a product of two is their cosine.
+
+        Raises:
+            ValueError: texts that are not a list of strings.
+        """
+        vectors = np.empty((len(texts), self.config.hidden_size), np.float32)
+        for rows, output in self._read(texts, batch_size):
+            pooled = output.pooler_output
+            vectors[rows] = (torch.nn.functional.normalize(pooled, dim=-1) if normalize else pooled).cpu()
+        return vectors
+
+    def concepts(self, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
+        """(len(texts), C, D) float32 concepts of texts, as the encoder gives them; arguments as in `encode`."""
+        concepts = np.empty((len(texts), self.config.num_concepts, self.config.hidden_size), np.float32)
+        for rows, output in self._read(texts, batch_size):
+            concepts[rows] = output.last_hidden_state.cpu()
+        return concepts
+
+    def _read(self, texts: Sequence[str], batch_size: int) -> Iterator[tuple[np.ndarray, ModelOutput]]:
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+        return read_texts(self.encoder.to(device), self.tokenizer, texts, batch_size)
 
 
-def _read(folder: Path, families: Families) -> _Checkpoint:
-    return _Checkpoint(folder, read_config(folder, families), weight_names(folder))
+def load(source: str | os.PathLike, revision: str | None = None) -> Checkpoint:
+    """A checkpoint to embed texts with: `load("owner/name").encode(["a text"])`; as `Checkpoint.open`."""
+    return Checkpoint.open(source, revision)
 
 
-def load_classifier(
-    folder: Path, head: str, benchmark: Task, **config_fields
-) -> tuple[PreTrainedModel, dict[str, list[str]]]:
-    """A classification head on the encoder of a pretraining checkpoint, in float32.
+@torch.inference_mode()
+def read_texts(
+    encoder: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    batch_size: int = 64,
+    max_length: int | None = None,
+) -> Iterator[tuple[np.ndarray, ModelOutput]]:
+    """Row numbers (b,) and the encoder's output, batch by batch, texts of like length together.
 
     Args:
-        folder: checkpoint folder.
-        head: name of the model class.
-        benchmark: gives number of labels and problem type.
-        config_fields: of the head, in place of the checkpoint's.
-
-    Returns:
-        The model, and `newly_initialized` (the head's own keys, all of them) and `dropped` (the pretraining head's).
+        encoder: in evaluation mode.
+        tokenizer: its tokenizer.
+        texts: any number.
+        batch_size: texts at a time.
+        max_length: tokens after which a text is cut; None: the tokenizer's limit.
 
     Raises:
-        ValueError: an encoder weight is missing from the checkpoint, or the checkpoint holds weights that are neither
-            the encoder's nor the pretraining head's; the keys are named.
+        ValueError: texts that are not a list of strings; a batch_size below 1.
     """
-    fields = {"num_labels": benchmark.num_labels, "problem_type": benchmark.problem_type, **config_fields}
-    checkpoint = _pretrained(folder)
-    is_twin = isinstance(checkpoint.config, BertTwinConfig)
-    return _with_encoder(TWINS[head] if is_twin else getattr(modeling_concept, head), checkpoint, **fields)
+    given = next((f"{type(text).__name__} at {i}" for i, text in enumerate(texts) if not isinstance(text, str)), None)
+    if isinstance(texts, str) or given is not None:
+        raise ValueError(f"texts must be a list of strings, got {given or repr(texts)}; one text is a list of one")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if not len(texts):
+        return
+    ids = tokenizer(list(texts), truncation=True, max_length=max_length, return_token_type_ids=False)["input_ids"]
+    order = np.argsort([len(row) for row in ids], kind="stable")
+    collate = DataCollatorWithPadding(tokenizer)
+    for start in progress(range(0, len(order), batch_size), desc="Encoding", unit="batch"):
+        rows = order[start : start + batch_size]
+        yield rows, encoder(**collate([{"input_ids": ids[row]} for row in rows]).to(encoder.device))
 
 
-def load_encoder(folder: Path) -> PreTrainedModel:
-    """The encoder of a checkpoint, in float32 and evaluation mode; a ValueError as from `load_classifier`."""
-    checkpoint = _pretrained(folder)
-    return _with_encoder(_encoder_class(checkpoint.config), checkpoint)[0].eval()
+def heads_of(family: type[ConceptEncoderConfig]) -> dict[str, type[PreTrainedModel]]:
+    """Classes of models that can be saved with a configuration of this family, by name."""
+    encoder, module = _encoder_class(family), bert_twin if family is BertTwinConfig else modeling_concept
+    named = {
+        name: kind for name, kind in vars(module).items() if name.startswith(("ConceptEncoderFor", "BertTwinFor"))
+    }
+    heads = {name: kind for name, kind in named.items() if kind.config_class is family}
+    return {encoder.__name__: encoder, **heads}
 
 
-def _encoder_class(config: ConceptEncoderConfig) -> type[PreTrainedModel]:
-    return BertTwinModel if isinstance(config, BertTwinConfig) else modeling_concept.ConceptEncoderModel
+def _encoder_class(family: type[ConceptEncoderConfig]) -> type[PreTrainedModel]:
+    return BertTwinModel if family is BertTwinConfig else modeling_concept.ConceptEncoderModel
 
 
-def _with_encoder(
-    head: type[PreTrainedModel], checkpoint: _Checkpoint, **options
-) -> tuple[PreTrainedModel, dict[str, list[str]]]:
-    folder = checkpoint.folder
-    model, info = _load(head, checkpoint, **options)
-    prefix = f"{model.base_model_prefix}."
-    known = set(model.state_dict())
-    # The encoder's weights bear the prefix in the file of a head, and none in the file of a bare encoder.
-    own = known | {prefix + key for key in known} | {key.removeprefix(prefix) for key in known}
-    dropped = sorted(checkpoint.names - own)
-    is_head = hasattr(model, model.base_model_prefix)
-    new = sorted(key for key in known if not key.startswith(prefix)) if is_head else []
-    missing = sorted(set(info["missing_keys"]) - set(new))
-    unexpected = [key for key in dropped if not key.startswith(PRETRAINING_PREFIXES)]
-    if missing:
-        raise ValueError(f"{folder} lacks weights of the encoder: {', '.join(missing)}")
-    if unexpected:
-        raise ValueError(f"{folder} holds weights of neither encoder nor pretraining head: {', '.join(unexpected)}")
-    return model, {"newly_initialized": new, "dropped": dropped}
-
-
-def load_model(
-    head: type[PreTrainedModel], folder: Path, **options: Any
-) -> tuple[PreTrainedModel, dict[str, set[str]]]:
-    """`head` with the weights of a checkpoint, in float32: the one door by which the evaluations read weights.
-
-    Args:
-        head: class of this package; code that lies in the checkpoint is never run.
-        folder: checkpoint folder with safetensors; pickles are never read.
-        options: fields of the configuration.
-
-    Returns:
-        The model, and the `missing_keys` and `unexpected_keys` of transformers, which the caller judges.
-
-    Raises:
-        ValueError: as `read_config`, also for a model of another family; weights that are broken, not finite, or of
-            other shapes than the configuration's.
-    """
-    return _load(head, _read(folder, [head.config_class]), **options)
-
-
-def _load(
-    head: type[PreTrainedModel], checkpoint: _Checkpoint, **options: Any
-) -> tuple[PreTrainedModel, dict[str, set[str]]]:
-    folder, config, names = checkpoint
-    layers = max(config.num_hidden_layers, config.decoder_num_hidden_layers)
-    if layers > len(names):  # a model of so many would take long to make, only to lack them
-        raise ValueError(
-            f"{folder} lacks weights: its config.json says {layers} layers, it holds {len(names)} tensors"
-        )
-    warn_of_other_code(folder)
-    load = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True, **options}
-    try:
-        with _quiet():  # the keys are the caller's to judge, and shapes are named below
-            model, info = head.from_pretrained(folder, ignore_mismatched_sizes=True, **load)
-    except RuntimeError as error:  # no memory for what the configuration asks
-        raise ValueError(f"{folder}: its config.json asks for a model that cannot be made: {error}") from error
-    if info["mismatched_keys"]:
-        name, held, wanted = min(info["mismatched_keys"])
-        raise ValueError(
-            f"{folder} has other shapes than its config.json says: {name} is {list(held)}, not {list(wanted)}"
-        )
-    broken = sorted(name for name, weight in model.state_dict().items() if not weight.isfinite().all())
-    if broken:
-        raise ValueError(f"{folder} holds weights that are not finite: {', '.join(broken)}; take another checkpoint")
-    return model, info
+def _other_family(folder: Path, model_type: Any, families: Families) -> str:
+    legal = " or ".join(repr(each.model_type) for each in families)
+    return f"{folder} holds a model of type {model_type!r}; only type {legal} can be read here"
 
 
 def read_config(folder: Path, families: Families = (ConceptEncoderConfig,)) -> ConceptEncoderConfig:
@@ -163,8 +294,7 @@ def read_config(folder: Path, families: Families = (ConceptEncoderConfig,)) -> C
     model_type = content.get("model_type")
     known = {each.model_type: each for each in families}
     if model_type not in known:
-        legal = " or ".join(map(repr, known))
-        raise ValueError(f"{folder} holds a model of type {model_type!r}; only type {legal} can be read here")
+        raise ValueError(_other_family(folder, model_type, families))
     foreign = [name for name in FOREIGN_FIELDS if content.get(name) is not None]
     if foreign:
         raise ValueError(f"{path} has {', '.join(foreign)}, which would fetch or run other code; take it out")
@@ -184,7 +314,7 @@ def read_config(folder: Path, families: Families = (ConceptEncoderConfig,)) -> C
         raise ValueError(f"{path} is refused: {' '.join(str(error).split())}") from error
 
 
-def checkpoint_folder(checkpoint: str, revision: str | None = None) -> Path:
+def checkpoint_folder(checkpoint: str | os.PathLike, revision: str | None = None) -> Path:
     """`checkpoint` if it is a folder, else the folder of a download from the Hub; nothing of its code is run.
 
     Args:
@@ -195,12 +325,13 @@ def checkpoint_folder(checkpoint: str, revision: str | None = None) -> Path:
         FileNotFoundError: neither a folder nor the form of a Hub id.
         ValueError: a revision of a folder.
     """
+    checkpoint = os.path.expanduser(checkpoint)
     if Path(checkpoint).is_dir():
         if revision is not None:
             raise ValueError(f"{checkpoint} is a folder, which has no revision {revision!r}; leave the revision out")
         return Path(checkpoint)
-    if not is_hub_id(checkpoint):
-        raise FileNotFoundError(f"No checkpoint folder {checkpoint}")
+    if not isinstance(checkpoint, str) or not is_hub_id(checkpoint):
+        raise FileNotFoundError(f"No checkpoint folder {os.fspath(checkpoint)}")
     return Path(snapshot_download(checkpoint, revision=revision, allow_patterns=list(CHECKPOINT_FILES)))
 
 
@@ -208,65 +339,13 @@ def results_folder(checkpoint: str | os.PathLike, output_dir: str | os.PathLike 
     """Where the results on a checkpoint are written: `output_dir`, else the checkpoint itself.
 
     Raises:
-        ValueError: no `output_dir`, and the checkpoint is no folder.
+        ValueError: no `output_dir`, and the checkpoint is no folder, or a download.
     """
+    if isinstance(checkpoint, Checkpoint) and checkpoint.hub_id:
+        checkpoint = checkpoint.hub_id
     if not output_dir and not Path(checkpoint).is_dir():
         raise ValueError(f"{checkpoint} is no folder to write results to; give --output_dir as well")
     return Path(output_dir or checkpoint)
-
-
-def check_checkpoint(folder: Path, families: Families = FAMILIES) -> ConceptEncoderConfig:
-    """Its configuration, if it is of one of `families`, with weights and without a classifier."""
-    return _pretrained(folder, families).config
-
-
-def _pretrained(folder: Path, families: Families = FAMILIES) -> _Checkpoint:
-    checkpoint = _read(folder, families)
-    trained = sorted(name for name in checkpoint.names if name.startswith(("pooling.", "classifier.")))
-    if trained:
-        raise ValueError(
-            f"{folder} is already fine-tuned: it holds {', '.join(trained)}. Give the checkpoint it was made from"
-        )
-    return checkpoint
-
-
-def weight_files(folder: Path) -> list[str]:
-    """Names of the files that hold a checkpoint's weights: one, or its index and the shards that this names.
-
-    Raises:
-        ValueError: there are none; the index is broken, or names something that is no safetensors file of this folder.
-    """
-    index = folder / "model.safetensors.index.json"
-    if (folder / "model.safetensors").is_file():
-        return ["model.safetensors"]
-    if not index.is_file():
-        raise ValueError(f"{folder} is not a checkpoint: it has no model.safetensors")
-    shards = read_object(index).get("weight_map")
-    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
-        raise ValueError(f"{index} has no weight_map from weights to files; save the model anew")
-    names = sorted(set(shards.values()))
-    for name in names:
-        if not name.endswith(".safetensors"):
-            raise ValueError(f"{index} names {name!r}, which is no .safetensors file")
-        inside(folder, name)
-    absent = [name for name in names if not (folder / name).is_file()]
-    if absent:
-        raise ValueError(f"{index} names {', '.join(absent)}, which {folder} does not hold")
-    return [index.name, *names]
-
-
-def weight_names(folder: Path) -> set[str]:
-    """Names of the tensors of a checkpoint; ValueError as `weight_files`, or for a file that is broken."""
-    names: set[str] = set()
-    for file in weight_files(folder):
-        if file.endswith(".json"):
-            continue
-        try:
-            with safe_open(folder / file, framework="pt") as weights:
-                names.update(weights.keys())
-        except SafetensorError as error:
-            raise ValueError(f"{folder / file} is broken: {error}; fetch or save it again") from error
-    return names
 
 
 def load_tokenizer(folder: Path, config: ConceptEncoderConfig) -> PreTrainedTokenizerBase:
@@ -275,61 +354,47 @@ def load_tokenizer(folder: Path, config: ConceptEncoderConfig) -> PreTrainedToke
     tokenizer = read_tokenizer(folder)
     if tokenizer.pad_token is None:
         raise ValueError(f"The tokenizer of {folder} has no padding token; set pad_token and save it again")
-    if len(tokenizer) > config.vocab_size:
+    size = vocabulary_size(tokenizer)
+    if size > config.vocab_size:
         raise ValueError(
-            f"The tokenizer of {folder} has {len(tokenizer)} tokens, the model only {config.vocab_size}; "
+            f"The tokenizer of {folder} has {size} tokens, the model only {config.vocab_size}; "
             "give the tokenizer that it was pretrained with"
         )
-    return tokenizer
-
-
-def longest_text(config: ConceptEncoderConfig, max_length: int) -> int:
-    """`max_length` tokens, or as many as the encoder has learned positions for."""
-    return (
-        min(max_length, config.max_position_embeddings) if config.position_embedding_type == "learned" else max_length
-    )
+    return limit_length(tokenizer, config)
 
 
 def random_encoder(config: ConceptEncoderConfig) -> PreTrainedModel:
     """Encoder of this architecture with random weights, always the same ones: what every random twin is."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(TWIN_SEED)
-        return _encoder_class(config)(config)
+        return _encoder_class(type(config))(copy.deepcopy(config))
 
 
-def random_twin(folder: Path, output_dir: str | os.PathLike) -> Path:
+def random_twin(checkpoint: Checkpoint, output_dir: str | os.PathLike) -> Checkpoint:
     """The encoder of a checkpoint with its architecture and none of its weights: the control that was never trained.
 
     Args:
-        folder: checkpoint folder of the run.
+        checkpoint: of the run.
         output_dir: run folder; the twin is kept in `random_init` there and taken from there the next time.
 
     Returns:
-        Folder of the twin: an encoder without head or tokenizer, initialised from a fixed seed.
+        The twin: an encoder without head or tokenizer, initialised from a fixed seed.
 
     Raises:
         ValueError: the twin kept there has another architecture.
     """
-    config = check_checkpoint(folder)
+    checkpoint.check_pretrained()
+    config = checkpoint.config
     twin = Path(output_dir) / TWIN_FOLDER
     if twin.is_dir():
         kept, own = (architecture(each) for each in (read_config(twin, FAMILIES), config))
         if kept != own:
             names = ", ".join(sorted(name for name in own if kept.get(name) != own[name]))
             raise ValueError(f"{twin} is the twin of another architecture ({names}); remove it to make a new one")
-        return twin
-    with whole_folder(twin) as staged:
-        random_encoder(config).save_pretrained(staged)
-    return twin
-
-
-def weights_digest(folder: Path) -> str:
-    """Short SHA-256 of the weights of a checkpoint: what a kept result was made from."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]
+    else:
+        with whole_folder(twin) as staged:
+            random_encoder(config).save_pretrained(staged)
+    return Checkpoint.open(twin, families=FAMILIES)
 
 
 @contextmanager

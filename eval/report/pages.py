@@ -89,3 +89,10 @@ def escape_markdown(value: Any) -> str:
     for character in "\\`*_[]|#~$":
         text = text.replace(character, f"\\{character}")
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def code_span(value: Any) -> str:
+    """Text as Markdown's code, which no backtick or line break in it ends."""
+    text = " ".join(str(value).split())
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence} {text} {fence}" if "`" in text or not text else f"`{text}`"

@@ -1,6 +1,7 @@
 """The sections of a report, each of blocks, from the results that it holds. Pages and cards render these."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ...utils.results import (
@@ -136,7 +137,7 @@ def training_tables(run: PretrainResult) -> list[Table]:
     model, training, evaluation = run.model, run.training, run.evaluation
     settings = [
         ("recipe", run.recipe),
-        ("corpus", run.data.dataset_name),
+        ("corpus", corpus_words(run.data.dataset_name)),
         ("tokens per text", run.data.max_length),
         ("concepts C", model.num_concepts),
         ("hidden size D", model.hidden_size),
@@ -166,12 +167,24 @@ def training_tables(run: PretrainResult) -> list[Table]:
         ("training time", duration(run.train_seconds)),
         ("tokens seen", run.tokens_seen),
     ]
-    objective = [(name, value) for name, value in run.objective.items() if value not in (None, "", [])]
+    objective = [row for name, own in run.objective.items() for row in _flat(name, own)]
     return [
         pairs("Settings", [row for row in settings if row[1] is not None]),
         pairs("Outcome", [row for row in outcome if row[1] is not None]),
         *([pairs("Objective", objective)] if objective else []),
     ]
+
+
+def corpus_words(name: str | None) -> str | None:
+    """A data set as a page names it: what was on the author's disk is no name for anybody else."""
+    return f"{Path(name).name}, the author's own" if name is not None and name.startswith("./") else name
+
+
+def _flat(name: str, value: Any) -> list[tuple[str, Any]]:
+    """A setting that is not empty, or those of a mapping one by one."""
+    if isinstance(value, Mapping):
+        return [row for key, own in value.items() for row in _flat(f"{name}, {key}", own)]
+    return [] if value in (None, "", []) else [(name, value)]
 
 
 def duration(seconds: float | None) -> str | None:

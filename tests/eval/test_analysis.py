@@ -18,10 +18,10 @@ from concept_encoder import (
     ConceptEncoderForSequenceClassificationPerceiver,
     ConceptEncoderModel,
 )
-from concept_encoder.eval.concepts.analysis import FILES, analyze, load_models
+from concept_encoder.eval.concepts.analysis import FILES, analyze
 from concept_encoder.eval.concepts.attention import concept_reading
 from concept_encoder.eval.concepts.ledger import concept_ledger
-from concept_encoder.eval.loading.checkpoints import random_encoder
+from concept_encoder.eval.loading.checkpoints import load, random_encoder
 from concept_encoder.eval.metrics.concept_geometry import geometry_metrics
 from concept_encoder.eval.metrics.concept_spectrum import spectrum_metrics
 from concept_encoder.scripts import analyze as script
@@ -99,8 +99,8 @@ def test_analyze_writes_what_the_functions_give(checkpoint: Path, corpus: Path) 
         found = getattr(result, name)
         assert type(found).load(checkpoint / file) == found
         assert found.kind == name
-        assert found.checkpoint == str(checkpoint)
-        assert found.corpus.dataset_name == str(corpus)
+        assert found.checkpoint == checkpoint.name
+        assert found.corpus.dataset_name == corpus.name
     assert os.fspath(result) == str(checkpoint) and result.files == list(FILES.values())
     assert [path.name for path in checkpoint.glob(".*.json*")] == []
 
@@ -109,7 +109,8 @@ def test_analyze_writes_what_the_functions_give(checkpoint: Path, corpus: Path) 
     inputs = dict(make_tokenizer()(texts, truncation=True, max_length=40, padding=True, return_tensors="pt"))
     inputs.pop("token_type_ids", None)
     assert inputs["input_ids"].shape == (9, 40)
-    encoder, head = load_models(checkpoint)
+    opened = load(checkpoint)
+    encoder, head = opened.encoder, opened.diffusion
     with torch.no_grad():
         concepts = encoder(**inputs).last_hidden_state.numpy()
         twin = random_encoder(encoder.config).eval()(**inputs).last_hidden_state.numpy()
@@ -144,7 +145,7 @@ def test_isoscore_leaves_out_what_the_trained_layer_norm_removes(checkpoint: Pat
     texts = [text for text in (json.loads(line)["text"] for line in lines) if text.strip()]
     inputs = make_tokenizer()(texts, truncation=True, max_length=40, padding=True, return_tensors="pt")
     with torch.no_grad():
-        concepts = load_models(checkpoint)[0](inputs["input_ids"], inputs["attention_mask"]).last_hidden_state.numpy()
+        concepts = load(checkpoint).encoder(inputs["input_ids"], inputs["attention_mask"]).last_hidden_state.numpy()
     expected, *wrong = (
         spectrum_metrics(concepts, normal)["within_raw_isoscore"] for normal in (1 / weight.numpy(), weight, None)
     )
@@ -161,7 +162,7 @@ def test_checkpoint_without_the_decoder(checkpoint: Path, corpus: Path) -> None:
     assert result.ledger is None and result.files == ["geometry.json", "reading.json"]
     assert not (checkpoint / "ledger.json").exists()
     assert {row.share_read for row in result.reading.concepts} == {None}
-    assert load_models(checkpoint)[1] is None
+    assert load(checkpoint).diffusion is None
 
 
 def test_classifier_checkpoint_has_no_ledger(checkpoint: Path, corpus: Path) -> None:
@@ -172,8 +173,8 @@ def test_classifier_checkpoint_has_no_ledger(checkpoint: Path, corpus: Path) -> 
 def test_missing_decoder_weights(checkpoint: Path) -> None:
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps(config | {"decoder_num_hidden_layers": 2}))
-    with pytest.raises(ValueError, match=r"lacks decoder weights \(decoder\.layers\.1\."):
-        load_models(checkpoint)
+    with pytest.raises(ValueError, match=r"lacks weights of its .*: decoder\.layers\.1\."):
+        _ = load(checkpoint).diffusion
 
 
 def test_random_encoder_is_always_the_same() -> None:
@@ -191,7 +192,7 @@ def test_special_tokens_in_a_text_are_plain_characters(checkpoint: Path, corpus:
 
 def test_bfloat16_checkpoint_is_analysed_in_float32(checkpoint: Path, corpus: Path) -> None:
     ConceptEncoderForDiffusionMLM.from_pretrained(checkpoint, dtype=torch.bfloat16).save_pretrained(checkpoint)
-    assert next(load_models(checkpoint)[0].parameters()).dtype == torch.float32
+    assert next(load(checkpoint).encoder.parameters()).dtype == torch.float32
 
 
 def test_analyze_takes_the_output_folder(checkpoint: Path, corpus: Path, tmp_path: Path) -> None:
@@ -250,24 +251,24 @@ def test_checkpoint_of_another_architecture(tmp_path: Path) -> None:
     config = BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     BertModel(config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="model of type 'bert'; only type 'concept_encoder'"):
-        load_models(tmp_path)
+        run(tmp_path, Path("unread.jsonl"))
 
 
 def test_folder_without_config(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"it has no config\.json"):
-        load_models(tmp_path)
+        run(tmp_path, Path("unread.jsonl"))
 
 
 def test_no_folder() -> None:
-    with pytest.raises(ValueError, match=r"must be a folder, got 'nowhere/at-all'; .*hf download"):
-        load_models("nowhere/at-all")
+    with pytest.raises(ValueError, match="nowhere/at-all is no folder to write results to; give --output_dir"):
+        run("nowhere/at-all", Path("unread.jsonl"))
 
 
 def test_missing_encoder_weights(checkpoint: Path) -> None:
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
-    with pytest.raises(ValueError, match=r"lacks encoder weights \(.*layers\.2\."):
-        load_models(checkpoint)
+    with pytest.raises(ValueError, match=r"lacks weights of its .*: encoder\.layers\.2\."):
+        _ = load(checkpoint).encoder
 
 
 # --- command line ---
@@ -282,10 +283,10 @@ def test_script_takes_the_corpus_from_the_recipe(checkpoint: Path, corpus: Path,
     (checkpoint / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     run_script(checkpoint)
     result = GeometryResult.load(checkpoint / "geometry.json")
-    assert result.corpus.dataset_name == str(corpus)
+    assert result.corpus.dataset_name == corpus.name
     assert result.corpus.max_length == 24
     printed, said = capsys.readouterr()
-    assert f"9 documents of {corpus}" in printed
+    assert f"9 documents of {corpus.name}" in printed
     assert "global_effective_rank_normalized" in printed
     assert "fixed by the output LayerNorm" in printed
     assert "within_centred rankme" in printed
@@ -327,4 +328,4 @@ def test_script_rejects_unknown_recipe_fields(checkpoint: Path, capsys) -> None:
     (checkpoint / "recipe.yaml").write_text(yaml.safe_dump({"data": {"datset_name": "x"}}))
     with pytest.raises(SystemExit):
         run_script(checkpoint)
-    assert "unknown data fields: datset_name. The known fields are: dataset_name" in capsys.readouterr().err
+    assert "unknown field 'datset_name' in section 'data'; did you mean dataset_name" in capsys.readouterr().err

@@ -15,11 +15,9 @@ from concept_encoder.eval.benchmarks.bert_twin import (
 )
 from concept_encoder.eval.benchmarks.finetuning import finetune_task
 from concept_encoder.eval.benchmarks.protocols import PROTOCOLS
-from concept_encoder.eval.benchmarks.registry import BENCHMARKS
-from concept_encoder.eval.concepts.analysis import load_models
+from concept_encoder.eval.concepts.sampling import load_sampler
 from concept_encoder.eval.concepts.whitening import whiten
-from concept_encoder.eval.hub.export import load_exportable
-from concept_encoder.eval.loading.checkpoints import check_checkpoint, load_classifier, load_encoder, random_encoder
+from concept_encoder.eval.loading.checkpoints import FAMILIES, Checkpoint, load, random_encoder
 from concept_encoder.scripts.pretrain_twin import main
 from concept_encoder.trainers.data.corpora import DataArguments
 from concept_encoder.trainers.pretraining import pretrain
@@ -99,15 +97,16 @@ def test_only_masked_language_modelling_can_train_it(tmp_path):
 def test_evaluations_load_it_as_they_load_a_concept_encoder(trained):
     folder, _ = trained
     kept = BertTwinForMaskedLM.from_pretrained(folder).encoder.state_dict()
-    encoder = load_encoder(folder)
+    opened = Checkpoint.open(folder, families=FAMILIES)
+    encoder = opened.encoder
     assert type(encoder) is BertTwinModel
     assert all(torch.equal(weight, kept[name]) for name, weight in encoder.state_dict().items())
-    assert type(random_encoder(check_checkpoint(folder))) is BertTwinModel
+    assert type(random_encoder(opened.config)) is BertTwinModel
     for head, expected in (
         ("ConceptEncoderForSequenceClassificationPerceiver", BertTwinForSequenceClassification),
         ("ConceptEncoderForSentencePairClassification", BertTwinForSentencePairClassification),
     ):
-        model, keys = load_classifier(folder, head, BENCHMARKS["mrpc"])
+        model, keys = opened.load_classifier(head, num_labels=2)
         assert type(model) is expected
         assert all(torch.equal(weight, kept[name]) for name, weight in model.encoder.state_dict().items())
         assert all(name.startswith(("pooling.", "classifier.")) for name in keys["newly_initialized"])
@@ -116,7 +115,7 @@ def test_evaluations_load_it_as_they_load_a_concept_encoder(trained):
 def test_what_needs_concepts_refuses_it_by_name(trained, tmp_path):
     folder, _ = trained
     white = tmp_path / "white"
-    for read in (load_models, load_exportable, lambda folder: whiten(str(folder), white, DataArguments())):
+    for read in (load, load_sampler, lambda folder: whiten(str(folder), white, DataArguments())):
         with pytest.raises(ValueError, match="holds a model of type 'bert_twin'; only type 'concept_encoder' can be"):
             read(folder)
     assert not white.exists()

@@ -215,6 +215,20 @@ def test_only_corpora_of_the_hub_are_linked(tmp_path, corpus, listed):
     assert "model-index" not in str(card)
 
 
+def test_no_path_of_the_author_is_a_data_set(tmp_path):
+    card = render_card(build_report(write_run(tmp_path, pretrain=synthetic_pretrain(corpus="./my/texts"))), facts())
+    assert "datasets" not in card.data.to_dict() and "./my" not in str(card)
+    assert "on the corpus texts, the author's own" in card.text
+
+
+def test_the_settings_of_a_corruption_are_rows(tmp_path):
+    run = synthetic_pretrain()
+    run["objective"] = {"corruption": {"tsdae": {"deletion_rate": 0.6}}, "regularizers": {}, "label_smoothing": 0.0}
+    card = render_card(build_report(write_run(tmp_path, pretrain=run)), facts())
+    assert "| objective, corruption, tsdae, deletion_rate | 0.6 |" in str(card).replace("\\_", "_")
+    assert "regularizers" not in str(card) and "{" not in card.text.split("tsdae")[1][:40]
+
+
 @pytest.mark.parametrize(("overall", "opening"), [("PASS", "**Passed.**"), ("INCONCLUSIVE", "**Not decided.**")])
 def test_the_verdict_opens_the_card(report, overall, opening):
     judged = replace(report, verdict=replace(report.verdict, overall=overall), gates=[])

@@ -121,7 +121,7 @@ def other_model(folder):
 @pytest.mark.parametrize(
     ("head", "spoil", "message"),
     [
-        (ConceptEncoderModel, drop_weight, "lacks weights of ConceptEncoderModel: latents.weight"),
+        (ConceptEncoderModel, drop_weight, "lacks weights of its ConceptEncoderModel: latents.weight"),
         (ConceptEncoderModel, other_model, "holds a model of type 'bert'; only type 'concept_encoder'"),
         (ConceptEncoderModel, lambda folder: (folder / "config.json").unlink(), "has no config.json"),
         (ConceptEncoderModel, lambda folder: [p.unlink() for p in folder.glob("tok*")], "has no tokenizer"),

@@ -46,7 +46,7 @@ class CopyModel(nn.Module):
 
     device = torch.device("cpu")
 
-    def forward(self, attention_mask, decoder_input_ids, timesteps, labels, concepts) -> SimpleNamespace:
+    def forward(self, attention_mask, decoder_input_ids, timesteps, labels, concepts, row_loss) -> SimpleNamespace:
         assert attention_mask.shape == decoder_input_ids.shape and timesteps.shape == labels.shape[:1]
         places = torch.arange(labels.shape[1]) % concepts.shape[1]
         losses = nn.functional.cross_entropy(concepts[:, places].mT, labels, reduction="none", ignore_index=-100)

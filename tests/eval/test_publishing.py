@@ -19,8 +19,9 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from run_files import synthetic_finetune, synthetic_pretrain, write_run
 from safetensors.torch import load_file, save_file
-from small_tasks import files
-from transformers import GenerationConfig
+from small_runs import tiny_recipe
+from small_tasks import pair_table
+from transformers import AutoTokenizer, GenerationConfig
 
 from concept_encoder.configuration_concept import AUTO_MAP, ConceptEncoderConfig
 from concept_encoder.eval.hub import pushing
@@ -28,11 +29,20 @@ from concept_encoder.eval.hub.publishing import assemble, compare, explain, push
 from concept_encoder.eval.report.report import report
 from concept_encoder.modeling_concept import (
     ConceptEncoderForDiffusionMLM,
+    ConceptEncoderForMaskedLMPerceiver,
+    ConceptEncoderForSentencePairClassification,
     ConceptEncoderForSequenceClassificationPerceiver,
+    ConceptEncoderForSequenceClassificationViaDecoder,
     ConceptEncoderModel,
 )
 from concept_encoder.scripts import push
+from concept_encoder.scripts.analyze import main as analyze
+from concept_encoder.scripts.finetune import main as finetune
 from concept_encoder.scripts.pretrain import main as pretrain
+from concept_encoder.scripts.similarity import main as similarity
+from concept_encoder.scripts.whiten import main as whiten
+from concept_encoder.trainers.data.microworld import microworld_corpus, microworld_tokenizer
+from concept_encoder.trainers.pretraining import pretrain as library_pretrain
 from concept_encoder.trainers.training.arguments import ConceptTrainingArguments
 from concept_encoder.trainers.training.trainer import ConceptTrainer
 from concept_encoder.utils.results import Report
@@ -42,6 +52,7 @@ TOKEN = "hf_local"
 CHECKPOINT = {
     *("README.md", "config.json", "configuration_concept.py", "modeling_concept.py", "generation_config.json"),
     *("model.safetensors", "modules.json", "sentence_bert_config.json", "tokenizer.json", "tokenizer_config.json"),
+    *("config_sentence_transformers.json", "2_Pooling/config.json", "3_Normalize/config.json"),
 }
 
 
@@ -76,6 +87,10 @@ def repo_id(request) -> str:
 def unverified(monkeypatch):
     """Leaves out the two processes that load the model, of which other tests are."""
     monkeypatch.setattr(pushing, "verify", lambda *args: [])
+
+
+def files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
 def head(repo_id: str, revision: str = "main") -> str:
@@ -113,7 +128,7 @@ def test_the_upload_set_of_a_run(run, tmp_path):
     report = Report.load(run / "report.json")
     figures = {name for figure in report.figures for name in (figure.light, figure.dark)}
     assert figures
-    assert files(tmp_path) - {"figures"} == CHECKPOINT | figures | {"report.json", "report.html", "recipe.yaml"}
+    assert files(tmp_path) == CHECKPOINT | figures | {"report.json", "report.html", "recipe.yaml"}
     assert notes == [
         "left out, training state: checkpoint-3, optimizer.pt, rng_state.pth, trainer_state.json, training_args.bin",
         "left out, a pickle can run code when it is loaded: notes.pkl",
@@ -129,17 +144,156 @@ def test_the_upload_set_of_a_run(run, tmp_path):
 def test_an_older_run_gets_the_whole_map_and_this_code(pretrained, tmp_path):
     source = shutil.copytree(pretrained, tmp_path / "old")
     config = json.loads((source / "config.json").read_text())
-    (source / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "modeling_concept.Old"}}))
+    part = {"AutoModel": AUTO_MAP["AutoModel"]}
+    (source / "config.json").write_text(json.dumps({**config, "auto_map": part}))
     (source / "modeling_concept.py").write_text("raise SystemExit\n")
     (source / "README.md").write_text("# By hand\n")
     (tmp_path / "set").mkdir()
     notes = assemble(source, tmp_path / "set", "me/example")
-    assert json.loads((tmp_path / "set/config.json").read_text()) == {**config, "auto_map": AUTO_MAP}
+    own = {"AutoModelForMaskedLM": "modeling_concept.ConceptEncoderForDiffusionMLM"}
+    assert json.loads((tmp_path / "set/config.json").read_text()) == {**config, "auto_map": AUTO_MAP | own}
     changed = "modeling_concept.py is this package's; the run's own is older or was changed. "
     assert f"{changed}concept-encoder check-code {source} shows how" in notes
     assert "left out, README.md: the card is rendered from what was measured" in notes
     assert any("nothing was measured, and the card says so" in note for note in notes)
     assert "**Not judged.**" in (tmp_path / "set/README.md").read_text()
+
+
+def test_a_choice_of_heads_is_kept(pretrained, tmp_path):
+    source = shutil.copytree(pretrained, tmp_path / "run")
+    config = json.loads((source / "config.json").read_text())
+    auto, pair = "AutoModelForSequenceClassification", "modeling_concept.ConceptEncoderForSentencePairClassification"
+    (source / "config.json").write_text(json.dumps({**config, "auto_map": config["auto_map"] | {auto: pair}}))
+    (tmp_path / "set").mkdir()
+    assemble(source, tmp_path / "set", "me/example")
+    assert json.loads((tmp_path / "set/config.json").read_text())["auto_map"][auto] == pair
+
+
+@pytest.mark.parametrize(
+    ("auto", "name"),
+    [
+        ("AutoModel", "modeling_concept.Old"),
+        ("AutoModel", "other/repository--modeling_concept.ConceptEncoderModel"),
+        ("AutoModel", "modeling_concept.ConceptEncoderForDiffusionMLM"),
+        ("AutoTokenizer", "evil.Evil"),
+    ],
+)
+def test_a_map_that_names_other_code_is_not_published(pretrained, tmp_path, auto, name):
+    source = shutil.copytree(pretrained, tmp_path / "run")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "auto_map": {auto: name}}))
+    (tmp_path / "set").mkdir()
+    message = rf"the auto_map of .* names what is no class of this package for it \({auto}: '{name}'\); load"
+    with pytest.raises(ValueError, match=message):
+        assemble(source, tmp_path / "set", "me/example")
+
+
+@pytest.mark.parametrize(
+    "name", [".env", "token", "optimizer.pt", "figures/.env", "figures/a/b.png", "x.png", None, 3]
+)
+def test_a_forged_report_publishes_nothing_as_a_figure(run, tmp_path, name):
+    source = shutil.copytree(run, tmp_path / "run")
+    forged = json.loads((source / "report.json").read_text())
+    forged["figures"][0]["dark"] = name
+    (source / "report.json").write_text(json.dumps(forged))
+    if isinstance(name, str):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes(b"secret")
+    (tmp_path / "set").mkdir()
+    with pytest.raises(ValueError, match=r"as a figure, which is none of figures/\*\.png; write the report again"):
+        assemble(source, tmp_path / "set", "me/example")
+    assert not any(b"secret" in path.read_bytes() for path in (tmp_path / "set").rglob("*") if path.is_file())
+
+
+def test_a_figure_that_is_a_link_to_another_file_of_the_run_is_not_published(run, tmp_path):
+    source = shutil.copytree(run, tmp_path / "run")
+    (source / ".env").write_text("secret")
+    figure = next((source / "figures").glob("*.png"))
+    figure.unlink()
+    figure.symlink_to(source / ".env")
+    (tmp_path / "set").mkdir()
+    with pytest.raises(ValueError, match=r"is a link to \.env; put the file itself there"):
+        assemble(source, tmp_path / "set", "me/example")
+
+
+def test_stray_files_stay_where_they_are(run, tmp_path):
+    source = shutil.copytree(run, tmp_path / "run")
+    stray = [".env", "token", "notes.txt", "id_rsa", "data.jsonl", "figures/own.png", "extra.safetensors", "x.py"]
+    stray += ["last-checkpoint/model.safetensors", "custom_generate/generate.py", "pretrain.json.bak"]
+    for name in stray:
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_bytes(b"secret")
+    (tmp_path / "set").mkdir()
+    assemble(source, tmp_path / "set", "me/example")
+    assert files(tmp_path / "set").isdisjoint(stray)
+    assert not any(b"secret" in path.read_bytes() for path in (tmp_path / "set").rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("name", [".env", "optimizer.pt", "deep/model.safetensors", "figures/x.svg", "evil.py"])
+def test_only_an_upload_set_is_pushed(folder, name):
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(b"x")
+    with pytest.raises(ValueError, match=f"holds {name}, which are no files of an upload; it holds only README.md"):
+        push_folder(folder, "me/never")
+
+
+def test_the_tokenizer_of_an_older_run_is_limited_to_what_the_model_reads(pretrained, tmp_path):
+    source = shutil.copytree(pretrained, tmp_path / "run")
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    (source / "tokenizer_config.json").write_text(json.dumps({**settings, "model_max_length": 512}))
+    (tmp_path / "set").mkdir()
+    assemble(source, tmp_path / "set", "me/example")
+    assert json.loads((tmp_path / "set/tokenizer_config.json").read_text())["model_max_length"] == 64
+
+
+def test_a_report_of_before_that_names_the_home_of_its_author_is_not_published(run, tmp_path):
+    source = shutil.copytree(run, tmp_path / "run")
+    (source / "report.html").write_text(f"<p>{tmp_path}/corpus</p>")
+    (tmp_path / "set").mkdir()
+    with pytest.raises(ValueError, match=r"report\.html would publish a path of this machine; measure and"):
+        assemble(source, tmp_path / "set", "me/example")
+
+
+@pytest.mark.slow
+def test_no_path_of_the_author_is_in_anything_that_is_published(tmp_path, tokenizer):
+    """Every option that takes a path is given an absolute one."""
+    home = tmp_path / "home-of-alice"
+    corpus, task, own = home / "corpus" / "texts.jsonl", home / "own_pairs.yaml", home / "pairs"
+    corpus.parent.mkdir(parents=True)
+    texts = [row["text"] for row in microworld_corpus("train", 80)]
+    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    own.mkdir()
+    for split, rows in (("train", 96), ("validation", 40)):
+        pair_table(rows, rows, similarity=True).to_parquet(own / f"{split}.parquet")
+    content = {"like": "stsb", "dataset_id": str(own), "sentence_columns": ["sentence1", "sentence2"]}
+    task.write_text(json.dumps(content))
+    microworld_tokenizer().save_pretrained(home / "tokenizer")
+    data = ["--dataset_name", str(corpus), "--tokenizer_name", str(home / "tokenizer"), "--validation_size", "0.2"]
+    data += ["--max_length", "64", "--max_train_documents", "40", "--max_validation_documents", "10"]
+    first, run = home / "runs" / "first", home / "runs" / "second"
+    pretrain(["tiny", "--output_dir", str(first), "--max_steps", "2", "--use_cpu", "True", *data])
+    options = ["--start_from", str(first), "--max_steps", "2", "--use_cpu", "True", "--save_strategy", "steps"]
+    options += ["--save_steps", "1", "--load_best_model_at_end", "True", "--eval_strategy", "steps"]
+    pretrain(["tiny", "--output_dir", str(run), *options, "--eval_steps", "1", *data])
+    analyze([str(run), "--num_batches", "2", "--batch_size", "5", "--ledger_documents", "4", *data[:2]])
+    finetune([str(run), "--tasks", str(task), "--protocol", "quick", "--save_model", "--output_dir", str(run)])
+    similarity([str(run), "--tasks", str(task), "--output_dir", str(run)])
+    report(run)
+    whiten([str(run), "--output_dir", str(home / "white"), *data[:2]])
+    sources = {"run": run, "model": run / "finetune" / "own_pairs.quick" / "model", "white": home / "white"}
+    for name, source in sources.items():
+        (tmp_path / name).mkdir()
+        assemble(source, tmp_path / name, "me/example")
+    published = [path for name in sources for path in (tmp_path / name).rglob("*") if path.is_file()]
+    # A checkpoint-N is no result: it is what this machine goes on from.
+    results = [path for path in run.rglob("*.json") if not any(part.startswith("checkpoint-") for part in path.parts)]
+    assert {"geometry.json", "trainer_state.json", "pretrain.json", "own_pairs.json"} <= {
+        path.name for path in results
+    }
+    assert {"report.html", "recipe.yaml"} <= {path.name for path in published}
+    words = [str(tmp_path).encode(), b"home-of-alice"]
+    assert [path for path in (*published, *results) if any(word in path.read_bytes() for word in words)] == []
+    assert "texts.jsonl" in (tmp_path / "run" / "recipe.yaml").read_text()
 
 
 def test_generation_defaults_are_those_of_generate(folder):
@@ -220,7 +374,7 @@ def broken(source: Path, how: str) -> None:
         ("other type", "holds a model of type 'bert'; only type 'concept_encoder'"),
         ("other class", "architectures must name one of ConceptEncoder.*, got 'BertModel'"),
         ("stale report", r"report.json is not of these results \(finetune/microworld_similarity.reference.json\)"),
-        ("no figure", "lacks figures/.*; write it anew: concept-encoder report"),
+        ("no figure", "lacks figures/.*; write it again: concept-encoder report"),
     ],
 )
 def test_what_cannot_be_published(run, tmp_path, how, message, capsys):
@@ -238,14 +392,14 @@ def leads_out(source: Path, how: str) -> None:
     """Makes a run folder name, or link to, a file beside it."""
     (source.parent / "secret.png").write_bytes(b"of nobody else")
     (source.parent / "secret.safetensors").write_bytes((source / "model.safetensors").read_bytes())
-    report = json.loads((source / "report.json").read_text())
+    forged = json.loads((source / "report.json").read_text())
     index = {"weight_map": {"lm_head.weight": "../secret.safetensors"}}
     if how == "figure":
-        report["figures"][0]["light"] = "../secret.png"
-        (source / "report.json").write_text(json.dumps(report))
+        forged["figures"][0]["light"] = "../secret.png"
+        (source / "report.json").write_text(json.dumps(forged))
     elif how == "absolute figure":
-        report["figures"][0]["light"] = str(source.parent / "secret.png")
-        (source / "report.json").write_text(json.dumps(report))
+        forged["figures"][0]["light"] = str(source.parent / "secret.png")
+        (source / "report.json").write_text(json.dumps(forged))
     elif how == "link":
         (source / "recipe.yaml").unlink()
         (source / "recipe.yaml").symlink_to(source.parent / "secret.png")
@@ -328,8 +482,14 @@ def test_compare():
         ("ConceptEncoderModel", {"a": "1"}, [], []),
         ("ConceptEncoderModel", {"a": "9"}, [], ["differs from the local one: a"]),
         ("ConceptEncoderModel", {"a": "1"}, ["c"], ["newly initialised: c"]),
-        ("Classifier", {"encoder.a": "1", "head": "5"}, ["head"], []),
-        ("Classifier", {"encoder.a": "9", "head": "5"}, ["head"], ["differs from the local one: encoder.a"]),
+        ("Classifier", {"encoder.a": "1", "classifier.x": "5"}, ["classifier.x", "pooling.y"], []),
+        (
+            "Classifier",
+            {"encoder.a": "9", "classifier.x": "5"},
+            ["classifier.x"],
+            ["differs from the local one: encoder.a"],
+        ),
+        ("OtherDecoder", {"encoder.a": "1", "decoder.c": "5"}, ["decoder.c"], ["newly initialised: decoder.c"]),
         ("Classifier", {"encoder.a": "1"}, ["encoder.a"], ["newly initialised: encoder.a"]),
     ):
         other = seen(tensors, missing, name)["AutoX"]
@@ -361,16 +521,78 @@ def test_verify_sees_what_is_wrong_with_a_folder(folder, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["base", "classifier", "bfloat16"])
-def test_every_kind_of_checkpoint_verifies(pretrained, tmp_path, kind):
+@pytest.mark.parametrize(
+    "head",
+    [
+        ConceptEncoderModel,
+        ConceptEncoderForDiffusionMLM,
+        ConceptEncoderForMaskedLMPerceiver,
+        ConceptEncoderForSequenceClassificationPerceiver,
+        ConceptEncoderForSequenceClassificationViaDecoder,
+        ConceptEncoderForSentencePairClassification,
+    ],
+)
+def test_every_kind_of_checkpoint_verifies(pretrained, tmp_path, head):
     config = ConceptEncoderConfig.from_pretrained(pretrained)
-    head = ConceptEncoderForSequenceClassificationPerceiver if kind == "classifier" else ConceptEncoderForDiffusionMLM
-    head = ConceptEncoderModel if kind == "base" else head
     source = shutil.copytree(pretrained, tmp_path / "run")
-    head(config).to(torch.bfloat16 if kind == "bfloat16" else torch.float32).save_pretrained(source)
+    head(config).to(torch.bfloat16 if head is ConceptEncoderModel else torch.float32).save_pretrained(source)
+    kept = json.loads((source / "config.json").read_text())["auto_map"]
     (tmp_path / "set").mkdir()
     assemble(source, tmp_path / "set", "me/example")
+    assert json.loads((tmp_path / "set" / "config.json").read_text())["auto_map"] == kept
     assert verify(tmp_path / "set", str(tmp_path / "set")) == []
+
+
+@pytest.mark.slow
+def test_an_auto_class_that_would_answer_at_random_is_not_verified(pretrained, tmp_path):
+    """As older runs have it: a decoder for a checkpoint of a classifier."""
+    source = shutil.copytree(pretrained, tmp_path / "run")
+    ConceptEncoderForSequenceClassificationPerceiver.from_pretrained(pretrained).save_pretrained(source)
+    config = json.loads((source / "config.json").read_text())
+    config["auto_map"]["AutoModelForMaskedLM"] = "modeling_concept.ConceptEncoderForDiffusionMLM"
+    (source / "config.json").write_text(json.dumps(config))
+    (tmp_path / "set").mkdir()
+    assemble(source, tmp_path / "set", "me/example")
+    (line,) = verify(tmp_path / "set", str(tmp_path / "set"))
+    assert line.startswith("AutoModelForMaskedLM: newly initialised: decoder.")
+
+
+FILL = """
+import json, sys
+sys.modules["concept_encoder"] = None
+import transformers
+from transformers import AutoModelForMaskedLM, pipeline
+transformers.logging.set_verbosity_error()
+name, revision = sys.argv[1:]
+fill = pipeline("fill-mask", model=name, revision=revision, trust_remote_code=True)
+answers = fill("the cat [MASK] in the barn .", top_k=3)
+print(json.dumps([type(fill.model).__name__, [[each["token"], each["score"]] for each in answers]]))
+"""
+
+
+@pytest.mark.hub
+@pytest.mark.slow
+@pytest.mark.parametrize("corruption", ["mlm", "tsdae"])
+def test_a_published_baseline_fills_masks_as_itself(corruption, hub, repo_id, tmp_path):
+    run, options = tmp_path / "run", ["--corruption", corruption, "--max_length", "64"]
+    library_pretrain(tiny_recipe(run, *options))
+    push.main([str(run), "--repo_id", repo_id])
+    commit = HfApi().repo_info(repo_id).sha
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    command = [sys.executable, "-P", "-c", FILL, repo_id, commit]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    name, answers = json.loads(done.stdout.splitlines()[-1])
+    assert name == ConceptEncoderForMaskedLMPerceiver.__name__
+    model, tokenizer = (
+        ConceptEncoderForMaskedLMPerceiver.from_pretrained(run).eval(),
+        AutoTokenizer.from_pretrained(run),
+    )
+    batch = tokenizer("the cat [MASK] in the barn .", return_tensors="pt", return_token_type_ids=False)
+    with torch.no_grad():
+        best = model(**batch).logits[batch["input_ids"] == tokenizer.mask_token_id][0].softmax(-1).topk(3)
+    assert [token for token, _ in answers] == best.indices.tolist()
+    assert [score for _, score in answers] == pytest.approx(best.values.tolist(), rel=1e-4)
 
 
 # --------------------------------------------------------------------------------------------------- push over HTTP
@@ -471,7 +693,7 @@ def test_a_dry_run_needs_no_token_and_writes_nothing(run, hub, repo_id, unverifi
     assert printed.endswith("dry run: nothing was pushed\n")
     hub.fault(status=503)
     push.main([str(run), "--repo_id", repo_id, "--dry_run"])
-    assert "card: metadata not checked, no answer from http" in capsys.readouterr().out
+    assert "card: metadata not checked, no answer" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------------------------------------------- faults

@@ -79,8 +79,6 @@ def test_continuation_behind_the_prefix_has_a_canvas_of_new_tokens_alone(sampler
     blank, eos = sampler[0].config.mask_token_id, sampler[0].config.eos_token_id
     assert generated[0]["args"][3].tolist() == [[blank] * 4 + [eos]] * 2
     assert all(text.startswith(prefix) for text, prefix in zip(texts, TEXTS, strict=True))
-    with pytest.raises(ValueError, match="reencode reads the canvas, which with rest_only holds no prefix"):
-        sampling.continue_texts(*sampler, TEXTS, 4, rest_only=True, reencode=True)
 
 
 def test_the_ends_of_an_interpolation_are_the_reconstructions(sampler, generated):
@@ -130,7 +128,7 @@ def test_swapping_takes_the_named_concepts_and_leaves_the_originals():
         (["continue", "--num_tokens", "3"], 2),
         (["continue", "--num_tokens", "3", "--rest_only"], 2),
         (["interpolate", "--num_texts", "4", "--order", "blocks", "--block_length", "3"], 4),
-        (["swap", "--swap_concepts", "0", "2", "--reencode"], 2),
+        (["swap", "--swap_concepts", "0", "2", "--top_k", "5"], 2),
     ],
 )
 def test_script_prints_one_text_per_line(pretrained, mode, count, capsys):

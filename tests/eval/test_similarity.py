@@ -21,7 +21,7 @@ from concept_encoder.eval.benchmarks.similarity import (
     similarity,
 )
 from concept_encoder.eval.concepts.whitening import whitening
-from concept_encoder.eval.loading.checkpoints import load_encoder, random_twin
+from concept_encoder.eval.loading.checkpoints import load, random_twin
 from concept_encoder.scripts.similarity import main
 from concept_encoder.trainers.data.microworld import microworld_tokenizer
 from concept_encoder.utils.results import SimilarityResult
@@ -83,7 +83,7 @@ def test_running_variance_equals_all_at_once():
 
 def test_scores_are_those_of_the_definitions(pretrained, stsb):
     """One pair at a time, without padding, from the checkpoint: the same numbers."""
-    encoder, tokenizer = load_encoder(pretrained), microworld_tokenizer(64)
+    encoder, tokenizer = load(pretrained).encoder, microworld_tokenizer(64)
     data = load_benchmark(stsb)
     scored = score_frozen(encoder, tokenizer, data, stsb, 64, "run")
 
@@ -122,10 +122,10 @@ def test_result(pretrained, stsb, tmp_path):
     assert [row.id for row in result.rows] == [f"{name}, {metric}" for name in names for metric in stsb.metrics]
     labels = pair_table(40, seed=40, similarity=True)["label"][:]
     data = load_benchmark(stsb)
-    folders = {"run": pretrained, "twin": random_twin(pretrained, tmp_path)}
+    checkpoints = {"run": load(pretrained), "twin": random_twin(load(pretrained), tmp_path)}
     run, twin = (
-        score_frozen(load_encoder(folder), microworld_tokenizer(64), data, stsb, 64, name)
-        for name, folder in folders.items()
+        score_frozen(checkpoint.encoder, microworld_tokenizer(64), data, stsb, 64, name)
+        for name, checkpoint in checkpoints.items()
     )
     for method in names:
         row = result.primary(method)
@@ -142,7 +142,7 @@ def test_result(pretrained, stsb, tmp_path):
 
 def test_nothing_is_fitted_on_validation(pretrained, stsb):
     """Other validation pairs leave the scores of a kept pair as they are."""
-    encoder, tokenizer = load_encoder(pretrained), microworld_tokenizer(64)
+    encoder, tokenizer = load(pretrained).encoder, microworld_tokenizer(64)
     data = load_benchmark(stsb)
     whole = score_frozen(encoder, tokenizer, data, stsb, 64, "run")
     data["validation"] = data["validation"].select(range(10))

@@ -18,7 +18,7 @@ from concept_encoder.eval.benchmarks.finetuning import finetune_task
 from concept_encoder.eval.benchmarks.protocols import PROTOCOLS, Protocol
 from concept_encoder.eval.benchmarks.registry import load_benchmark
 from concept_encoder.eval.benchmarks.tuning import prepare_task
-from concept_encoder.eval.loading.checkpoints import check_checkpoint, load_tokenizer
+from concept_encoder.eval.loading.checkpoints import load
 from concept_encoder.modeling_concept import (
     ConceptEncoderForSentencePairClassification,
     ConceptEncoderForSequenceClassificationPerceiver,
@@ -46,8 +46,8 @@ def few_resamples(monkeypatch):
 
 
 def prepared(pretrained: Path, row, protocol: Protocol):
-    config = check_checkpoint(pretrained)
-    return prepare_task(row, protocol, load_tokenizer(pretrained, config), config)
+    opened = load(pretrained)
+    return prepare_task(row, protocol, opened.tokenizer, opened.config)
 
 
 def without_time(value):
@@ -204,7 +204,8 @@ def test_training_stops_at_the_best_epoch_and_when_nothing_improves(pretrained, 
     protocol = PROTOCOLS["tuned"].override(learning_rates=(1e-3,), seeds=(7,), epochs=6, patience=2)
     task = prepared(pretrained, row, protocol)
     monkeypatch.setattr(tuning, "benchmark_score", lambda *arguments: {"accuracy": next(scores)})
-    own = tuning.run_protocol("run", pretrained, task, tuning.Cells(tmp_path / "cells", tuning.tqdm(disable=True)))
+    cells = tuning.Cells(tmp_path / "cells", tuning.tqdm(disable=True))
+    own = tuning.run_protocol("run", load(pretrained), task, cells)
     sweep = SweepCell.load(tmp_path / "cells" / "run.sweep.lr=0.001.batch=32.json")
     assert [metrics["accuracy"] for metrics in sweep.metrics_by_epoch] == [0.1, 0.5, 0.4, 0.3]
     assert own.selected.epochs == 2
@@ -232,7 +233,7 @@ def test_predictions_are_in_the_order_of_the_split(pretrained, tmp_path):
         table = table.add_column(name, encoded[name])
     task.encoded["validation"] = table
     cells = tuning.Cells(tmp_path / "cells", tuning.tqdm(disable=True))
-    cell = tuning.run_protocol("run", pretrained, task, cells, save_model=True).runs[0]
+    cell = tuning.run_protocol("run", load(pretrained), task, cells, save_model=True).runs[0]
     model = ConceptEncoderForSequenceClassificationPerceiver.from_pretrained(tmp_path / "cells" / "model").eval()
     batch = task.tokenizer(long, validation["sentence2"][:], padding=True, return_tensors="pt")
     with torch.no_grad():
@@ -251,7 +252,7 @@ def uneven():
 
 def test_training_batches_are_grouped_and_predictions_stand_beside_their_labels(pretrained, uneven, tmp_path):
     model = ConceptEncoderForSequenceClassificationPerceiver.from_pretrained(pretrained, num_labels=1)
-    tokenizer = load_tokenizer(pretrained, model.config)
+    tokenizer = load(pretrained).tokenizer
     options = {
         "num_train_epochs": 2,
         "report_to": "none",
@@ -296,11 +297,11 @@ def test_cells_of_another_batching_are_refused(pretrained, tmp_path, monkeypatch
     task = prepared(pretrained, small_task("rte", tmp_path), PROTOCOLS["quick"].override(epochs=1))
     cells = tuning.Cells(tmp_path / "cells", tuning.tqdm(disable=True))
     monkeypatch.setattr(tuning, "BATCHING", "random")
-    cell = tuning.run_protocol("run", pretrained, task, cells).runs[0]
+    cell = tuning.run_protocol("run", load(pretrained), task, cells).runs[0]
     assert 0 <= cell.padding_share < 1
     monkeypatch.undo()
     with pytest.raises(ValueError, match=r"other settings \(batching 'random', now 'length-grouped'\); give --overwr"):
-        tuning.run_protocol("run", pretrained, task, cells)
+        tuning.run_protocol("run", load(pretrained), task, cells)
 
 
 def test_capped_training_examples(pretrained, tmp_path):
@@ -341,7 +342,7 @@ def test_texts_of_a_pair_can_be_encoded_apart(task, pretrained, tmp_path, monkey
     comparison, first = seen[0]
     assert comparison == ("cosine" if task == "stsb" else "features")
     assert set(first) == {"input_ids_a", "attention_mask_a", "input_ids_b", "attention_mask_b", "labels"}
-    tokenizer = load_tokenizer(pretrained, check_checkpoint(pretrained))
+    tokenizer = load(pretrained).tokenizer
     for ids in (first["input_ids_a"], first["input_ids_b"]):
         assert (ids[:, 0] == tokenizer.cls_token_id).all()
         assert ((ids == tokenizer.sep_token_id).sum(1) == 1).all()

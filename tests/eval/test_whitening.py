@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from concept_encoder import ConceptEncoderForDiffusionMLM, ConceptEncoderModel
 from concept_encoder.configuration_concept import AUTO_MAP
 from concept_encoder.eval.concepts.whitening import mean_concepts, whiten, whitening
-from concept_encoder.eval.loading.checkpoints import load_encoder
+from concept_encoder.eval.loading.checkpoints import load
 from concept_encoder.scripts.whiten import main
 from concept_encoder.trainers.data.corpora import DataArguments
 
@@ -67,7 +67,7 @@ def texts_of(data: DataArguments) -> list[str]:
 def test_the_pooled_output_is_white_and_the_concepts_are_the_same(checkpoint, data, tokenizer, tmp_path):
     fitted = whiten(str(checkpoint), tmp_path / "white", data)
     assert fitted["rank"] == 31 and TEXTS - 10 < fitted["texts"] <= TEXTS
-    before, after = load_encoder(checkpoint), load_encoder(tmp_path / "white")
+    before, after = load(checkpoint).encoder, load(tmp_path / "white").encoder
     batch = tokenizer(texts_of(data)[:40], padding=True, return_tensors="pt", return_token_type_ids=False)
     with torch.no_grad():
         old, new = before(**batch), after(**batch)
@@ -89,7 +89,9 @@ def test_it_is_a_checkpoint_like_any_other(checkpoint, data, tokenizer, tmp_path
     ids = [[2, 9, 8, 7, 3]]
     pooled = head.encoder(torch.tensor(ids)).pooler_output.tolist()
     run_without_package(LOAD, tmp_path, str(tmp_path / "white"), json.dumps(ids), json.dumps(pooled))
-    assert json.loads((tmp_path / "white" / "config.json").read_text())["auto_map"] == AUTO_MAP
+    assert json.loads((tmp_path / "white" / "config.json").read_text())["auto_map"] == AUTO_MAP | {
+        "AutoModelForMaskedLM": "modeling_concept.ConceptEncoderForDiffusionMLM"
+    }
     assert (tmp_path / "white" / "modules.json").is_file()
 
 
@@ -128,7 +130,7 @@ def test_what_is_refused(checkpoint, data, tmp_path, capsys):
     config = json.loads((checkpoint / "config.json").read_text())
     torn = shutil.copytree(checkpoint, tmp_path / "torn")
     (torn / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1 + config["num_hidden_layers"]}))
-    with pytest.raises(ValueError, match=r"lacks weights \(encoder\.layers\..*\); they would be random"):
+    with pytest.raises(ValueError, match=r"lacks weights of its .*: encoder\.layers\..*; they would be random"):
         whiten(str(torn), tmp_path / "other", data)
     assert not (tmp_path / "other").exists()
     with pytest.raises(SystemExit):

@@ -20,7 +20,7 @@ def test_generate_fills_what_is_masked_and_keeps_the_rest(order, context):
     mask[:] = 1
     mask[2, 8:] = 0
     some = {"temperature": 2.0, "num_steps": 1}
-    for options in ({"temperature": 0.0}, {"top_k": 5}, {"top_p": 0.7}, some, {"reencode": True, "num_steps": 3}):
+    for options in ({"temperature": 0.0}, {"top_k": 5}, {"top_p": 0.7}, some):
         generator = torch.Generator().manual_seed(0)
         out = model.generate(ids, mask, **order_options(order), generator=generator, **options)
         assert torch.equal(out[ids != MASK], ids[ids != MASK])
@@ -76,19 +76,6 @@ def test_blocks_fill_from_left_to_right_and_by_confidence_inside(monkeypatch):
     assert set(within.tolist()) == set(probabilities.topk(2).indices.tolist())
 
 
-def test_reencoding_reads_the_canvas_from_the_second_step_on(monkeypatch):
-    model = randomised(ConceptEncoderForDiffusionMLM(tiny_config()))
-    ids, mask = token_batch()
-    read, encoder = [], model.encoder.forward
-    monkeypatch.setattr(model.encoder, "forward", lambda x, *args: read.append(x) or encoder(x, *args))
-    seen, _ = canvases(model, monkeypatch, ids, mask, num_steps=3, reencode=True)
-    assert torch.equal(read[0], ids)  # the text to reconstruct
-    assert len(read) == 3 and all(torch.equal(a, b) for a, b in zip(read[1:], seen[1:], strict=True))
-    read.clear()
-    canvases(model, monkeypatch, ids, mask, num_steps=3)
-    assert len(read) == 1
-
-
 def test_without_context_steps_change_nothing_but_the_timestep():
     ids, mask = token_batch()
     for context, differ in (("none", False), ("latent", True)):
@@ -97,7 +84,7 @@ def test_without_context_steps_change_nothing_but_the_timestep():
             for layer in model.decoder.layers:
                 layer.modulation.weight.zero_()  # gates stay open through their bias, and t says nothing
         texts = [
-            model.generate(ids, mask, num_steps=steps, reencode=False, temperature=0.0, **order_options(order))
+            model.generate(ids, mask, num_steps=steps, temperature=0.0, **order_options(order))
             for steps in (1, 2, 5, 11)
             for order in ("confidence", "blocks")
         ]
@@ -107,3 +94,40 @@ def test_without_context_steps_change_nothing_but_the_timestep():
 def test_a_text_without_anything_to_fill_comes_back():
     ids = torch.tensor([[BOS, EOS]])
     assert torch.equal(ConceptEncoderForDiffusionMLM(tiny_config()).generate(ids), ids)
+
+
+def test_tokenizers_that_give_segments_are_welcome():
+    model = randomised(ConceptEncoderForDiffusionMLM(tiny_config()))
+    ids, mask = token_batch()
+    batch = {"input_ids": ids, "attention_mask": mask}
+    out = model.generate(**batch, token_type_ids=torch.zeros_like(ids), temperature=0.0)
+    assert torch.equal(out, model.generate(**batch, temperature=0.0))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": float("inf")},
+        {"temperature": float("nan")},
+        {"temperature": -1.0},
+        {"top_p": 0.0},
+        {"top_p": float("nan")},
+        {"top_k": -1},
+        {"top_k": 2.5},
+        {"num_steps": 0},
+        {"num_steps": 1.5},
+        {"num_steps": True},
+    ],
+    ids=str,
+)
+def test_knobs_of_sampling_are_checked(options):
+    model = ConceptEncoderForDiffusionMLM(tiny_config())
+    with pytest.raises(ValueError, match=r"generate needs whole numbers num_steps >= 1 .* finite temperature >= 0"):
+        model.generate(token_batch()[0], **options)
+
+
+def test_mask_is_an_answer_to_nothing_but_generation():
+    """The head scores [MASK] like any word, so that its logits are finite in any divergence."""
+    model = randomised(ConceptEncoderForDiffusionMLM(tiny_config()))
+    ids, mask = token_batch()
+    assert model(ids, mask).logits.abs().max() < 1e4

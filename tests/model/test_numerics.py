@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,11 @@ from concept_encoder.modeling_concept import (
     ConceptEncoderForSentencePairClassification,
     ConceptEncoderForSequenceClassificationPerceiver,
     ConceptEncoderForSequenceClassificationViaDecoder,
-    LinearCrossEntropy,
 )
 from concept_encoder.trainers.objectives.objective import info_nce
 from concept_encoder.trainers.objectives.regularizers import REGULARIZERS
 from concept_encoder.trainers.objectives.schedules import SCHEDULES
+from concept_encoder.trainers.training.kernels import LinearCrossEntropy, linear_cross_entropy
 
 SMALL = {"vocab_size": 7, "hidden_size": 4, "num_attention_heads": 2, "intermediate_size": 4, "num_concepts": 3}
 SMALL |= {"num_hidden_layers": 2, "decoder_num_hidden_layers": 1, "max_position_embeddings": 6}
@@ -71,17 +72,18 @@ def agrees_with_finite_differences(model, loss_of) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
 @pytest.mark.parametrize("name", VARIANTS)
-def test_gradients_of_the_heads_that_rebuild(name, training):
+def test_gradients_of_the_heads_that_rebuild(name, fused):
     labels = IDS.masked_fill(MASK == 0, -100)
     weights = torch.tensor([[0.5, 2.0, 1.0, 0.3], [1.0, 4.0, 0.1, 1.0]], dtype=torch.float64)
     for head in (ConceptEncoderForDiffusionMLM, ConceptEncoderForMaskedLMPerceiver):
-        model = model_of(head, name).train(training)
+        model = model_of(head, name)
         inputs = {"input_ids": IDS, "attention_mask": MASK, "labels": labels, "loss_weights": weights}
+        inputs["row_loss"] = partial(linear_cross_entropy, label_smoothing=0.1) if fused else None
         if head is ConceptEncoderForDiffusionMLM:
             inputs["timesteps"] = torch.tensor([0.3, 1.0], dtype=torch.float64)
-        agrees_with_finite_differences(model, lambda: model(**inputs, label_smoothing=0.1).loss)  # noqa: B023
+        agrees_with_finite_differences(model, lambda: model(**inputs).loss)  # noqa: B023
 
 
 @pytest.mark.parametrize(
@@ -115,7 +117,7 @@ def test_gradients_of_the_regularizers(name):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_gradients_of_the_chunked_cross_entropy(smoothing, monkeypatch):
-    monkeypatch.setattr("concept_encoder.modeling_concept.VOCABULARY_ROWS", 2)
+    monkeypatch.setattr("concept_encoder.trainers.training.kernels.VOCABULARY_ROWS", 2)
     generator = torch.Generator().manual_seed(0)
     states, weight = (torch.randn(n, 4, dtype=torch.float64, generator=generator) for n in (5, 6))
     labels, rows = torch.tensor([0, 5, 2, 2, 1]), torch.tensor([1.0, 0.5, 0.0, 2.0, 9.0], dtype=torch.float64)

@@ -3,6 +3,7 @@ and several vectors per text; the last three as the model card shows them."""
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,6 @@ from concept_encoder import (
 )
 from concept_encoder.eval.benchmarks.similarity import max_sim
 from concept_encoder.eval.hub.publishing import assemble
-from concept_encoder.eval.loading.surfaces import sentence_transformers_files
 
 pytestmark = pytest.mark.slow
 
@@ -37,9 +37,12 @@ CHILD = """
 import json, sys
 sys.modules["concept_encoder"] = None
 import numpy as np
+import torch
 import transformers
 from safetensors.numpy import save_file
 from sentence_transformers import MultiVectorEncoder, SentenceTransformer
+from sentence_transformers.base.modules import Normalize
+from sentence_transformers.sentence_transformer import losses
 from sentence_transformers.util import maxsim
 from transformers import pipeline
 
@@ -60,15 +63,40 @@ tensors["st/batch"] = encoder.encode([short, long])
 tensors["st/alone"] = encoder.encode([short])
 tensors["st/word alone"], tensors["st/word padded"] = encoder.encode([word]), encoder.encode([word, pair])
 tensors["st/similarity"] = encoder.similarity(tensors["st/batch"], tensors["st/batch"]).numpy()
+encoder.prompts["query"] = "q: "
 encoder.save("resaved")
 again = SentenceTransformer("resaved", trust_remote_code=True)
 tensors["st/resaved"] = again.encode([short, long])
+tensors["st/run"] = SentenceTransformer("run", trust_remote_code=True).encode([short, long])
+for name, texts in (("alone", [word]), ("batch", [word, long])):  # fewer and more tokens than concepts
+    found = again.encode(texts, output_value="token_embeddings")
+    tensors[f"st/concepts {name}"] = np.stack([each.numpy() for each in found])
 report["st"] = {"dimension": again.get_embedding_dimension(), "longest": again.max_seq_length}
-try:
-    MultiVectorEncoder("pretrained", trust_remote_code=True).encode([short, long])
-    report["multi_vector"] = "encoded"
-except KeyError as error:
-    report["multi_vector"] = str(error)
+modules = [encoder[0], encoder[1], Normalize("token_embeddings")]  # without a projection to train
+late = MultiVectorEncoder(modules=modules)
+tensors["late/scores"] = late.similarity(late.encode([short, long]), late.encode([short, long])).numpy()
+projected = MultiVectorEncoder("pretrained", trust_remote_code=True)
+report["multi_vector"] = [list(each.shape) for each in projected.encode([word, long])]
+projected.save("projected")
+same = MultiVectorEncoder("projected", trust_remote_code=True).encode([long])[0]
+report["projected"] = float(abs(same - projected.encode([long])[0]).max())
+
+def gradients(wrap):
+    encoder.zero_grad()
+    plain = losses.MultipleNegativesRankingLoss(encoder)
+    torch.manual_seed(0)
+    value = wrap(plain)([encoder.preprocess([short, word]), encoder.preprocess([long, pair])], None)
+    value.backward()
+    return value.item(), encoder[0].model.latents.weight.grad.norm().item()
+
+encoder.eval()
+report["losses"] = {
+    "plain": gradients(lambda loss: loss),
+    "adaptive": gradients(lambda loss: losses.AdaptiveLayerLoss(encoder, loss, n_layers_per_step=-1)),
+    "last": gradients(lambda loss: losses.AdaptiveLayerLoss(encoder, loss, prior_layers_weight=0, kl_div_weight=0)),
+    "2d": gradients(lambda loss: losses.Matryoshka2dLoss(encoder, loss, [32, 8], n_layers_per_step=-1)),
+    "cached": gradients(lambda loss: losses.CachedMultipleNegativesRankingLoss(encoder, mini_batch_size=1)),
+}
 
 for name, blocks in given["blocks"].items():
     scope = {}
@@ -99,6 +127,7 @@ def folder(tmp_path_factory, pretrained) -> Path:
             (source / name / path.name).write_bytes(path.read_bytes())
         (folder / name).mkdir()
         assemble(source / name, folder / name, REPO_ID)
+    shutil.copytree(source / "pretrained", folder / "run")
     return folder
 
 
@@ -178,8 +207,9 @@ def test_sentence_transformers_embedding_does_not_depend_on_the_batch(outside, c
 def test_sentence_transformers_saves_itself(folder, outside):
     _, tensors = outside
     np.testing.assert_array_equal(tensors["st/resaved"], tensors["st/batch"])
-    for name, text in sentence_transformers_files().items():
-        assert json.loads((folder / "resaved" / name).read_text()) == json.loads(text)
+    for name in ("modules.json", "sentence_bert_config.json"):
+        assert json.loads((folder / "resaved" / name).read_text()) == json.loads((folder / "run" / name).read_text())
+    assert json.loads((folder / "resaved/config_sentence_transformers.json").read_text())["prompts"]["query"] == "q: "
     for name in ("modeling_concept.py", "configuration_concept.py"):
         assert (folder / "resaved" / name).read_bytes() == (folder / "pretrained" / name).read_bytes()
 
@@ -202,10 +232,34 @@ def test_examples_on_the_card_give_what_they_say(outside, concepts):
     np.testing.assert_allclose(tensors["card/embeddings"], mean, atol=1e-5)
 
 
-def test_multi_vector_encoder_fails_rather_than_mask_concepts_as_tokens(outside):
-    """It would add a random projection and cut the concepts by the mask of the tokens."""
+def test_a_run_folder_is_the_same_model_as_its_upload(outside):
+    _, tensors = outside
+    np.testing.assert_array_equal(tensors["st/run"], tensors["st/batch"])
+    np.testing.assert_allclose(np.linalg.norm(tensors["st/run"], axis=-1), 1, rtol=1e-6)
+
+
+def test_token_embeddings_are_the_concepts_for_any_number_of_tokens(outside, concepts):
+    _, tensors = outside
+    for name, texts in (("alone", [WORD]), ("batch", [WORD, LONG])):
+        np.testing.assert_allclose(tensors[f"st/concepts {name}"], concepts(texts), atol=1e-5)
+
+
+def test_multi_vector_encoder_scores_concepts(outside, concepts):
+    report, tensors = outside
+    unit = torch.nn.functional.normalize(concepts([SHORT, LONG]), dim=-1)
+    expected = torch.einsum("acd,bkd->abck", unit, unit).amax(-1).sum(-1)
+    np.testing.assert_allclose(tensors["late/scores"], expected, rtol=1e-4)
+    assert report["multi_vector"] == [[4, 128]] * 2  # its own projection of every concept, not of every token
+    assert report["projected"] == 0
+
+
+def test_losses_over_layers_see_the_layers(outside):
     report, _ = outside
-    assert "token_embeddings" in report["multi_vector"]
+    values = {name: value for name, (value, _) in report["losses"].items()}
+    assert values["last"] == pytest.approx(values["plain"], rel=1e-5)
+    assert values["cached"] == pytest.approx(values["plain"], rel=1e-5)
+    assert values["adaptive"] > 1.1 * values["plain"] and values["2d"] > 1.1 * values["plain"]
+    assert all(gradient > 0 for _, gradient in report["losses"].values())
 
 
 def test_mteb_takes_the_checkpoint_as_it_is(folder):

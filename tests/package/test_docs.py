@@ -382,6 +382,6 @@ def test_the_site_builds_without_a_warning(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     reference = (tmp_path / "site/reference/model.html").read_text(encoding="utf-8")
-    assert 'id="concept_encoder.modeling_concept.ConceptEncoderModel.tabulate"' in reference
+    assert 'id="concept_encoder.modeling_concept.ConceptEncoderModel.forward"' in reference
     card = (tmp_path / "site/cards/microworld.html").read_text(encoding="utf-8")
     assert "<h1" in card and "model-index" not in card

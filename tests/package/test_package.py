@@ -29,9 +29,15 @@ print(json.dumps(dict(zip(["concept_encoder", *names], files))))
 """
 
 
-def run(*command: str, cwd: Path, **environment: str) -> str:
+def run(*command: str, cwd: Path, timeout: float = 300, **environment: str) -> str:
     result = subprocess.run(
-        command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300, check=False
+        command,
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
     )
     assert result.returncode == 0, f"{' '.join(command)}\n{result.stdout}\n{result.stderr}"
     return result.stdout
@@ -120,7 +126,8 @@ def test_a_run_from_the_wheel_alone(installed, tmp_path):
     """Recipes, templates and gates are in it."""
 
     def command(words: str) -> str:
-        return run(sys.executable, "-m", "concept_encoder", *words.split(), cwd=tmp_path, PYTHONPATH=str(installed))
+        start = (sys.executable, "-m", "concept_encoder")
+        return run(*start, *words.split(), cwd=tmp_path, timeout=900, PYTHONPATH=str(installed))
 
     sizes = "--max_train_documents 48 --max_validation_documents 64 --use_cpu true"
     assert "bits per token" in command(f"pretrain tiny --max_steps 2 {sizes}")

@@ -24,6 +24,7 @@ from huggingface_hub.utils import http_backoff
 from run_files import synthetic_pretrain, write_run
 from small_runs import tiny_recipe
 
+from concept_encoder.eval import pretraining as door
 from concept_encoder.eval.concepts.monitor import monitor_concepts
 from concept_encoder.eval.report.report import report
 from concept_encoder.scripts import analyze, finetune, push
@@ -111,7 +112,7 @@ def test_a_disk_that_becomes_read_only_keeps_the_checkpoints_that_are_there(stra
             mount("ro")
         return monitor_concepts(concepts)
 
-    monkeypatch.setattr(script, "monitor_concepts", monitor)
+    monkeypatch.setattr(door, "monitor_concepts", monitor)
     run = disk / "run"
     line = train_here(capsys, run)
     assert "Read-only file system" in line and damage(run / "checkpoint-5") is None
@@ -127,7 +128,7 @@ def test_a_file_that_cannot_grow_ends_the_run_with_one_line(straight, tmp_path, 
     with files_of_at_most(largest - 1000):
         line = train_here(capsys, tmp_path / "run")
     assert f"{tmp_path / 'run' / 'checkpoint-5'} could not be written" in line
-    assert not list((tmp_path / "run").iterdir())
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_last_files_of_a_run_are_all_there_or_none(straight, tmp_path, capsys):
@@ -135,7 +136,7 @@ def test_the_last_files_of_a_run_are_all_there_or_none(straight, tmp_path, capsy
     with files_of_at_most(weights - 1000):
         line = train_here(capsys, tmp_path / "run", "--save_strategy", "no")
     assert f"{tmp_path / 'run' / 'model.safetensors'} could not be written" in line
-    assert not list((tmp_path / "run").iterdir())
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_vocabulary_that_does_not_fit_leaves_nothing(tmp_path):
@@ -504,7 +505,7 @@ def test_a_network_that_goes_in_mid_stream_ends_the_run_with_its_checkpoints_kep
     stories, tmp_path, capsys, monkeypatch, fault, said
 ):
     own, when_training = stories
-    monkeypatch.setattr(script, "monitor_concepts", when_training(times=None, **fault))
+    monkeypatch.setattr(door, "monitor_concepts", when_training(times=None, **fault))
     line = train_here(capsys, tmp_path / "run", *own, "--max_steps", "300")
     step, last = find_checkpoints(tmp_path / "run")[-1]
     assert "error: the corpus cannot be read any further: " in line and said in line

@@ -1,7 +1,7 @@
 """Batches as no data set should give them, through collators, heads, objective: right numbers or a named error."""
 
 import dataclasses
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import torch
@@ -22,6 +22,7 @@ from concept_encoder.trainers.objectives.corruptions import CORRUPTIONS, Diffusi
 from concept_encoder.trainers.objectives.objective import ReconstructionObjective
 from concept_encoder.trainers.objectives.regularizers import REGULARIZERS
 from concept_encoder.trainers.objectives.schedules import SCHEDULES
+from concept_encoder.trainers.training.kernels import linear_cross_entropy
 
 LONGEST = 12
 HEADS = (
@@ -130,7 +131,8 @@ def test_losses_and_gradients_are_finite(head, variant, batch, t, smoothing, lab
         labels.view(-1)[1:] = -100
     elif labelled == "some":
         labels[:, ::2] = -100
-    inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels, "label_smoothing": smoothing}
+    row_loss = partial(linear_cross_entropy, label_smoothing=smoothing)
+    inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels, "row_loss": row_loss}
     if head is ConceptEncoderForDiffusionMLM and t is not None:
         inputs["timesteps"] = torch.full((len(ids),), t)
     model.zero_grad()

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from run_files import write_synthetic_run
 
 from concept_encoder.eval.benchmarks.registry import BENCHMARKS, _normalised, chance_level
-from concept_encoder.eval.loading.checkpoints import check_checkpoint, load_encoder, load_tokenizer
+from concept_encoder.eval.loading.checkpoints import load
 from concept_encoder.eval.report.gates import check_gates, load_gates
 from concept_encoder.eval.report.report import build_report
 from concept_encoder.trainers.data.corpora import DataArguments
@@ -55,8 +55,8 @@ def test_a_checkpoint_loads_or_names_what_is_wrong(pretrained, tmp_path, data):
         (folder / "model.safetensors").unlink()
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": data.draw(VALUES)}))
     try:
-        encoder = load_encoder(folder)
-        load_tokenizer(folder, check_checkpoint(folder))
+        opened = load(folder)
+        encoder, _ = opened.encoder, opened.tokenizer
     except (ValueError, OSError) as error:
         names_one_of(error, [str(folder), folder.name])
         return

@@ -15,12 +15,11 @@ from run_files import synthetic_pretrain, write_run
 from small_runs import make_trainer
 
 from concept_encoder.eval.benchmarks.registry import BENCHMARKS
-from concept_encoder.eval.concepts.analysis import load_models
 from concept_encoder.eval.concepts.sampling import load_sampler
 from concept_encoder.eval.hub.code_check import check_code
 from concept_encoder.eval.hub.export import load_exportable
 from concept_encoder.eval.hub.publishing import assemble
-from concept_encoder.eval.loading.checkpoints import load_classifier, load_encoder
+from concept_encoder.eval.loading.checkpoints import load
 from concept_encoder.eval.report.report import report
 from concept_encoder.scripts.pretrain import main as pretrain
 from concept_encoder.trainers.weights.importing import read_tensors
@@ -117,11 +116,11 @@ def laid(folder: Path, trap: Path, *names: str) -> Path:
 
 
 DOORS = {
-    "encoder": load_encoder,
-    "classifier": lambda folder: load_classifier(folder, BENCHMARKS["mrpc"].head, BENCHMARKS["mrpc"]),
-    "analysis": load_models,
+    "encoder": lambda folder: load(folder).encoder,
+    "classifier": lambda folder: load(folder).load_classifier(BENCHMARKS["mrpc"].head),
+    "embedding": lambda folder: load(folder).encode(["cat"]),
     "sampling": lambda folder: load_sampler(str(folder)),
-    "export": load_exportable,
+    "export": lambda folder: load_exportable(load(folder)),
     "code": lambda folder: check_code(str(folder)),
 }
 

@@ -536,6 +536,182 @@ CASES += rows(
     unknown_metric=("may hold like, .*; got .*'metric': 'bleu'", {"x.yaml": f"like: mrpc\n{PAIR}metric: bleu\n"}),
 )
 
+# ------------------------------------------------------------------------------------------------ tokenizers, sizes
+
+CASES += rows(
+    "tokenizers",
+    "learned tokenizer",
+    without_a_trainer=(
+        r"a tokenizer like .*bytes' \(ByT5Tokenizer\) cannot be learned: .*; name another tokenizer_name",
+        {"texts.txt": "a\nb\n"},
+        {"kind": "bytes"},
+    ),
+    too_small=("vocab_size=2 is too small", {"texts.txt": "a\nb\n"}, {"kind": "words", "size": 2}),
+    good=(None, {"texts.txt": "a b\nb c\n"}, {"kind": "words", "size": 60}),
+)
+CASES += rows(
+    "tokenizers",
+    "read tokenizer",
+    empty_folder=("the tokenizer of .* cannot be read|is neither", {"x/README.md": ""}),
+    broken_json=("the tokenizer of .* cannot be read|is neither", {"x/tokenizer.json": "{"}),
+    a_list=("the tokenizer of .* cannot be read|is neither", {"x/tokenizer.json": "[]"}),
+    no_model=("the tokenizer of .* cannot be read|is neither", {"x/tokenizer.json": "{}"}),
+    own_code=(
+        "needs code of its own, which is never run",
+        {
+            "x/tokenizer_config.json": json.dumps({"auto_map": {"AutoTokenizer": ["e.E", "e.E"]}}),
+            "x/e.py": "raise SystemExit(3)\n",
+        },
+    ),
+)
+CASES += rows(
+    "tokenizers",
+    "pair task",
+    without_a_template=("has no template, so that nothing would part the two texts", {}, {"template": False}),
+    with_a_template=(None, {}, {"template": True}),
+)
+CASES += rows(
+    "sizes",
+    "size",
+    concepts=(
+        r"training needs at least [\d,]{13,} bytes, .* is for num_concepts: lower",
+        {},
+        {"num_concepts": 2**31 - 1},
+    ),
+    width=("at least .* bytes, .* num_hidden_layers, hidden_size or intermediate", {}, {"hidden_size": 4 * 10**7}),
+    layers=("at least .* bytes, .* num_hidden_layers, hidden_size or", {}, {"num_hidden_layers": 2**31 - 1}),
+    decoder=("at least .* bytes, .* num_hidden_layers", {}, {"decoder_num_hidden_layers": 2**31 - 1}),
+    feed_forward=("at least .* bytes, .* intermediate_size", {}, {"intermediate_size": 2**31 - 1}),
+    vocabulary=("at least .* bytes, .* is for vocab_size", {}, {"vocab_size": 2**31 - 1}),
+    positions=("at least .* bytes, .* is for max_position_embeddings", {}, {"max_position_embeddings": 2**31 - 1}),
+    batch=("at least .* bytes, .* is for per_device_train_batch_size", {}, {"per_device_train_batch_size": 2**31 - 1}),
+    small=(None, {}, {"num_concepts": 8}),
+)
+
+# ------------------------------------------------------------------------------------------- measurements, checkpoints
+
+SAMPLES = [[[1.0, 2.0, 4.0], [3.0, 5.0, 4.0]], [[1.0, 2.0, 3.0], [3.0, 4.0, 5.0]]]
+CASES += rows(
+    "measurements",
+    "measurement",
+    score_of_nothing=(r"compute needs predictions= and references=, \(n,\) each", {}, {"name": "benchmark_score"}),
+    score_without_references=("needs references=", {}, {"name": "benchmark_score", "predictions": [1, 0]}),
+    score_without_predictions=("needs predictions=", {}, {"name": "benchmark_score", "references": [1, 0]}),
+    score_without_task=(
+        "needs task=, one of mrpc",
+        {},
+        {"name": "benchmark_score", "predictions": [1, 0], "references": [1, 0]},
+    ),
+    score_of_unknown_task=(
+        "Unknown task 'bleu'. Available: mrpc",
+        {},
+        {"name": "benchmark_score", "predictions": [1, 0], "references": [1, 0], "task": "bleu"},
+    ),
+    geometry_of_nothing=("needs concepts=, a list of samples", {}, {"name": "concept_geometry"}),
+    geometry_without_batches=("needs batch_size=", {}, {"name": "concept_geometry", "concepts": SAMPLES}),
+    geometry_of_none=("needs concepts=", {}, {"name": "concept_geometry", "concepts": None, "batch_size": 2}),
+    spectrum_of_nothing=("needs concepts=, a list of samples", {}, {"name": "concept_spectrum"}),
+    spectrum_of_no_samples=("concepts must have shape", {}, {"name": "concept_spectrum", "concepts": []}),
+    ragged_samples=("must have the same number", {}, {"name": "concept_spectrum", "concepts": [SAMPLES[0], [[1.0]]]}),
+    good=(None, {}, {"name": "concept_geometry", "concepts": SAMPLES, "batch_size": 2}),
+)
+INDEX = "x/model.safetensors.index.json"
+CASES += rows(
+    "checkpoints",
+    "weight files",
+    index_without_metadata=("has no metadata; save the model again", {INDEX: '{"weight_map": {}}'}),
+    index_with_a_list=("has no metadata", {INDEX: '{"metadata": [], "weight_map": {}}'}),
+    index_without_map=("has no weight_map", {INDEX: '{"metadata": {}}'}),
+    index_of_a_pickle=("is no .safetensors file", {INDEX: '{"metadata": {}, "weight_map": {"a": "x.bin"}}'}),
+    index_above=(OUT, {INDEX: '{"metadata": {}, "weight_map": {"a": "../x.safetensors"}}'}),
+    index_of_nothing=("does not hold", {INDEX: '{"metadata": {}, "weight_map": {"a": "x.safetensors"}}'}),
+    no_weights=("has no model.safetensors", {"x/config.json": "{}"}),
+    links_of_the_cache=(
+        None,
+        {
+            "m/blobs/1": "",
+            "m/snapshots/c/model.safetensors.index.json": '{"metadata": {}, "weight_map": {"a": "x.safetensors"}}',
+            "m/snapshots/c/x.safetensors": "-> ../../blobs/1",
+            "x": "-> m/snapshots/c",
+        },
+    ),
+    links_out_of_the_cache=(
+        OUT,
+        {
+            "m/secret": "",
+            "m/snapshots/c/model.safetensors.index.json": '{"metadata": {}, "weight_map": {"a": "x.safetensors"}}',
+            "m/snapshots/c/x.safetensors": "-> ../../secret",
+            "x": "-> m/snapshots/c",
+        },
+    ),
+)
+
+# ---------------------------------------------------------------------------------------- paths, terminal, cards
+
+CASES += [
+    Case("paths", f"corpus_{number}", "corpus", None, {name: lines(GOOD)}, {"glob": name})
+    for number, name in enumerate(
+        (
+            "a[1].jsonl",
+            "[a].jsonl",
+            "a b.jsonl",
+            "a'b\".jsonl",
+            "*.jsonl",
+            "a?.jsonl",
+            "ä.jsonl",
+            "x/a{b}.jsonl",
+            "-a.jsonl",
+        )
+    )
+]
+CASES += [
+    Case("paths", f"folder_{number}", "corpus of a folder", None, {f"{name}/train.jsonl": lines(GOOD)}, {"path": name})
+    for number, name in enumerate(("a[1]", "[a-z]", "a b", "a'b", "a*", "a?", "ä", "a{b}", "a~b", "a%20b", "a#b"))
+]
+CASES += rows(
+    "paths",
+    "corpus at home",
+    home=(None, {"a.jsonl": lines(GOOD)}),
+)
+CASES += rows(
+    "paths",
+    "corpus of a folder",
+    card_in_brackets=(
+        "a folder with a card that names files can have none of",
+        {"a[1]/a.jsonl": lines(GOOD), "a[1]/README.md": card("  - {split: train, path: a.jsonl}")},
+        {"path": "a[1]"},
+    ),
+)
+CASES += [
+    Case("terminal", name, "terminal", says, {}, {"said": said})
+    for name, said, says in (
+        ("ascii", "caf\u00e9 \u2013 \N{SLIGHTLY SMILING FACE}", r"caf\\xe9 \\u2013 \\U0001f642"),
+        ("escapes", "\x1b[31mred\x1b[0m", r"\\x1b\[31mred"),
+        ("bidi", "a\u202eb", r"a\\u202eb"),
+        ("bell", "a\x07b", r"a\\x07b"),
+        ("lines", "a\n\rb", "error: a b"),
+        ("half_a_pair", "a\ud800b", r"a\\ud800b"),
+    )
+]
+CASES += [
+    Case("cards", f"name_{number}", "card", None, {}, {"recipe": name})
+    for number, name in enumerate(
+        (
+            "plain",
+            "a`b",
+            "`",
+            "``",
+            "a`` b",
+            "`a`",
+            "a\n\n# Title",
+            "a\r\nb",
+            "`\n<script>alert(1)</script>",
+            "[x](y)",
+            " ",
+        )
+    )
+]
+
 
 def counts() -> dict[str, int]:
     """Cases of each kind."""

@@ -117,5 +117,5 @@ def test_resuming_with_and_without_an_average_do_not_mix(run, tokenizer, tmp_pat
 
 
 def test_bad_settings_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"ema_decay must lie in \[0, 1\), got 1.0"):
+    with pytest.raises(ValueError, match=r"ema_decay must be in \[0, 1\), got 1.0"):
         ConceptTrainingArguments(output_dir=str(tmp_path), ema_decay=1.0)

@@ -210,6 +210,7 @@ class TestSources:
         assert texts(train) == texts(load_corpus(args, "train"))
         assert texts(train) != texts(load_corpus(dataclasses.replace(args, corpus_seed=4), "train"))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("streaming", [False, True])
     def test_hub(self, seeded_hub, shared, streaming):
         args = DataArguments(
@@ -253,6 +254,7 @@ class TestSources:
 
 
 class TestHeldOut:
+    @pytest.mark.slow
     def test_disjoint_and_the_same_for_streams_and_workers(self, tmp_path):
         repeated = [*SENTENCES, *SENTENCES[::-1]]  # every text twice
         path = write(tmp_path / "a.parquet", repeated)
@@ -299,7 +301,7 @@ class TestBadCorpora:
             (
                 "a.jsonl",
                 "{oops",
-                r"cannot be read or is empty: row 1 of .*a\.jsonl is no JSON: Expecting|^JSON parse error",
+                r"row 1 of .*a\.jsonl is no JSON: Expecting property name",
             ),
             ("a.txt", ["", " "], "no row of the split 'train' .* holds text in column 'text': all are null or blank"),
             ("a.parquet", [{"text": None}], "all are null or blank"),
@@ -403,6 +405,7 @@ class TestPacked:
         left_over = sum(map(len, rows)) - len(blocks) * (max_length - 1)
         assert left_over == len(packer.rest) < max_length - 1
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("options", [{}, {"preprocessing_num_workers": 2}, {"streaming": True}])
     def test_whole_way(self, tmp_path, words, options):
         documents = [" ".join(random.Random(i).choices(WORDS, k=i % 40 + 1)) for i in range(1500)]  # more than a batch
@@ -574,6 +577,7 @@ class TestCache:
         assert rows[0] == f"ROWS 2 {len(train)} {train[0]['input_ids']}"
 
 
+@pytest.mark.slow
 def test_real_tokenizer_reads_every_text_back(shared):
     """Packed english prose, decoded, is the corpus."""
     tokenizer = AutoTokenizer.from_pretrained(shared / "data" / "tokenizers" / "answerdotai" / "ModernBERT-base")

@@ -10,6 +10,7 @@ from concept_encoder.trainers.objectives.collators import DataCollatorForReconst
 from concept_encoder.trainers.objectives.objective import ObjectiveArguments
 
 
+@pytest.mark.slow
 def test_evaluation_is_a_fixed_nelbo_and_independent_of_batch_size(tokenizer, tmp_path):
     by_batch = []
     for size in (3, 20):
@@ -22,6 +23,7 @@ def test_evaluation_is_a_fixed_nelbo_and_independent_of_batch_size(tokenizer, tm
     assert by_batch[0]["eval_nelbo_bits_per_token"] == pytest.approx(by_batch[0]["eval_loss"] / math.log(2))
 
 
+@pytest.mark.slow
 def test_nelbo_of_uniform_scores_is_ln_v(tokenizer, tmp_path):
     trainer = make_trainer(tokenizer, tmp_path, objective=ObjectiveArguments(num_eval_timesteps=50))
     trainer.eval_dataset = trainer.train_dataset

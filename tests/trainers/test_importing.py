@@ -14,6 +14,7 @@ from concept_encoder import (
     ConceptEncoderForSentencePairClassification,
     ConceptEncoderForSequenceClassificationPerceiver,
 )
+from concept_encoder.configuration_concept import ConceptEncoderConfig
 from concept_encoder.scripts.import_checkpoint import main
 from concept_encoder.trainers.weights.importing import CLASSES, convert, format_table, import_checkpoint
 
@@ -265,7 +266,8 @@ def test_the_folder_holds_code_tokenizer_and_the_table(source, tmp_path):
     _, table = import_checkpoint(str(source), tmp_path / "deep" / "out")
     held = {path.name for path in (tmp_path / "deep" / "out").iterdir()}
     code = {"configuration_concept.py", "modeling_concept.py"}
-    assert held == code | {"config.json", "model.safetensors", "import.json", "tokenizer.json"}
+    surfaces = {name.partition("/")[0] for name in ConceptEncoderConfig().sentence_transformers_files()}
+    assert held == code | surfaces | {"config.json", "model.safetensors", "import.json", "tokenizer.json"}
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
     kept = json.loads((tmp_path / "deep" / "out" / "import.json").read_text())
     assert (kept["source"], kept["source_class"]) == ("source", MLM)
@@ -373,10 +375,10 @@ def test_nothing_is_overwritten_but_an_empty_folder_is_filled(source, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     import_checkpoint(str(source), out)
-    before = {path: path.read_bytes() for path in out.iterdir()}
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     with pytest.raises(ValueError, match="exists and is not an empty folder"):
         import_checkpoint(str(source), out)
-    assert before == {path: path.read_bytes() for path in out.iterdir()}
+    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
 def test_a_killed_import_leaves_no_checkpoint(source, tmp_path, monkeypatch):

@@ -325,6 +325,7 @@ def test_numbers_in_stories_add_up(corpus) -> None:
     assert checked > 20
 
 
+@pytest.mark.slow
 def test_tokenizer_knows_every_word_and_every_word_is_used(corpus, pairs) -> None:
     tokenizer = microworld_tokenizer()
     texts = corpus + [text for d in pairs.values() for column in ("sentence1", "sentence2") for text in d[column]]

@@ -213,6 +213,10 @@ def test_an_unknown_field_is_named_with_the_nearest():
     parser.typed(["here", "--learnin_rate", "1"])
     with pytest.raises(ValueError, match="unknown field 'learnin_rate'; did you mean learning_rate"):
         parser.fields()
+    parser = command(RECIPE_FIELDS, ["data"])
+    parser.typed(["here", "--dry_rum"])
+    with pytest.raises(ValueError, match=r"^unknown field 'dry_rum'; did you mean --dry_run\?$"):
+        parser.fields()
 
 
 @pytest.mark.parametrize(

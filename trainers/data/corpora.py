@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import compress
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -114,6 +114,8 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        self.dataset_name = os.path.expanduser(self.dataset_name)
+        self.tokenizer_name = self.tokenizer_name and os.path.expanduser(self.tokenizer_name)
         if self.max_length < 3:
             raise ValueError(f"max_length must be at least 3 (two special tokens and a text's), got {self.max_length}")
         if self.validation_size is not None and not 0 < self.validation_size < 1:
@@ -159,7 +161,7 @@ class DataArguments:
                 )
 
 
-Data = Dataset | DatasetDict | str | os.PathLike
+Data: TypeAlias = Dataset | DatasetDict | str | os.PathLike
 
 
 def source_fields(data: Data | None) -> dict[str, Any]:
@@ -243,7 +245,14 @@ def train_tokenizer(args: DataArguments, vocab_size: int, output_dir: str | os.P
     folder = Path(output_dir)
     check_new(folder)
     corpus = load_corpus(args, "train")
-    tokenizer = load_tokenizer(args).train_new_from_iterator((row["text"] for row in corpus), vocab_size)
+    seed = load_tokenizer(args)
+    try:
+        tokenizer = seed.train_new_from_iterator((row["text"] for row in corpus), vocab_size)
+    except Exception as error:  # what a tokenizer's trainer raises has no class of its own
+        raise ValueError(
+            f"a tokenizer like {args.tokenizer_name!r} ({type(seed).__name__}) cannot be learned: "
+            f"{' '.join(str(error).split())}; name another tokenizer_name, such as google-bert/bert-base-uncased"
+        ) from error
     if len(tokenizer) > vocab_size:
         raise ValueError(
             f"vocab_size={vocab_size} is too small: special tokens and single characters alone are {len(tokenizer)}; "

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import quote
 
 import numpy as np
@@ -44,7 +44,7 @@ FILE_MODULES = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".txt"
 MODULES = ("arrow", "csv", "json", "parquet", "text")  # of datasets: those that read tables, and run nothing
 PARQUET_REVISION = "refs/convert/parquet"  # branch on which the Hub exports every dataset
 UNLABELLED = -1  # what the Hub's test splits hold where the labels are hidden
-Rows = Dataset | IterableDataset
+Rows: TypeAlias = Dataset | IterableDataset
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}

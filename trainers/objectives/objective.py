@@ -1,9 +1,9 @@
 """Objectives: what a training step minimises, as named parts. An objective is called, it never keeps the model."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from ...configuration_concept import ConceptEncoderConfig
 from ...modeling_concept import at_least_float32
 from ...utils.command_line import did_you_mean
 from ...utils.fields import check_fields
+from ..training.kernels import LinearCrossEntropy, linear_cross_entropy
 from .collators import PARTNER
 from .corruptions import CORRUPTIONS, Corruption, build_corruption
 from .regularizers import REGULARIZERS
@@ -159,6 +160,7 @@ class ReconstructionObjective:
         temperature: float = 0.05,
     ):
         self.label_smoothing = label_smoothing
+        self.kernel: Callable = LinearCrossEntropy.apply  # a Trainer may put another of the same arguments here
         self.contrastive = contrastive > 0
         self.weights = {**(regularizers or {}), **({"contrastive": contrastive} if contrastive else {})}
         self.temperature = temperature
@@ -171,7 +173,8 @@ class ReconstructionObjective:
         if self.contrastive:
             partner = {name: batch[key] for name, key in PARTNER.items() if key in batch}
             inputs = _with_second_view(inputs, partner)
-        output = model(**inputs, label_smoothing=self.label_smoothing, num_items_in_batch=num_items)
+        row_loss = partial(linear_cross_entropy, label_smoothing=self.label_smoothing, kernel=self.kernel)
+        output = model(**inputs, num_items_in_batch=num_items, row_loss=row_loss)
         labelled = batch["labels"] != -100  # (B, N')
         parts = _by_timestep(batch, output.token_losses[:rows].detach(), labelled)
         wide = output.concepts.to(at_least_float32(output.concepts.dtype))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -67,6 +68,9 @@ class ConceptTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
+        for name in ("start_from", "warm_start_embeddings", "resume_from_checkpoint"):
+            if getattr(self, name) is not None:
+                setattr(self, name, os.path.expanduser(getattr(self, name)))
         for each in dataclasses.fields(self):
             value = getattr(self, each.name)
             if isinstance(value, float) and not math.isfinite(value):

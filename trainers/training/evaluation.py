@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ...modeling_concept import ConceptMaskedLMOutput
+from ...modeling_concept import ConceptMaskedLMOutput, cross_entropy_of_rows
 from ..objectives.collators import DataCollatorForReconstruction
 from ..objectives.corruptions import Diffusion
 from ..objectives.objective import ObjectiveArguments
@@ -69,8 +69,8 @@ def _score(model: Model, batch: Batch, collator: DataCollatorForReconstruction, 
     timesteps = None if t is None else torch.full((rows,), t, device=device)
     corrupted = collator.corrupt(batch, collator.fixed_noise(batch, draw).to(device), timesteps)
     num_items = corrupted.pop("num_items")
-    output = model(**corrupted)
-    assert output.logits is not None  # but while training
+    output = model(**corrupted, row_loss=cross_entropy_of_rows)
+    assert output.logits is not None
     labelled, drawn = corrupted["labels"] != -100, corrupted["loss_weights"] > 0
     right = output.logits.argmax(-1) == corrupted["labels"][labelled]
     hits = torch.zeros_like(labelled).masked_scatter(labelled, right) & drawn

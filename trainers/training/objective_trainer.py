@@ -16,6 +16,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from ...modeling_concept import ConceptMaskedLMOutput
 from ...utils.progress import progress
+from ...utils.tokenizer import limit_length
 from ..objectives.collators import PARTNER, DataCollatorForReconstruction, visible_concept_counts
 from ..objectives.objective import ObjectiveArguments
 from .arguments import ConceptTrainingArguments
@@ -57,6 +58,7 @@ class ObjectiveTrainer(Trainer):
             raise ValueError("ConceptTrainer needs processing_class: the tokenizer knows [MASK] and [PAD]")
         refuse_replaced(kwargs)
         _check_task(model, args, objective_args, train_dataset)
+        limit_length(processing_class, model.config)
         check_trackers(args)
         check_schedule(args)
         check_optimizer(args, model)
@@ -91,7 +93,7 @@ class ObjectiveTrainer(Trainer):
         self._check_devices()
         self.loss_is_scaled_for_ga = True
         if self.args.use_liger_kernel:
-            self.model.loss_kernel = liger_linear_cross_entropy
+            self.objective.kernel = liger_linear_cross_entropy
         for callback in (self.data_wait, self.average, self.stop):
             if callback is not None:
                 self.add_callback(callback)

@@ -36,6 +36,7 @@ from ...modeling_concept import (
     sinusoidal_embedding,
 )
 from ...utils.files import TOKENIZER_FILES, whole_folder, write_json
+from ...utils.tokenizer import limit_saved_length
 from ...utils.untrusted import inside, is_hub_id, read_object
 
 # Classes of the original and what they become.
@@ -142,6 +143,8 @@ def import_checkpoint(
         for name in TOKENIZER_FILES:
             if (folder / name).is_file():
                 shutil.copy(inside(folder, name), fresh)
+        if (fresh / "tokenizer_config.json").is_file():
+            limit_saved_length(fresh, model.config)
         content = {
             "source": folder.name if Path(source).is_dir() else source,
             "source_class": original["architectures"][0],
@@ -259,6 +262,7 @@ def _config(original: Mapping[str, Any], tensors: Mapping[str, Tensor], name: st
             bos_token_id=_first(original, "bos_token_id", "cls_token_id"),
             eos_token_id=_first(original, "eos_token_id", "sep_token_id"),
             num_concepts=original["concept_num"],
+            position_counting="columns",
             max_position_embeddings=original["max_sequence_length"],
             token_embedding_size=width,
             concept_position_type=_concept_positions(original, tensors),

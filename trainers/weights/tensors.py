@@ -23,7 +23,10 @@ def weight_files(folder: Path) -> list[str]:
         return ["model.safetensors"]
     if not index.is_file():
         raise ValueError(f"{folder} is not a checkpoint: it has no model.safetensors")
-    shards = read_object(index).get("weight_map")
+    content = read_object(index)
+    shards = content.get("weight_map")
+    if not isinstance(content.get("metadata"), dict):
+        raise ValueError(f"{index} has no metadata; save the model again")
     if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
         raise ValueError(f"{index} has no weight_map from weights to files; save the model again")
     names = sorted(set(shards.values()))

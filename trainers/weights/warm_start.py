@@ -11,6 +11,7 @@ from transformers import AutoModel, PreTrainedTokenizerBase
 from ... import modeling_concept
 from ...configuration_concept import ConceptEncoderConfig
 from ...modeling_concept import ConceptEncoderModel, ConceptEncoderPreTrainedModel
+from ...utils.tokenizer import vocabulary_size
 from ...utils.untrusted import is_hub_id, read_tokenizer
 from .tensors import check_finite, check_weights, listed, read_headers
 
@@ -84,8 +85,9 @@ def warm_start_embeddings(
             "projected to hidden_size"
         )
     rows = min(len(own), len(table))
-    if rows < len(tokenizer):
-        raise ValueError(f"warm_start_embeddings {source!r} has {rows} token embeddings for {len(tokenizer)} tokens")
+    size = vocabulary_size(tokenizer)
+    if rows < size:
+        raise ValueError(f"warm_start_embeddings {source!r} has {rows} token embeddings for {size} tokens")
     own[:rows] = table[:rows].to(own.dtype)
 
 

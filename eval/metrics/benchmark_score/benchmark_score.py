@@ -108,5 +108,16 @@ class BenchmarkScore(evaluate.Metric):
             ),
         )
 
-    def _compute(self, predictions: list[float], references: list[float], task: str) -> dict[str, float | None]:
+    def compute(self, **inputs):
+        """As `evaluate.EvaluationModule.compute`; ValueError that names what is missing."""
+        missing = [name for name in ("predictions", "references") if inputs.get(name) is None]
+        if missing and (self.writer is None or len(missing) == 1):  # else they were added before
+            raise ValueError(f"compute needs {' and '.join(f'{name}=' for name in missing)}, (n,) each")
+        return super().compute(**inputs)
+
+    def _compute(
+        self, predictions: list[float], references: list[float], task: str | None = None
+    ) -> dict[str, float | None]:
+        if task is None:
+            raise ValueError(f"compute needs task=, one of {', '.join(TASK_METRICS)}")
         return benchmark_score(task, predictions, references)

@@ -199,7 +199,15 @@ class ConceptGeometry(evaluate.Measurement):
             features=datasets.Features({"concepts": vectors}),
         )
 
-    def _compute(self, concepts: list, batch_size: int) -> dict[str, float | list[float]]:
+    def compute(self, **inputs):
+        """As `evaluate.EvaluationModule.compute`; ValueError that names what is missing."""
+        if self.writer is None and inputs.get("concepts") is None:  # nor were any added before
+            raise ValueError("compute needs concepts=, a list of samples of C vectors each")
+        return super().compute(**inputs)
+
+    def _compute(self, concepts: list, batch_size: int | None = None) -> dict[str, float | list[float]]:
+        if batch_size is None:
+            raise ValueError("compute needs batch_size=, the samples of a batch, as the reference averages over them")
         if len({(len(sample), *{len(vector) for vector in sample}) for sample in concepts}) > 1:
             raise ValueError("every sample must have the same number of concepts and the same hidden size")
         arrays = np.asarray(concepts, dtype=np.float32)

@@ -467,6 +467,12 @@ class ConceptSpectrum(evaluate.Measurement):
             features=datasets.Features({"concepts": vectors}),
         )
 
+    def compute(self, **inputs):
+        """As `evaluate.EvaluationModule.compute`; ValueError that names what is missing."""
+        if self.writer is None and inputs.get("concepts") is None:  # nor were any added before
+            raise ValueError("compute needs concepts=, a list of samples of C vectors each")
+        return super().compute(**inputs)
+
     def _compute(self, concepts: list) -> dict[str, float]:
         if len({(len(document), *{len(vector) for vector in document}) for document in concepts}) > 1:
             raise ValueError("every document must have the same number of concepts and the same hidden size")

@@ -15,11 +15,12 @@ from transformers import BertConfig, BertModel, ModernBertConfig, ModernBertMode
 from transformers.models.perceiver.modeling_perceiver import PerceiverTextPreprocessor
 
 from concept_encoder.configuration_concept import ConceptEncoderConfig
-from concept_encoder.modeling_concept import ConceptEncoderForDiffusionMLM, ConceptEncoderModel, linear_cross_entropy
+from concept_encoder.modeling_concept import ConceptEncoderForDiffusionMLM, ConceptEncoderModel
 from concept_encoder.scripts.dev.speed.tools import Run
 from concept_encoder.trainers.data.microworld import microworld_tokenizer
 from concept_encoder.trainers.objectives.collators import DataCollatorForReconstruction
 from concept_encoder.trainers.objectives.corruptions import Diffusion
+from concept_encoder.trainers.training.kernels import linear_cross_entropy
 
 SEED = 0
 SHARE = 0.25  # of the positions to rebuild that carry the loss
@@ -143,7 +144,7 @@ def training_inputs(plan: Plan, share: float, device: str, texts: int | None = N
     """Inputs of a step as training draws them: t even over (0, 1], weights 1/t, loss on `share` of the positions."""
     ids = random_ids(plan, texts or plan.batch, plan.length, "cpu")
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    collator = DataCollatorForReconstruction(microworld_tokenizer(), Diffusion(), share, SEED)
+    collator = DataCollatorForReconstruction(microworld_tokenizer(), Diffusion(position_share=share), SEED)
     drawn = collator.corrupt(batch, collator.draw(batch, step=0))
     drawn["num_items_in_batch"] = drawn.pop("num_items").sum()
     return {name: tensor.to(device) for name, tensor in drawn.items()}
@@ -223,7 +224,7 @@ def model_cross_entropy(model: ConceptEncoderForDiffusionMLM, states: Tensor, in
     labelled = inputs["labels"] != -100
     row_weights = inputs["loss_weights"][labelled] / inputs["num_items_in_batch"]
     rows = inputs["labels"][labelled], row_weights
-    return linear_cross_entropy(states[labelled], model.lm_head.weight, *rows, label_smoothing=0.0)[0]
+    return linear_cross_entropy(model.lm_head, states[labelled], *rows)[0]
 
 
 LOSS_FORMS = {"plain": plain_cross_entropy, "model": model_cross_entropy}
@@ -256,10 +257,6 @@ class EncodingCase:
 
         return run
 
-    def table_bytes(self) -> int:
-        """Of the tabulated form, which are not among the memory of a call."""
-        return _encoder(self.plan, self.length, "cpu").table_bytes()
-
     def warm_up(self) -> "EncodingCase":
         return replace(self, length=min(self.length, 2 * self.plan.chunk))
 
@@ -273,12 +270,6 @@ def _encoder(plan: Plan, length: int, device: str, sinusoidal: bool = False) -> 
 
 def _ours(plan: Plan, length: int, device: str) -> Encode:
     model = _encoder(plan, length, device)
-    return lambda ids: model(ids).last_hidden_state
-
-
-def _tabulated(plan: Plan, length: int, device: str) -> Encode:
-    model = _encoder(plan, length, device)
-    model.tabulate()
     return lambda ids: model(ids).last_hidden_state
 
 
@@ -345,7 +336,6 @@ def _perceiver(plan: Plan, length: int, device: str) -> Encode:
 
 ENCODERS: dict[str, Callable[[Plan, int, str], Encode]] = {
     "ours": _ours,
-    "tabulated": _tabulated,
     "chunked": _chunked,
     "bert": _bert,
     "modernbert": _modernbert,
@@ -362,7 +352,7 @@ PEERS = {  # name -> power of N that its cost grows with
 
 def own_forms(plan: Plan, length: int) -> list[str]:
     """Forms of this model to encode `length` tokens with."""
-    return ["ours", "tabulated", *(["chunked"] if length > plan.chunk else [])]
+    return ["ours", *(["chunked"] if length > plan.chunk else [])]
 
 
 def growth(lengths: list[int], seconds: list[float]) -> float:

@@ -234,11 +234,9 @@ def _encoding(bench: Bench) -> Result:
         for form in forms:
             row = {"form": form, "length": length, "texts": plan.texts(length)}
             row |= timed.row(form, length * plan.texts(length))
-            if form == "tabulated":
-                row["table_bytes"] = cases[form].table_bytes()
-            if form in ("ours", "tabulated") and length in plan.lengths[:3]:
+            if form == "ours" and length in plan.lengths[:3]:
                 row |= timed.bound(form, bench)
-            row["against"] = {own: timed.ratio(form, own) for own in ("ours", "tabulated")}
+            row["against"] = {"ours": timed.ratio(form, "ours")}
             rows.append(row | {"peak_memory": peak_memory(cases[form])})
             seconds.setdefault(form, {})[length] = timed.seconds[form]
         del timed, cases

@@ -15,7 +15,6 @@ FORM_NAMES = {
     "full": "all positions",
     "share": "a quarter of the positions",
     "ours": "this model",
-    "tabulated": "this model, tabulated",
     "chunked": "this model, by chunks",
     "bert": "BertModel",
     "modernbert": "ModernBertModel",
@@ -33,7 +32,7 @@ SECTIONS = (
     "padding",
     "scaling",
 )  # for the groups that were run
-ENCODER_FORMS = ("ours", "tabulated", "chunked", "bert", "modernbert", "perceiver")  # in the order of the lines
+ENCODER_FORMS = ("ours", "chunked", "bert", "modernbert", "perceiver")  # in the order of the lines
 HELPS = 1.05  # a ratio further from 1 than this is called a help or a loss
 
 

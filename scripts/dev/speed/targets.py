@@ -123,10 +123,10 @@ REACHED_OF_CEILING = 0.85
 
 def _encoding(result: Result) -> list[Target]:
     rows = {(row["form"], row["length"]): row for row in result.get("encoding", {"rows": []})["rows"]}
-    found = [_tabulation(rows, length) for length in (512, 8192)]
+    found = []
     for peer, name, length, wanted in PEER_TARGETS:
-        claim = f"tabulated, against {name} at N={length:,}"
-        row, own = rows.get((peer, length)), rows.get(("tabulated", length))
+        claim = f"against {name} at N={length:,}"
+        row, own = rows.get((peer, length)), rows.get(("ours", length))
         if row is None or own is None:
             found.append(_judged("encoding", claim, wanted, True, None, "×"))
             continue
@@ -134,25 +134,10 @@ def _encoding(result: Result) -> list[Target]:
         most = row["seconds"]["median"] / own["products_alone_seconds"]
         bound = (
             f"{fewer:.2f}× fewer FLOPs; its matrix products alone would be {most:.2f}× as fast as the peer; "
-            f"{_beside_products(own)}; without tables it is {row['against']['ours']['median']:.2f}× as fast"
+            f"{_beside_products(own)}"
         )
-        found.append(_judged("encoding", claim, wanted, True, row["against"]["tabulated"], "×", bound))
+        found.append(_judged("encoding", claim, wanted, True, row["against"]["ours"], "×", bound))
     return found + _growth(result)
-
-
-def _tabulation(rows: Mapping[tuple[str, int], Result], length: int) -> Target:
-    claim = f"tabulated K/V, against the same model without, at N={length:,}"
-    plain, own = (rows.get((form, length)) for form in ("ours", "tabulated"))
-    if plain is None or own is None:
-        return Target("encoding", claim, "85 % of the ratio of counted FLOPs", "–", "NOT MEASURED", "")
-    ceiling = plain["flops"] / own["flops"]
-    alone = plain["seconds"]["median"] / own["products_alone_seconds"]
-    bound = (
-        f"ratio of counted FLOPs {ceiling:.2f}×; its matrix products alone would give {alone:.2f}×; "
-        f"{_beside_products(own)}"
-    )
-    figure = plain["against"]["tabulated"]
-    return _judged("encoding", claim, REACHED_OF_CEILING * ceiling, True, figure, "×", bound)
 
 
 def _beside_products(own: Result) -> str:
@@ -165,13 +150,10 @@ def _beside_products(own: Result) -> str:
 
 def _growth(result: Result) -> list[Target]:
     exponents = result.get("encoding", {"exponents": {}})["exponents"]
-    found = []
-    for form, words in (("ours", "without tables"), ("tabulated", "tabulated")):
-        row = exponents.get(form)
-        span = "" if row is None else f", {row['lengths'][0]:,} to {row['lengths'][1]:,} tokens"
-        claim = f"time grows with N to the power of (fitted, {words}{span})"
-        found.append(_judged("encoding", claim, 1.05, False, row and row["exponent"]))
-    return found
+    row = exponents.get("ours")
+    span = "" if row is None else f", {row['lengths'][0]:,} to {row['lengths'][1]:,} tokens"
+    claim = f"time grows with N to the power of (fitted{span})"
+    return [_judged("encoding", claim, 1.05, False, row and row["exponent"])]
 
 
 def _million(result: Result) -> list[Target]:

@@ -1,12 +1,15 @@
 """The cross-entropy that never holds all logits, and decoding labelled positions alone, against the plain way."""
 
+from functools import partial
+
 import pytest
 import torch
 from helpers import MASK, randomised, tiny_config, token_batch
 from torch import nn
 
 from concept_encoder import ConceptEncoderForDiffusionMLM, ConceptEncoderForMaskedLMPerceiver
-from concept_encoder.modeling_concept import VOCABULARY_ROWS, LinearCrossEntropy, linear_cross_entropy
+from concept_encoder.modeling_concept import cross_entropy_of_rows
+from concept_encoder.trainers.training.kernels import VOCABULARY_ROWS, LinearCrossEntropy, linear_cross_entropy
 
 
 def problem(rows, vocabulary=11, width=6, dtype=torch.float64):
@@ -16,6 +19,13 @@ def problem(rows, vocabulary=11, width=6, dtype=torch.float64):
     labels = torch.randint(vocabulary, (rows,), generator=generator)
     row_weights = 5 * torch.rand(rows, generator=generator, dtype=dtype)
     return states.requires_grad_(), weight.requires_grad_(), labels, row_weights
+
+
+def head(weight):
+    """A plain `lm_head` of this very weight."""
+    layer = nn.Linear(*weight.shape[::-1], bias=False, device="meta")
+    layer._parameters["weight"] = weight
+    return layer
 
 
 def plain(states, weight, labels, row_weights, label_smoothing):
@@ -28,7 +38,7 @@ def plain(states, weight, labels, row_weights, label_smoothing):
 @pytest.mark.parametrize("rows", [0, 1, VOCABULARY_ROWS, 2 * VOCABULARY_ROWS + 3])
 def test_losses_and_gradients_are_the_plain_ones(rows, vocabulary, smoothing):
     states, weight, labels, row_weights = problem(rows, vocabulary)
-    total, losses = linear_cross_entropy(states, weight, labels, row_weights, smoothing)
+    total, losses, _ = linear_cross_entropy(head(weight), states, labels, row_weights, smoothing)
     expected_total, expected = plain(states, weight, labels, row_weights, smoothing)
     torch.testing.assert_close((total, losses), (expected_total, expected.detach()), rtol=1e-12, atol=1e-12)
     got = torch.autograd.grad(total / 7, (states, weight))
@@ -39,7 +49,7 @@ def test_losses_and_gradients_are_the_plain_ones(rows, vocabulary, smoothing):
 def test_extreme_logits_stay_finite_and_right():
     states, weight, labels, row_weights = problem(5, dtype=torch.float32)
     far = (1e4 * states.detach()).requires_grad_()
-    total, losses = linear_cross_entropy(far, weight, labels, row_weights, 0.0)
+    total, losses, _ = linear_cross_entropy(head(weight), far, labels, row_weights, 0.0)
     torch.testing.assert_close(losses, plain(far, weight, labels, row_weights, 0.0)[1].detach())
     assert all(grad.isfinite().all() for grad in torch.autograd.grad(total, (far, weight)))
 
@@ -49,7 +59,7 @@ def test_what_is_frozen_gets_no_gradient(frozen):
     states, weight, labels, row_weights = problem(4)
     states.requires_grad_(frozen == "weight")
     weight.requires_grad_(frozen == "states")
-    total, _ = linear_cross_entropy(states, weight, labels, row_weights, 0.0)
+    total, _, _ = linear_cross_entropy(head(weight), states, labels, row_weights, 0.0)
     assert total.requires_grad == (frozen != "both")
     if frozen != "both":
         total.backward()
@@ -58,7 +68,7 @@ def test_what_is_frozen_gets_no_gradient(frozen):
 
 def test_no_second_derivative_is_promised():
     states, weight, labels, row_weights = problem(4)
-    total, _ = linear_cross_entropy(states, weight, labels, row_weights, 0.0)
+    total, _, _ = linear_cross_entropy(head(weight), states, labels, row_weights, 0.0)
     (grad,) = torch.autograd.grad(total**2, states, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
@@ -68,7 +78,7 @@ def test_half_precision_accumulates_the_weight_gradient_in_float32():
     states, weight, labels, row_weights = problem(4 * VOCABULARY_ROWS, dtype=torch.float32)
     exact = torch.autograd.grad(plain(states, weight, labels, row_weights, 0.0)[0], (states, weight))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        total, losses = linear_cross_entropy(states, weight, labels, row_weights, 0.0)
+        total, losses, _ = linear_cross_entropy(head(weight), states, labels, row_weights, 0.0)
     assert total.dtype == losses.dtype == torch.float32
     got = torch.autograd.grad(total, (states, weight))
     assert got[0].dtype == got[1].dtype == torch.float32
@@ -96,7 +106,7 @@ def test_all_logits_are_never_held_at_once(monkeypatch):
 
 def test_the_gradient_of_the_weighted_sum_itself_is_handed_over_without_a_copy():
     states, weight, labels, row_weights = problem(4)
-    total, _ = linear_cross_entropy(states, weight, labels, row_weights, 0.0)
+    total, _, _ = linear_cross_entropy(head(weight), states, labels, row_weights, 0.0)
     kept = [saved.data_ptr() for saved in total.grad_fn.saved_tensors]
     total.backward()
     assert [states.grad.data_ptr(), weight.grad.data_ptr()] == kept
@@ -104,7 +114,7 @@ def test_the_gradient_of_the_weighted_sum_itself_is_handed_over_without_a_copy()
 
 def test_a_second_way_back_gives_the_same_again():
     states, weight, labels, row_weights = problem(4)
-    total, _ = linear_cross_entropy(states, weight, labels, row_weights, 0.0)
+    total, _, _ = linear_cross_entropy(head(weight), states, labels, row_weights, 0.0)
     first = torch.autograd.grad(total, (states, weight), retain_graph=True)
     first = [each.clone() for each in first]
     torch.testing.assert_close(torch.autograd.grad(3 * total, (states, weight)), tuple(3 * each for each in first))
@@ -126,18 +136,19 @@ def test_a_second_way_back_gives_the_same_again():
     ],
     ids=["none", "latent", "perceiver"],
 )
-def test_training_has_the_loss_and_gradients_of_evaluation(make):
-    model = randomised(make().double())
+def test_the_fused_loss_has_the_value_and_gradients_of_the_plain_one(make):
+    model = randomised(make().double()).train()
     ids, mask = token_batch()
     noised = torch.where(ids % 2 == 0, MASK, ids)
     labels = torch.where((noised == MASK) & mask.bool(), ids, -100)
     labels[1] = -100  # a row without any
     weights = torch.rand(ids.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     results = []
-    for training in (True, False):
-        model.train(training).zero_grad()
-        output = model(ids, mask, noised, labels=labels, loss_weights=weights, label_smoothing=0.1)
-        assert (output.logits is None) == training
+    for fused in (True, False):
+        model.zero_grad()
+        row_loss = partial(linear_cross_entropy if fused else cross_entropy_of_rows, label_smoothing=0.1)
+        output = model(ids, mask, noised, labels=labels, loss_weights=weights, row_loss=row_loss)
+        assert (output.logits is None) == fused
         output.loss.backward()
         grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
         results.append((output.loss, output.token_losses.detach(), grads))
@@ -151,8 +162,26 @@ def test_only_labelled_positions_are_decoded_and_lose_nothing_by_it(context):
     labels = torch.full_like(ids, -100)
     labels[0, [2, 7]] = ids[0, [2, 7]]
     labels[2, 4] = ids[2, 4]
-    output = model(ids, mask, labels=labels, num_visible_concepts=3, output_hidden_states=True)
+    kept = {"num_visible_concepts": 3, "output_hidden_states": True}
+    output = model(ids, mask, labels=labels, row_loss=cross_entropy_of_rows, **kept)
     assert output.decoder_hidden_states[-1].shape[1] == 2
-    whole = model(ids, mask, num_visible_concepts=3).logits
-    kept = [token for token in range(whole.shape[-1]) if token != MASK]  # suppressed where there is no label
-    torch.testing.assert_close(output.logits[:, kept], whole[labels != -100][:, kept], rtol=1e-9, atol=1e-12)
+    whole = model(ids, mask, labels=labels, num_visible_concepts=3)
+    assert whole.logits.shape == (*ids.shape, 120)
+    torch.testing.assert_close(output.logits, whole.logits[labels != -100], rtol=1e-9, atol=1e-12)
+    for name in ("loss", "token_losses"):
+        torch.testing.assert_close(output[name], whole[name], rtol=1e-9, atol=1e-12)
+
+
+def test_what_surrounds_the_weight_is_in_the_loss():
+    """An adapter on `lm_head` gets its gradient, and a bias counts."""
+    states, _, labels, row_weights = problem(9)
+    adapted = nn.Sequential(nn.Linear(6, 11, dtype=torch.float64), nn.Linear(11, 11, dtype=torch.float64))
+    biased = nn.Linear(6, 11, dtype=torch.float64)
+    nn.init.ones_(biased.bias[:5].detach())
+    for layer in (adapted, biased):
+        total, losses, logits = linear_cross_entropy(layer, states, labels, row_weights)
+        expected = nn.functional.cross_entropy(layer(states), labels, reduction="none")
+        torch.testing.assert_close(losses, expected, rtol=1e-12, atol=1e-12)
+        assert logits.shape == (9, 11)
+        total.backward()
+        assert all(p.grad.abs().sum() > 0 for p in layer.parameters())

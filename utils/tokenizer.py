@@ -1,0 +1,40 @@
+"""What a tokenizer and a model have to agree on: how long a text may be, and how many ids there are."""
+
+import json
+from pathlib import Path
+
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
+
+from .files import write_atomically
+from .untrusted import read_object
+
+CONFIG_FILE = "tokenizer_config.json"
+
+
+def longest_text(config: PreTrainedConfig, max_length: int) -> int:
+    """`max_length` tokens, or as many as the encoder has learned positions for."""
+    return (
+        min(max_length, config.max_position_embeddings) if config.position_embedding_type == "learned" else max_length
+    )
+
+
+def limit_length(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer, which now cuts texts (`truncation=True`) at the longest one that the model can read."""
+    tokenizer.model_max_length = longest_text(config, tokenizer.model_max_length)
+    return tokenizer
+
+
+def limit_saved_length(folder: Path, config: PreTrainedConfig) -> None:
+    """As `limit_length`, for the files of a tokenizer that are copied as they are."""
+    content = read_object(folder / CONFIG_FILE)
+    given = content.get("model_max_length")
+    limit = longest_text(config, int(given) if isinstance(given, int | float) else VERY_LARGE_INTEGER)
+    if limit not in (given, VERY_LARGE_INTEGER):
+        text = json.dumps({**content, "model_max_length": limit}, indent=2, ensure_ascii=False)
+        write_atomically(folder / CONFIG_FILE, text + "\n")
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The largest id and one: rows of a table of all ids. A vocabulary with holes has fewer tokens than that."""
+    return max(tokenizer.get_vocab().values()) + 1
