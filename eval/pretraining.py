@@ -10,6 +10,7 @@ from ..modeling_concept import ConceptMaskedLMModel
 from ..trainers import pretraining
 from ..trainers.data.corpora import Data
 from ..trainers.recipes import Recipe
+from ..utils.results import PretrainResult
 from .concepts.monitor import monitor_concepts
 from .hub.publishing import assemble
 
@@ -20,7 +21,7 @@ def pretrain(
     data: Data | None = None,
     head: type[ConceptMaskedLMModel] | None = None,
     **fields: Any,
-) -> dict[str, Any]:
+) -> PretrainResult:
     """Train a recipe and leave model, tokenizer, `recipe.yaml` and `pretrain.json` in its output folder.
 
     Args:

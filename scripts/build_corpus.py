@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
         from concept_encoder.eval.benchmarks.decontamination import format_contamination
 
         result = ce.build_corpus(**arguments)
-    rows = sum(row["kept"] for row in result["sources"])
+    rows = sum(row.kept for row in result.sources)
     print(format_contamination(result))
     say(f"{rows:,} rows written to {folder}.")
     words = ["--vocab_size=8192", f"--output_dir={folder}-vocabulary", "--validation_size=0.05"]

@@ -54,8 +54,8 @@ def main(argv: list[str] | None = None) -> None:
         result = ce.compare(**arguments, **fields)
     print(comparison.format_comparison(result), end="")
     say(f"Written to {folder}: {comparison.COMPARISON_FILE}, {comparison.TABLE_FILE}.")
-    first = result["rows"][0]["seed"]
-    names = list(dict.fromkeys(row["recipe"] for row in result["rows"]))[:2]
+    first = result.rows[0].seed
+    names = list(dict.fromkeys(row.recipe for row in result.rows))[:2]
     suggest("report", *(folder / name / f"seed-{first}" for name in names))
 
 

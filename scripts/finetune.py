@@ -7,8 +7,13 @@ and the same architecture without pretraining. A killed call goes on where it wa
 protocol that follow replace its values, and are then part of its name in the results.
 """
 
+from typing import TYPE_CHECKING
+
 import concept_encoder as ce
 from concept_encoder.utils.command_line import PROTOCOL_FIELDS, Command, run, say, suggest
+
+if TYPE_CHECKING:
+    from concept_encoder.utils.results import FinetuneResult
 
 TASKS = (
     "mrpc stsb cola rte wnli sst2 qnli qqp mnli_matched mnli_mismatched paws sick_relatedness sick_entailment "
@@ -47,21 +52,21 @@ def main(argv: list[str] | None = None) -> None:
     suggest("report", folder)
 
 
-def _print_table(results: list[dict]) -> None:
-    width = max(len(result["task"]) for result in results)
+def _print_table(results: list["FinetuneResult"]) -> None:
+    from concept_encoder.eval.metrics.chance import task_words
+
+    width = max(len(result.task) for result in results)
     titles = f"{'score':>9}  {'95 % interval':>15}  {'chance':>9}  {'bag':>9}  {'untrained':>9}"
     print(f"{'task':<{width}}  {'metric':<20}  {titles}")
     for result in results:
-        bag, twin = (result["controls"][name]["metrics"] for name in ("bag_of_tokens", "random_init"))
-        for metric, score in result["metrics"].items():
-            low_high = result["intervals"][metric]
-            interval = "undefined" if low_high is None else f"{low_high[0]:.3f} - {low_high[1]:.3f}"
-            values = (score, interval, result["chance"][metric], bag[metric], twin[metric])
-            cells = [f"{value:>15}" if isinstance(value, str) else _number(value) for value in values]
-            print(f"{result['task']:<{width}}  {metric:<20}  {'  '.join(cells)}")
+        for metric, score in result.scores.items():
+            interval = "undefined" if score.interval is None else f"{score.interval[0]:.3f} - {score.interval[1]:.3f}"
+            controls = (score.controls[name].value for name in ("bag_of_tokens", "random_init"))
+            cells = [_number(score.value), f"{interval:>15}", *map(_number, (score.chance, *controls))]
+            print(f"{result.task:<{width}}  {metric:<20}  {'  '.join(cells)}")
     print()
     for result in results:
-        print(f"{result['task']}: {result['at_chance_words']}")
+        print(f"{result.task}: {task_words(result)}")
 
 
 def _number(value: float | None) -> str:

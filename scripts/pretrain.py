@@ -53,12 +53,12 @@ def main(argv: list[str] | None = None) -> None:
         except (HTTPError, LocalTokenNotFoundError) as error:
             parser.exit(1, f"{parser.prog}: error: {_hub_trouble(error, recipe)}\n")
     if recipe.training.process_index == 0:
-        nelbo, rebuilding = (result["evaluation"][name] for name in ("nelbo_bits_per_token", "rebuilding"))
+        nelbo, rebuilding = result.evaluation.nelbo_bits_per_token, result.evaluation.rebuilding
         figures = [] if nelbo is None else [f"conditional NELBO {nelbo:.3f} bits per token"]
         if rebuilding is not None:
-            figures.append(f"{rebuilding['bits_per_token']:.3f} bits per rebuilt token")
-        size = f"{result['parameters']['total'] / 1e6:.1f} M parameters"
-        print(f"{result['steps']} steps, {size}, {', '.join(figures)}")
+            figures.append(f"{rebuilding.bits_per_token:.3f} bits per rebuilt token")
+        size = f"{(result.parameters.total or 0) / 1e6:.1f} M parameters"
+        print(f"{result.steps} steps, {size}, {', '.join(figures)}")
         say(f"Written to {recipe.training.output_dir}.")
         suggest("analyze", recipe.training.output_dir)
 

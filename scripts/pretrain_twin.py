@@ -30,9 +30,9 @@ def main(argv: list[str] | None = None) -> None:
 
         recipe = ce.Recipe.load(arguments["recipe"], **parser.fields())
         result = ce.pretrain(recipe, head=BertTwinForMaskedLM)
-    bits = result["evaluation"]["rebuilding"]["bits_per_token"]
-    size = result["parameters"]["total"] / 1e6
-    print(f"{result['steps']} steps, {size:.1f} M parameters, {bits:.3f} bits per rebuilt token")
+    rebuilding, size = result.evaluation.rebuilding, (result.parameters.total or 0) / 1e6
+    bits = "" if rebuilding is None else f", {rebuilding.bits_per_token:.3f} bits per rebuilt token"
+    print(f"{result.steps} steps, {size:.1f} M parameters{bits}")
     suggest("similarity", recipe.training.output_dir, "--tasks", "stsb")
 
 

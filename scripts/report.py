@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     if (folder / "model.safetensors").is_file():
         suggest("push", folder, "--repo_id", "owner/name", "--dry_run")
     if "gate" in arguments:
-        verdict = next(row["verdict"] for row in report["gates"] if row["id"] == arguments["gate"])
+        verdict = next(row.verdict for row in report.gates if row.id == arguments["gate"])
         raise SystemExit(EXIT_CODES[verdict])
 
 

@@ -6,8 +6,13 @@ Cosines without any training and a linear probe, beside the same architecture wi
 per task into the folder similarity of the run.
 """
 
+from typing import TYPE_CHECKING
+
 import concept_encoder as ce
 from concept_encoder.utils.command_line import Command, run, say, suggest
+
+if TYPE_CHECKING:
+    from concept_encoder.utils.results import SimilarityResult
 
 TASKS = ("stsb", "sick_relatedness", "microworld_similarity")
 
@@ -39,17 +44,14 @@ def main(argv: list[str] | None = None) -> None:
     suggest("report", folder)
 
 
-def _print_table(results: list[dict]) -> None:
-    print(f"{'task':<24}{'method':<16}{'pearson':>9}  {'95 % interval':<17}{'spearman':>9}{'untrained':>11}")
+def _print_table(results: list["SimilarityResult"]) -> None:
+    print(f"{'task':<24}{'method':<24}{'metric':<10}{'score':>9}  {'95 % interval':<17}{'untrained':>11}")
     for result in results:
-        twin = result["controls"]["random_init"]
-        rows = {name: (row, row, twin["zero_shot"][name]) for name, row in result["zero_shot"].items()}
-        rows["probe"] = (result["probe"]["metrics"], result["probe"], twin["probe"]["metrics"])
-        for name, (scores, row, untrained) in rows.items():
-            low_high = row["intervals"]["pearson"]
-            interval = "undefined" if low_high is None else f"{low_high[0]:.3f} to {low_high[1]:.3f}"
-            numbers = f"{_number(scores['pearson'])}  {interval:<17}{_number(scores['spearman'])}"
-            print(f"{result['task']:<24}{name:<16}{numbers}  {_number(untrained['pearson'])}")
+        for row in result.rows:
+            interval = "undefined" if row.interval is None else f"{row.interval[0]:.3f} to {row.interval[1]:.3f}"
+            untrained = None if row.random_init is None else row.random_init.value
+            numbers = f"{_number(row.value)}  {interval:<17}  {_number(untrained)}"
+            print(f"{result.task:<24}{row.method:<24}{row.metric:<10}{numbers}")
 
 
 def _number(value: float | None) -> str:

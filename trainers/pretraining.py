@@ -25,7 +25,19 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..configuration_concept import ConceptEncoderConfig
 from ..modeling_concept import ConceptMaskedLMModel
-from ..utils.files import alone_in, check_writable, recorded_source, write_json
+from ..utils.files import alone_in, check_writable, recorded_source
+from ..utils.results import (
+    DataFacts,
+    Environment,
+    Evaluation,
+    ModelFacts,
+    Parameters,
+    PretrainResult,
+    Rebuilding,
+    TimestepLoss,
+    TrainingFacts,
+    facts,
+)
 from .data.corpora import Data, load_pretraining_data, load_tokenizer, rows_in_memory, source_fields
 from .recipes import RECIPE_FILE, Recipe
 from .training.arguments import ConceptTrainingArguments
@@ -95,7 +107,7 @@ def pretrain(
     head: type[ConceptMaskedLMModel] | None = None,
     data: Data | None = None,
     **fields: Any,
-) -> dict[str, Any]:
+) -> PretrainResult:
     """Train `recipe` and leave model, tokenizer, `recipe.yaml` and `pretrain.json` in its output folder.
 
     Called again with the same recipe after it was stopped, it goes on from the last checkpoint, bit for bit.
@@ -111,7 +123,7 @@ def pretrain(
         fields: of the recipe, such as `max_steps=100`.
 
     Returns:
-        The content of `pretrain.json`.
+        What `pretrain.json` holds.
 
     Raises:
         ValueError: bad input, raised before anything is written; the folder holds a finished run, one of another
@@ -146,7 +158,7 @@ def _pretrain(
     monitor: ConceptMonitor | None,
     assemble: UploadAssembler | None,
     head: type[ConceptMaskedLMModel] | None,
-) -> dict[str, Any]:
+) -> PretrainResult:
     training = recipe.training
     tokenizer = load_tokenizer(recipe.data)
     config = recipe.model_config(tokenizer)
@@ -175,13 +187,14 @@ def _pretrain(
     trainer.evaluate()
     trainer.save_model(_internal_call=True)  # without the push, which waits for the files below
     result = _result(recipe, trainer, seconds, outcome.global_step - resumed_at)
+    result.folder = Path(training.output_dir)
     if trainer.is_world_process_zero():
         folder = Path(training.output_dir)
         best = recorded_source(trainer.state.best_model_checkpoint)
         state = dataclasses.replace(trainer.state, best_model_checkpoint=best)
         state.save_to_json(str(folder / "trainer_state.json"))
         recipe.save(folder / RECIPE_FILE)
-        write_json(folder / RESULT_FILE, result)
+        result.save(folder / RESULT_FILE)
     if training.push_to_hub:
         trainer.push_to_hub()
     PartialState().wait_for_everyone()
@@ -273,7 +286,7 @@ def _lost_worker(error: BaseException | None) -> str | None:
     return None
 
 
-def _result(recipe: Recipe, trainer: ConceptTrainer, seconds: float, steps: int) -> dict[str, Any]:
+def _result(recipe: Recipe, trainer: ConceptTrainer, seconds: float, steps: int) -> PretrainResult:
     """Content of `pretrain.json`; `seconds` and `steps` are of this process's part of a resumed run.
 
     `train_seconds` of such a run is what all its steps would have taken at that part's rate, None if it had no step.
@@ -289,55 +302,59 @@ def _result(recipe: Recipe, trainer: ConceptTrainer, seconds: float, steps: int)
     names += "gradient_checkpointing torch_compile optim"
     training = {name: getattr(args, name) for name in names.split()}
     training = {name: getattr(value, "value", value) for name, value in training.items()}
+    texts = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     recorded = recipe.as_dict()
-    return {
-        "kind": "pretrain",
-        "recipe": recipe.name,
-        "model": architecture(model.config),
-        "data": recorded["data"],
-        "objective": recorded["objective"],
-        "training": training,
-        "parameters": {
-            "total": model.num_parameters(),
-            "encoder": model.encoder.num_parameters(),
-            "trainable": model.num_parameters(only_trainable=True),
-        },
-        "steps": state.global_step,
-        "epochs": state.epoch,
-        "train_seconds": seconds * state.global_step / steps if steps else None,
-        "steps_per_second": steps / seconds,
-        "tokens_seen": int(state.num_input_tokens_seen),
-        "data_wait_share": trainer.largest_data_wait_share(),
-        "train_loss": [train[0], train[-1]],
-        "eval_loss": [evaluations[0]["eval_loss"], evaluations[-1]["eval_loss"]],
-        "grad_norm_peak": max(norms),
-        "grad_norm_final": norms[-1],
-        "log_history": history,
-        "evaluation": _evaluation(evaluations[-1]),
-        "environment": {
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-            "device": torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type,
-            "processes": args.world_size,
-            "threads": torch.get_num_threads(),
-        },
-    }
+    return PretrainResult(
+        recipe=recipe.name,
+        model=facts(ModelFacts, architecture(model.config)),
+        data=facts(DataFacts, recorded["data"]),
+        objective=recorded["objective"],
+        training=TrainingFacts(**training, texts_per_step=texts),
+        parameters=Parameters(
+            total=model.num_parameters(),
+            encoder=model.encoder.num_parameters(),
+            trainable=model.num_parameters(only_trainable=True),
+        ),
+        steps=state.global_step,
+        epochs=state.epoch,
+        train_seconds=seconds * state.global_step / steps if steps else None,
+        steps_per_second=steps / seconds,
+        tokens_seen=int(state.num_input_tokens_seen),
+        data_wait_share=trainer.largest_data_wait_share(),
+        train_loss=(train[0], train[-1]),
+        eval_loss=(evaluations[0]["eval_loss"], evaluations[-1]["eval_loss"]),
+        grad_norm_peak=max(norms),
+        grad_norm_final=norms[-1],
+        log_history=history,
+        evaluation=_evaluation(evaluations[-1]),
+        environment=Environment(
+            torch=torch.__version__,
+            transformers=transformers.__version__,
+            python=platform.python_version(),
+            device=torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type,
+            processes=args.world_size,
+            threads=torch.get_num_threads(),
+        ),
+    )
 
 
-def _evaluation(row: dict[str, float]) -> dict[str, Any]:
+def _evaluation(row: dict[str, float]) -> Evaluation:
     grid = [name.removeprefix("eval_tokens_t_") for name in row if name.startswith("eval_tokens_t_")]
-    rebuilding = {name: row.get(f"eval_rebuilt_{name}") for name in ("bits_per_token", "accuracy", "tokens")}
-    return {
-        "nelbo_bits_per_token": row.get("eval_nelbo_bits_per_token"),
-        "rebuilding": None if rebuilding["tokens"] is None else rebuilding,
-        "by_timestep": [
-            {
-                "timestep": float(t),
-                "nll_bits": row.get(f"eval_nll_bits_t_{t}"),
-                "accuracy": row.get(f"eval_accuracy_t_{t}"),
-                "tokens": row[f"eval_tokens_t_{t}"],
-            }
+    tokens = row.get("eval_rebuilt_tokens")
+    rebuilding = None
+    if tokens is not None:
+        bits, accuracy = row["eval_rebuilt_bits_per_token"], row["eval_rebuilt_accuracy"]
+        rebuilding = Rebuilding(bits_per_token=bits, accuracy=accuracy, tokens=int(tokens))
+    return Evaluation(
+        nelbo_bits_per_token=row.get("eval_nelbo_bits_per_token"),
+        rebuilding=rebuilding,
+        by_timestep=[
+            TimestepLoss(
+                timestep=float(t),
+                nll_bits=row.get(f"eval_nll_bits_t_{t}"),
+                accuracy=row.get(f"eval_accuracy_t_{t}"),
+                tokens=int(row[f"eval_tokens_t_{t}"]),
+            )
             for t in grid
         ],
-    }
+    )

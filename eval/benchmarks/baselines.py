@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -11,6 +10,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold
 
+from ...utils.results import Published
 from ..metrics.benchmark_score import benchmark_score
 from .registry import Task, find_benchmark
 
@@ -58,29 +58,27 @@ def bag_of_tokens(benchmark: Task, train: Dataset, validation: Dataset) -> np.nd
     return model.predict(_features([vectorizer.transform(validation[name][:]) for name in names]))
 
 
-def published_scores(task: str) -> list[dict[str, Any]]:
+def published_scores(task: str) -> list[Published]:
     """Scores on a task that others have published, from `published.json`, where each has its source.
 
     Args:
         task: name in `BENCHMARKS`.
 
     Returns:
-        One row per model and metric: `model`, `metric`, `score` (fraction or correlation), `split`, `parameters`
-        (None where unknown), `source`, `note`, and `comparable`: whether the split is the validation split that is
-        scored here. Rows on other splits say how large the difference may be taken, not who is better.
+        One row per model and metric. Rows on other splits than validation, the one that is scored here, say how large
+        the difference may be taken, not who is better.
 
     Raises:
         ValueError: unknown task.
     """
     find_benchmark(task)
     return [
-        {
-            "model": entry["model"],
-            "metric": metric,
-            "score": score,
-            **{key: entry[key] for key in ("split", "parameters", "source", "note")},
-            "comparable": entry["split"] == "validation",
-        }
+        Published(
+            metric=metric,
+            score=score,
+            comparable=entry["split"] == "validation",
+            **{key: entry[key] for key in ("model", "split", "parameters", "source", "note")},
+        )
         for entry in json.loads(PUBLISHED_SCORES.read_text(encoding="utf-8"))
         for metric, score in entry["scores"].get(task, {}).items()
     ]

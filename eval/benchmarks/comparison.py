@@ -1,10 +1,9 @@
 """Recipes, or variants of one, side by side: equal data, equal steps, paired seeds, measured alike, one table."""
 
 import dataclasses
-import json
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -13,7 +12,20 @@ from ...trainers.planning import plan_pretraining
 from ...trainers.pretraining import RESULT_FILE, pretrain
 from ...trainers.recipes import RECIPES, Recipe, find_recipe
 from ...utils.command_line import did_you_mean
-from ...utils.files import write_atomically, write_json
+from ...utils.files import write_atomically
+from ...utils.results import (
+    ComparisonResult,
+    ComparisonRow,
+    ControlScore,
+    Figure,
+    FinetuneResult,
+    GeometryResult,
+    LedgerResult,
+    PretrainResult,
+    Result,
+    SimilarityResult,
+    TaskScore,
+)
 from ...utils.untrusted import inside, read_yaml
 from ..concepts.analysis import FILES, analyze
 from ..concepts.monitor import monitor_concepts
@@ -28,28 +40,42 @@ COMPARISONS = RECIPES.parent / "comparisons"
 COMPARISON_FILE, TABLE_FILE = "comparison.json", "comparison.md"
 # Of the training section, what has to be equal for tokens and steps to be; of the data section everything does.
 EQUAL = ("max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps")
+# Title -> method of the similarity result, of the run and of its random twin.
+FROZEN = {"cosine": "cosine, mean", "whitened": "cosine, mean whitened", "probe": "linear probe"}
+FROZEN_TWIN = {"whitened, twin": "cosine, mean whitened", "probe, twin": "linear probe"}
 DASH = "–"
 Comparison = str | os.PathLike | Sequence[str | os.PathLike]
 
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """A column of the table: where its figure lies in the result files of a run."""
+    """A column of the table: the figure in a result of a run; None where this run has no such thing."""
 
     title: str
     file: str
-    path: tuple[str, ...]
+    kind: type[Result]
+    figure: Callable[[Any], Any]
     digits: int = 2
 
 
+def _rankme(run: GeometryResult) -> Figure | None:
+    return None if run.spectrum is None else run.spectrum.views["within_raw"].get("rankme")
+
+
 MEASURES = (
-    Measure("NELBO, bits", RESULT_FILE, ("evaluation", "nelbo_bits_per_token"), 3),
-    Measure("own task, bits", RESULT_FILE, ("evaluation", "rebuilding", "bits_per_token"), 3),
-    Measure("ledger, bits", FILES["ledger"], ("bits_per_token", "null"), 3),
-    Measure("RankMe", FILES["geometry"], ("spectrum", "views", "within_raw", "rankme")),
-    Measure("reference rank", FILES["geometry"], ("metrics", "global_effective_rank")),
-    Measure("training, s", RESULT_FILE, ("train_seconds",), 0),
-    Measure("tokens read", RESULT_FILE, ("tokens_seen",), 0),
+    Measure("NELBO, bits", RESULT_FILE, PretrainResult, lambda run: run.evaluation.nelbo_bits_per_token, 3),
+    Measure(
+        "own task, bits",
+        RESULT_FILE,
+        PretrainResult,
+        lambda run: run.evaluation.rebuilding and run.evaluation.rebuilding.bits_per_token,
+        3,
+    ),
+    Measure("ledger, bits", FILES["ledger"], LedgerResult, lambda run: run.bits_per_token.null, 3),
+    Measure("RankMe", FILES["geometry"], GeometryResult, _rankme),
+    Measure("reference rank", FILES["geometry"], GeometryResult, lambda run: run.metrics["global_effective_rank"]),
+    Measure("training, s", RESULT_FILE, PretrainResult, lambda run: run.train_seconds, 0),
+    Measure("tokens read", RESULT_FILE, PretrainResult, lambda run: run.tokens_seen, 0),
 )
 
 
@@ -144,7 +170,7 @@ def compare(
     tasks: Sequence[str | Task] = ("stsb",),
     protocol: Protocol | str = "bi_encoder",
     **fields: Any,
-) -> dict[str, Any]:
+) -> ComparisonResult:
     """Train, analyse, score and fine-tune each variant with each seed, and lay the figures side by side.
 
     A killed call, made again, goes on where it was: with the last checkpoint of a run, and with what is not measured
@@ -160,8 +186,7 @@ def compare(
         fields: of the recipes, for all of them.
 
     Returns:
-        What comparison.json holds: `rows`, one per recipe and seed, with a figure or None for each measure, and its
-        95 % interval where the file has one; `means` over seeds, per recipe.
+        What comparison.json holds: a row per recipe and seed with every figure, and means over seeds.
 
     Raises:
         ValueError: recipes that are not comparable or unknown tasks, before anything is trained; whatever the steps
@@ -190,10 +215,12 @@ def compare(
             for benchmark in benchmarks:
                 if not result_path(folder, benchmark.name, protocol).exists():
                     finetune_task(str(folder), benchmark, protocol, folder)
-            rows.append({"recipe": name, "seed": seed, "figures": _figures(folder, similar, tuned, protocol)})
-            result = {"kind": "comparison", "protocol": protocol.name, "rows": rows, "means": _means(rows)}
-            write_json(output_dir / COMPARISON_FILE, result)
+            figures = _figures(folder, similar, tuned, protocol)
+            rows.append(ComparisonRow(recipe=name, seed=seed, figures=figures))
+            result = ComparisonResult(protocol=protocol.name, rows=rows, means=_means(rows))
+            result.save(output_dir / COMPARISON_FILE)
             write_atomically(output_dir / TABLE_FILE, format_comparison(result))
+    result.folder = output_dir
     return result
 
 
@@ -254,69 +281,69 @@ def _train(recipe: Recipe, folder: Path) -> None:
     pretrain(recipe, monitor=monitor_concepts)
 
 
-def _figures(
-    folder: Path, frozen: Iterable[str], tasks: Iterable[str], protocol: Protocol
-) -> dict[str, dict[str, Any]]:
+def _figures(folder: Path, frozen: Iterable[str], tasks: Iterable[str], protocol: Protocol) -> dict[str, Figure]:
     """Title -> value and interval."""
-    figures = {measure.title: _read(folder / measure.file, measure.path) for measure in MEASURES}
+    figures = {measure.title: _figure(folder, measure) for measure in MEASURES}
     for task in frozen:
-        result = json.loads(similarity_path(folder, task).read_text(encoding="utf-8"))
-        metric, twin = result["primary_metric"], result["controls"]["random_init"]
-        rows = {
-            "cosine": result["zero_shot"]["mean"],
-            "whitened": result["zero_shot"]["mean_whitened"],
-            "probe": result["probe"],
-        }
-        twins = {"whitened, twin": twin["zero_shot"]["mean_whitened"], "probe, twin": twin["probe"]}
-        for title, row in (rows | twins).items():
-            found = row.get("metrics", row)
-            figures[f"{task} {title}"] = {"value": found[metric], "interval": row["intervals"][metric]}
+        similar = SimilarityResult.load(similarity_path(folder, task))
+        for title, method in FROZEN.items():
+            figures[f"{task} {title}"] = _beside(similar.primary(method))
+        for title, method in FROZEN_TWIN.items():
+            figures[f"{task} {title}"] = _beside(similar.primary(method).random_init)
     for task in tasks:
-        result = json.loads(result_path(folder, task, protocol).read_text(encoding="utf-8"))
-        metric, controls = result["primary_metric"], result["controls"]
-        beside = {"": result, ", twin": controls["random_init"], ", bag of tokens": controls["bag_of_tokens"]}
+        tuned = FinetuneResult.load(result_path(folder, task, protocol))
+        controls = tuned.primary.controls
+        beside = {
+            "": tuned.primary,
+            ", twin": controls.get("random_init"),
+            ", bag of tokens": controls.get("bag_of_tokens"),
+        }
         for title, row in beside.items():
-            score = {"value": row["metrics"][metric], "interval": row["intervals"][metric]}
-            figures[f"{task}, {metric}{title}"] = score
+            figures[f"{task}, {tuned.primary_metric}{title}"] = _beside(row)
     return figures
 
 
-def _read(file: Path, path: Sequence[str]) -> dict[str, Any]:
-    """The figure at `path`; None where this run has no such thing, as a ledger without a diffusion decoder."""
-    found: Any = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-    for key in path:
-        found = found.get(key) if found is not None else None
-    if isinstance(found, Mapping):
-        return {"value": found["value"], "interval": found.get("interval")}
-    return {"value": found, "interval": None}
+def _figure(folder: Path, measure: Measure) -> Figure:
+    path = folder / measure.file
+    found = measure.figure(measure.kind.load(path)) if path.is_file() else None
+    return _beside(found) if isinstance(found, Figure) else Figure(value=found, interval=None)
 
 
-def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
+def _beside(row: Figure | TaskScore | ControlScore | None) -> Figure:
+    if row is None:
+        return Figure(value=None, interval=None)
+    return Figure(value=row.value, interval=row.interval)
+
+
+def _means(rows: Sequence[ComparisonRow]) -> dict[str, dict[str, float | None]]:
     """Recipe -> title -> mean over seeds."""
     means = {}
-    for name in dict.fromkeys(row["recipe"] for row in rows):
-        own = [row["figures"] for row in rows if row["recipe"] == name]
-        values = {title: [figures[title]["value"] for figures in own] for title in own[0]}
-        means[name] = {title: None if None in each else mean(each) for title, each in values.items()}
+    for name in dict.fromkeys(row.recipe for row in rows):
+        own = [row.figures for row in rows if row.recipe == name]
+        values = {title: [figures[title].value for figures in own] for title in own[0]}
+        means[name] = {
+            title: mean(value for value in each if value is not None) if None not in each else None
+            for title, each in values.items()
+        }
     return means
 
 
-def format_comparison(result: Mapping[str, Any]) -> str:
+def format_comparison(result: ComparisonResult) -> str:
     """The table in Markdown: a row per recipe and seed, each figure with its interval where it has one."""
-    titles = list(result["rows"][0]["figures"])
+    titles = list(result.rows[0].figures)
     lines = [f"| recipe | seed | {' | '.join(titles)} |", f"| --- | ---: |{' ---: |' * len(titles)}"]
-    for row in sorted(result["rows"], key=lambda row: (row["recipe"], row["seed"])):
-        cells = [_cell(title, row["figures"][title]) for title in titles]
-        lines.append(f"| {row['recipe']} | {row['seed']} | {' | '.join(cells)} |")
+    for row in sorted(result.rows, key=lambda row: (row.recipe, row.seed)):
+        cells = [_cell(title, row.figures[title]) for title in titles]
+        lines.append(f"| {row.recipe} | {row.seed} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _cell(title: str, figure: Mapping[str, Any]) -> str:
-    if figure["value"] is None:
+def _cell(title: str, figure: Figure) -> str:
+    if figure.value is None:
         return DASH
     digits = next((measure.digits for measure in MEASURES if measure.title == title), 3)
-    text = f"{figure['value']:,.{digits}f}"
-    if figure["interval"] is None:
+    text = f"{figure.value:,.{digits}f}"
+    if figure.interval is None:
         return text
-    low, high = figure["interval"]
+    low, high = figure.interval
     return f"{text}, {low:,.{digits}f} to {high:,.{digits}f}"

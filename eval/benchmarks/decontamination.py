@@ -13,8 +13,9 @@ from sklearn.feature_extraction.text import HashingVectorizer
 
 from ...trainers.data.corpora import DataArguments, load_corpus
 from ...trainers.recipes import RECIPES, find_recipe
-from ...utils.files import check_new, disk_trouble_named, recorded_source, whole_folder, write_json
+from ...utils.files import check_new, disk_trouble_named, recorded_source, whole_folder
 from ...utils.progress import progress
+from ...utils.results import ContaminationResult, SourceFacts, SourceRow
 from ...utils.untrusted import read_yaml
 from .registry import Task, find_benchmark, read_tables
 
@@ -83,7 +84,7 @@ def _source(path: Path, fields: Mapping[str, Any]) -> DataArguments:
     return DataArguments(**given, packing="truncated")
 
 
-def build_corpus(plan: CorpusPlan | str | os.PathLike, output_dir: str | os.PathLike) -> dict[str, Any]:
+def build_corpus(plan: CorpusPlan | str | os.PathLike, output_dir: str | os.PathLike) -> ContaminationResult:
     """Write the training rows of all sources that share no sentence with a benchmark's other splits.
 
     Args:
@@ -92,8 +93,7 @@ def build_corpus(plan: CorpusPlan | str | os.PathLike, output_dir: str | os.Path
             contamination.json. Its name can be given as `dataset_name`.
 
     Returns:
-        What contamination.json holds: the rule in words, sentences of each benchmark, and for each source its rows,
-        those dropped as exact and as near matches, and those kept.
+        What contamination.json holds.
 
     Raises:
         ValueError: output_dir holds something; nothing is left of a source; whatever `load_corpus` raises.
@@ -114,12 +114,13 @@ def build_corpus(plan: CorpusPlan | str | os.PathLike, output_dir: str | os.Path
         named = {name: value for name, value in dataclasses.asdict(source).items() if name in SOURCE_FIELDS}
         named["dataset_name"] = recorded_source(source.dataset_name)
         counts = {"rows": len(corpus), "exact": int(exact.sum()), "near": int((near & ~exact).sum())}
-        rows.append({"source": named, **counts, "kept": len(clean)})
+        rows.append(SourceRow(source=SourceFacts(**named), **counts, kept=len(clean)))
     sentences = {name: len(found) for name, found in held_out.items()}
-    result = {"kind": "contamination", "rule": RULE, "benchmark_sentences": sentences, "sources": rows}
+    result = ContaminationResult(rule=RULE, benchmark_sentences=sentences, sources=rows)
     with disk_trouble_named(output_dir), whole_folder(output_dir) as staged:
         concatenate_datasets(kept).to_parquet(staged / TRAIN_FILE)
-        write_json(staged / CHECK_FILE, result)
+        result.save(staged / CHECK_FILE)
+    result.folder = output_dir
     return result
 
 
@@ -133,14 +134,14 @@ def held_out_sentences(benchmark: Task) -> list[str]:
     return sorted(found)
 
 
-def format_contamination(result: Mapping[str, Any]) -> str:
+def format_contamination(result: ContaminationResult) -> str:
     """A line per source, in Markdown."""
     lines = ["| source | rows | exact | near | kept |", "| --- | ---: | ---: | ---: | ---: |"]
-    for row in result["sources"]:
-        source = row["source"]
-        parts = (source["dataset_name"], source["dataset_config_name"], source["text_column"])
-        name = " ".join(str(part) for part in (*parts, source["partner_column"], source["keep_rows"]) if part)
-        lines.append(f"| {name} | {row['rows']:,} | {row['exact']:,} | {row['near']:,} | {row['kept']:,} |")
+    for row in result.sources:
+        source = row.source
+        parts = (source.dataset_name, source.dataset_config_name, source.text_column)
+        name = " ".join(str(part) for part in (*parts, source.partner_column, source.keep_rows) if part)
+        lines.append(f"| {name} | {row.rows:,} | {row.exact:,} | {row.near:,} | {row.kept:,} |")
     return "\n".join(lines)
 
 

@@ -12,15 +12,17 @@ import torch
 import transformers
 
 from ...utils.command_line import say
-from ...utils.files import recorded_source, write_json
+from ...utils.files import recorded_source
 from ...utils.progress import progress
+from ...utils.results import BagCell, ControlFacts, Environment, FinetuneResult, PredictionsResult, TaskScore
 from ..loading.checkpoints import FAMILIES, Checkpoint, random_twin, results_folder
 from ..metrics.benchmark_score import benchmark_score
-from ..metrics.intervals import bootstrap_intervals, mean_scores, paired_bootstrap
+from ..metrics.chance import judge
+from ..metrics.intervals import bootstrap_intervals, control_scores, mean_scores, paired_bootstrap
 from .baselines import bag_of_tokens, check_examples, published_scores
 from .protocols import OVERRIDABLE, Protocol
-from .registry import CHANCE_RULES, Task, chance_level, find_benchmark
-from .tuning import Cells, PreparedTask, count_cells, prepare_task, run_protocol
+from .registry import Task, chance_level, find_benchmark
+from .tuning import Cells, PreparedTask, Tuned, count_cells, prepare_task, run_protocol
 
 RESULT_FOLDER = "finetune"
 SPLIT = "validation"
@@ -55,7 +57,7 @@ def finetune(
     revision: str | None = None,
     overwrite: bool = False,
     save_model: bool = False,
-) -> list[dict[str, Any]]:
+) -> list[FinetuneResult]:
     """`finetune_task` on each task in turn, after checking everything that needs no training.
 
     Returns:
@@ -86,7 +88,7 @@ def finetune_task(
     revision: str | None = None,
     overwrite: bool = False,
     save_model: bool = False,
-) -> dict[str, Any]:
+) -> FinetuneResult:
     """Fine-tune a checkpoint and its controls, score each seed once on the validation split, write the result.
 
     Learning rate, batch size and epoch are selected on a share of the training split, if the protocol selects any;
@@ -105,10 +107,8 @@ def finetune_task(
         save_model: keep the fine-tuned model of the first seed, as `finetune/<task>.<protocol>/model`.
 
     Returns:
-        What was written: `metrics` (mean over seeds; fractions and correlations) and their `intervals` beside
-        `chance`, `controls` with paired tests, `published` scores and the verdict `at_chance`; settings, sizes,
-        seconds, the padding share of training, the keys newly initialised and dropped on loading, and the training log
-        of the first seed.
+        What was written: each score, a mean over seeds, with its interval, chance, controls and verdict; settings and
+        sizes; the keys newly initialised and dropped on loading.
 
     Raises:
         FileExistsError: the result exists and `overwrite` is not set.
@@ -131,154 +131,128 @@ def finetune_task(
         bag = _bag_of_tokens_cell(task, store)
         twin = run_protocol("random_init", random_twin(opened, output_dir), task, store)
     result, predictions = _result(task, own, bag, twin)
-    write_json(predictions_path(output_dir, benchmark.name, protocol), predictions)
-    write_json(result_file, result)
+    predictions.save(predictions_path(output_dir, benchmark.name, protocol))
+    result.save(result_file)
+    result.folder = Path(output_dir)
     return result
 
 
-def at_chance(
-    benchmark: Task,
-    predictions: Sequence[Sequence[float]],
-    labels: np.ndarray,
-    intervals: dict[str, list[float] | None],
-) -> tuple[dict[str, bool], str]:
-    """Which scores cannot be told from chance, and the same in words.
+def at_chance(benchmark: Task, predictions: Sequence[Sequence[float]], labels: np.ndarray) -> dict[str, bool]:
+    """Which scores cannot be told from those of a constant prediction, scored on the same examples.
 
     Args:
         benchmark: the task.
         predictions: (K, n) of K seeds.
         labels: (n,) gold labels.
-        intervals: of the scores, as from `bootstrap_intervals`.
 
     Returns:
-        Per metric, whether the score is not above chance. Accuracy and F1 are paired, example by example, with the
-        constant prediction that defines their chance level: at chance where the interval of the difference reaches 0.
-        Correlations: where their own interval reaches 0. An undefined score is at chance. The words name the chance
-        level and, where the score is significantly below it, say so.
+        For accuracy and F1, whether the interval of the paired difference to the constant prediction that defines
+        their chance level reaches 0. Correlations are judged by their own interval.
     """
     values, counts = np.unique(labels, return_counts=True)
     constant = {"accuracy": values[counts.argmax()], "f1": 1}
-    chance, _ = chance_level(benchmark, labels)
-    scores = mean_scores(benchmark.scored_as, predictions, labels)
-    above: dict[str, bool] = {}
-    words = []
-    for metric in benchmark.metrics:
-        interval = intervals[metric]
-        if metric in constant:
-            baseline = np.full(labels.shape, constant[metric])
-            paired = paired_bootstrap(benchmark.scored_as, predictions, baseline, labels, resamples=RESAMPLES)[metric]
-            difference = paired["interval"]
-            low, high = difference if isinstance(difference, list) else (None, None)
-        else:
-            low, high = interval if interval is not None else (None, None)
-        above[metric] = low is not None and low > 0
-        level = f"chance ({chance[metric]:.3f}, {CHANCE_RULES[metric]})"
-        if scores[metric] is None or low is None or high is None:
-            words.append(f"{metric} is undefined: not above {level}")
-        elif low > 0:
-            words.append(f"{metric} {scores[metric]:.3f} is above {level}")
-        elif high < 0:
-            words.append(f"{metric} {scores[metric]:.3f} is below {level}")
-        else:
-            words.append(f"{metric} {scores[metric]:.3f} cannot be told from {level}")
-    return {metric: not value for metric, value in above.items()}, "; ".join(words)
+    found = {}
+    for metric in (name for name in benchmark.metrics if name in constant):
+        baseline = np.full(labels.shape, constant[metric])
+        paired = paired_bootstrap(benchmark.scored_as, predictions, baseline, labels, resamples=RESAMPLES)[metric]
+        found[metric] = paired.interval is None or paired.interval[0] <= 0
+    return found
 
 
-def _result(
-    task: PreparedTask, own: dict[str, Any], bag: dict[str, Any], twin: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def _result(task: PreparedTask, own: Tuned, bag: BagCell, twin: Tuned) -> tuple[FinetuneResult, PredictionsResult]:
     """The result file and the predictions file."""
+    benchmark, protocol, first = task.benchmark, task.protocol, own.runs[0]
     labels = np.asarray(task.texts[SPLIT]["label"])
-    predictions = {
-        "run": [run["predictions"] for run in own["runs"]],
-        "bag_of_tokens": [bag["predictions"]],
-        "random_init": [run["predictions"] for run in twin["runs"]],
+    by_control = {
+        "bag_of_tokens": [bag.predictions],
+        "random_init": [run.predictions for run in twin.runs],
     }
-    result = {**_description(task, own), **_judgement(task.benchmark, predictions, labels)}
-    twin_selection = {"selected": twin["selected"]}
-    if task.protocol.selection_size:
-        result["sweep"] = own["sweep"]
-        twin_selection["sweep"] = twin["sweep"]
-    result["controls"]["random_init"] |= twin_selection
-    result["log_history"] = own["runs"][0]["log_history"]
-    by_seed = {str(run["seed"]): run["predictions"] for run in own["runs"]}
-    twin_by_seed = {str(run["seed"]): run["predictions"] for run in twin["runs"]}
-    controls = {"bag_of_tokens": bag["predictions"], "random_init": twin_by_seed}
-    return result, {"references": labels.tolist(), "predictions": by_seed, "controls": controls}
-
-
-def _description(task: PreparedTask, own: dict[str, Any]) -> dict[str, Any]:
-    """What was trained, how, on what."""
-    benchmark, protocol, first = task.benchmark, task.protocol, own["runs"][0]
     settings = {name: getattr(protocol, name) for name in OVERRIDABLE}
-    return {
-        "kind": "finetune",
-        "task": benchmark.name,
-        "protocol": protocol.name,
-        "split": SPLIT,
-        "primary_metric": benchmark.primary_metric,
-        "greater_is_better": benchmark.greater_is_better,
-        "train_examples": task.encoded["train"].num_rows,
-        "validation_examples": task.encoded[SPLIT].num_rows,
-        **{name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()},
-        **own["selected"],
-        "selected": own["selected"],
-        "scheduled_epochs": task.epochs,
-        "seed": protocol.seeds[0],
-        "max_length": task.max_length,
-        "steps": first["steps"],
-        "padding_share": first["padding_share"],
-        "seconds": round(sum(run["seconds"] for run in own["runs"]), 3),
-        "dataset": {
+    result = FinetuneResult(
+        task=benchmark.name,
+        protocol=protocol.name,
+        split=SPLIT,
+        primary_metric=benchmark.primary_metric,
+        greater_is_better=benchmark.greater_is_better,
+        scores=_scores(benchmark, own, by_control, labels),
+        chance_rule=benchmark.chance_rule,
+        train_examples=task.encoded["train"].num_rows,
+        validation_examples=task.encoded[SPLIT].num_rows,
+        settings={name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()},
+        selected=own.selected,
+        scheduled_epochs=task.epochs,
+        seeds=[run.seed for run in own.runs],
+        max_length=task.max_length,
+        steps=first.steps,
+        padding_share=first.padding_share,
+        seconds=round(sum(run.seconds for run in own.runs), 3),
+        dataset={
             "id": recorded_source(benchmark.dataset_id),
             "config": benchmark.config,
             "licence": benchmark.licence,
         },
-        **{name: first[name] for name in ("head", "newly_initialized", "dropped")},
-        "environment": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "device": first["device"],
+        head=first.head,
+        newly_initialized=first.newly_initialized,
+        dropped=first.dropped,
+        environment=Environment(
+            python=platform.python_version(),
+            torch=torch.__version__,
+            transformers=transformers.__version__,
+            device=first.device,
+            processes=1,
+            threads=torch.get_num_threads(),
+        ),
+        controls={
+            "bag_of_tokens": ControlFacts(description=CONTROLS["bag_of_tokens"], selected=None, sweep=[]),
+            "random_init": ControlFacts(description=CONTROLS["random_init"], selected=twin.selected, sweep=twin.sweep),
         },
-        "per_seed": [{name: run[name] for name in ("seed", "metrics")} for run in own["runs"]],
+        sweep=own.sweep,
+        published=published_scores(benchmark.name) if benchmark.like is None else [],
+        log_history=first.log_history,
+    )
+    predictions = PredictionsResult(
+        references=labels.tolist(),
+        run={str(run.seed): run.predictions for run in own.runs},
+        bag_of_tokens=bag.predictions,
+        random_init={str(run.seed): run.predictions for run in twin.runs},
+    )
+    return result, predictions
+
+
+def _scores(
+    benchmark: Task, own: Tuned, by_control: dict[str, list[list[float]]], labels: np.ndarray
+) -> dict[str, TaskScore]:
+    """Every metric of the run, against chance and controls."""
+    name, predictions = benchmark.scored_as, [run.predictions for run in own.runs]
+    means = mean_scores(name, predictions, labels)
+    intervals = bootstrap_intervals(name, predictions, labels, resamples=RESAMPLES)
+    chance, _ = chance_level(benchmark, labels)
+    flags = at_chance(benchmark, predictions, labels)
+    beside = {
+        control: control_scores(name, predictions, others, labels, resamples=RESAMPLES)
+        for control, others in by_control.items()
     }
-
-
-def _judgement(benchmark: Task, predictions: dict[str, list[list[float]]], labels: np.ndarray) -> dict[str, Any]:
-    """Scores of the run beside chance, controls and published lines."""
-    name, own = benchmark.scored_as, predictions["run"]
-    chance, chance_rule = chance_level(benchmark, labels)
-    intervals = bootstrap_intervals(name, own, labels, resamples=RESAMPLES)
-    flags, words = at_chance(benchmark, own, labels, intervals)
-    controls: dict[str, dict[str, Any]] = {}
-    for control, description in CONTROLS.items():
-        others = predictions[control]
-        controls[control] = {
-            "description": description,
-            "metrics": mean_scores(name, others, labels),
-            "intervals": bootstrap_intervals(name, others, labels, resamples=RESAMPLES),
-            "paired": paired_bootstrap(name, own, others, labels, resamples=RESAMPLES),
-        }
     return {
-        "metrics": mean_scores(name, own, labels),
-        "intervals": intervals,
-        "chance": chance,
-        "chance_rule": chance_rule,
-        "at_chance": flags,
-        "at_chance_words": words,
-        "controls": controls,
-        "published": published_scores(benchmark.name) if benchmark.like is None else [],
+        metric: judge(
+            metric,
+            means[metric],
+            chance[metric],
+            interval=intervals[metric],
+            at_chance=flags.get(metric),
+            controls={control: scores[metric] for control, scores in beside.items()},
+            per_seed=[run.metrics[metric] for run in own.runs],
+        )
+        for metric in benchmark.metrics
     }
 
 
-def _bag_of_tokens_cell(task: PreparedTask, store: Cells) -> dict[str, Any]:
-    def compute() -> dict[str, Any]:
+def _bag_of_tokens_cell(task: PreparedTask, store: Cells) -> BagCell:
+    def compute(settings: dict[str, Any]) -> BagCell:
         predictions = bag_of_tokens(task.benchmark, task.texts["train"], task.texts[SPLIT])
         scores = benchmark_score(task.benchmark.scored_as, predictions, task.texts[SPLIT]["label"][:])
-        return {"metrics": scores, "predictions": predictions.tolist()}
+        return BagCell(settings=settings, metrics=scores, predictions=predictions.tolist())
 
-    return store.get("bag_of_tokens", {"task": task.benchmark.name, "data": task.digest}, compute)
+    return store.get("bag_of_tokens", BagCell, {"task": task.benchmark.name, "data": task.digest}, compute)
 
 
 def _refuse_existing(output_dir: str | os.PathLike, task: str, protocol: Protocol, overwrite: bool) -> None:

@@ -1,9 +1,9 @@
 """Sentence similarity without fine-tuning: cosines of frozen concepts, and a linear probe on them."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,13 +15,13 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ...utils.files import write_json
 from ...utils.progress import progress
+from ...utils.results import FrozenScore, SimilarityResult
 from ...utils.tokenizer import longest_text
 from ..concepts.whitening import whitening
 from ..loading.checkpoints import FAMILIES, Checkpoint, random_twin, results_folder
 from ..metrics.benchmark_score import benchmark_score
-from ..metrics.intervals import bootstrap_intervals, paired_bootstrap
+from ..metrics.intervals import bootstrap_intervals, control_scores
 from .registry import Task, find_benchmark, load_benchmark
 
 RESULT_FOLDER = "similarity"
@@ -46,7 +46,15 @@ PROBE = (
     "frozen mean concepts a, b of the two sentences, features [|a - b|; a * b] standardised on train; ridge "
     "regression, alpha chosen by the primary metric on a 10 % split of train, then fitted to all of train"
 )
-TWIN = "same architecture, randomly initialised, same procedure"
+METHODS = {**{f"cosine, {name.replace('_', ' ')}": text for name, text in ZERO_SHOT.items()}, "linear probe": PROBE}
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Predicted similarities (n,) of the validation pairs, by method; the last is the probe's."""
+
+    predictions: Mapping[str, np.ndarray]
+    alpha: float
 
 
 def result_path(output_dir: str | os.PathLike, task: str) -> Path:
@@ -67,7 +75,7 @@ def similarity(
     max_length: int = 128,
     max_train_examples: int | None = None,
     overwrite: bool = False,
-) -> list[dict[str, Any]]:
+) -> list[SimilarityResult]:
     """Score the frozen concepts of a checkpoint on similarity tasks, write `similarity/<task>.json` for each.
 
     Nothing of the encoder is trained. Whatever is fitted (weights, whitening, probe) sees training pairs only; the
@@ -83,9 +91,8 @@ def similarity(
         overwrite: replace existing results.
 
     Returns:
-        What was written, in the order of the tasks: `zero_shot`, a row per method of `ZERO_SHOT` with Pearson and
-        Spearman correlation and their bootstrap `intervals`, the `probe`, and both of the random twin in `controls`,
-        with the paired difference of the run to it.
+        What was written, in the order of the tasks: a row per method and correlation, with its bootstrap interval and
+        the paired difference to the random twin.
 
     Raises:
         FileExistsError: a result exists and `overwrite` is not set.
@@ -114,8 +121,9 @@ def similarity(
             name: score_frozen(source.encoder, tokenizer, data, benchmark, max_length, name)
             for name, source in subjects.items()
         }
-        result = _result(benchmark, data, scored, {"max_length": max_length, "weights": opened.digest})
-        write_json(result_path(output_dir, benchmark.name), result)
+        result = _result(benchmark, data, scored, max_length, opened.digest)
+        result.save(result_path(output_dir, benchmark.name))
+        result.folder = Path(output_dir)
         results.append(result)
     return results
 
@@ -127,8 +135,8 @@ def score_frozen(
     benchmark: Task,
     max_length: int,
     description: str,
-) -> dict[str, Any]:
-    """Predicted similarities of the validation pairs.
+) -> Frozen:
+    """Score the validation pairs by every one of `METHODS`.
 
     Args:
         encoder: base model that gives `last_hidden_state` (B, C, D).
@@ -137,9 +145,6 @@ def score_frozen(
         benchmark: the task.
         max_length: tokens per sentence.
         description: of the progress bar.
-
-    Returns:
-        `zero_shot`: method of `ZERO_SHOT` to (n,) scores; `probe`: (n,) predictions; `alpha` of the probe.
 
     Source: max-sim, Khattab & Zaharia 2020, ColBERT, arXiv:2004.12832, section 3.3; whitening, Su et al. 2021,
         arXiv:2103.15316.
@@ -166,7 +171,8 @@ def score_frozen(
     scores["mean"] = cosine(*own)
     scores["mean_whitened"] = cosine(*((side - mean) @ matrix for side in own))
     probe, alpha = _probe(pair_features(*means), np.asarray(train["label"]), pair_features(*own), benchmark)
-    return {"zero_shot": {name: scores[name] for name in ZERO_SHOT}, "probe": probe, "alpha": alpha}
+    by_method = [*(scores[name] for name in ZERO_SHOT), probe]
+    return Frozen(dict(zip(METHODS, by_method, strict=True)), alpha)
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -250,44 +256,38 @@ def _ridge(alpha: float):
 
 
 def _result(
-    benchmark: Task, data: DatasetDict, scored: dict[str, dict[str, Any]], settings: dict[str, Any]
-) -> dict[str, Any]:
-    labels = np.asarray(data[SPLIT]["label"])
+    benchmark: Task, data: DatasetDict, scored: Mapping[str, Frozen], max_length: int, weights: str
+) -> SimilarityResult:
+    labels, name = np.asarray(data[SPLIT]["label"]), benchmark.scored_as
     own, twin = scored["run"], scored["random_init"]
-
-    def judged(predictions: np.ndarray, rival: np.ndarray | None = None) -> dict[str, Any]:
-        """Metrics and intervals, and with a rival the difference rival - predictions, paired."""
-        row: dict[str, Any] = {
-            "metrics": benchmark_score(benchmark.scored_as, predictions, labels),
-            "intervals": bootstrap_intervals(benchmark.scored_as, predictions, labels, resamples=RESAMPLES),
-        }
-        if rival is not None:
-            row["paired"] = paired_bootstrap(benchmark.scored_as, rival, predictions, labels, resamples=RESAMPLES)
-        return row
-
-    def flat(row: dict[str, Any], description: str) -> dict[str, Any]:
-        return {"description": description, **row.pop("metrics"), **row}
-
-    control = {
-        "description": TWIN,
-        "zero_shot": {
-            name: flat(judged(twin["zero_shot"][name], own["zero_shot"][name]), text)
-            for name, text in ZERO_SHOT.items()
-        },
-        "probe": {**judged(twin["probe"], own["probe"]), "alpha": twin["alpha"]},
-    }
-    return {
-        "kind": "similarity",
-        "task": benchmark.name,
-        "split": SPLIT,
-        "primary_metric": benchmark.primary_metric,
-        "train_examples": data["train"].num_rows,
-        "validation_examples": data[SPLIT].num_rows,
-        **settings,
-        "zero_shot": {name: flat(judged(own["zero_shot"][name]), text) for name, text in ZERO_SHOT.items()},
-        "probe": {**judged(own["probe"]), "alpha": own["alpha"], "protocol": PROBE},
-        "controls": {"random_init": control},
-    }
+    rows = []
+    for method, predictions in own.predictions.items():
+        values = benchmark_score(name, predictions, labels)
+        intervals = bootstrap_intervals(name, predictions, labels, resamples=RESAMPLES)
+        beside = control_scores(name, predictions, twin.predictions[method], labels, resamples=RESAMPLES)
+        rows += [
+            FrozenScore(
+                method=method,
+                metric=metric,
+                value=value,
+                interval=intervals[metric],
+                random_init=beside[metric],
+            )
+            for metric, value in values.items()
+        ]
+    return SimilarityResult(
+        task=benchmark.name,
+        split=SPLIT,
+        primary_metric=benchmark.primary_metric,
+        train_examples=data["train"].num_rows,
+        validation_examples=data[SPLIT].num_rows,
+        max_length=max_length,
+        weights=weights,
+        methods=METHODS,
+        alpha=own.alpha,
+        alpha_of_twin=twin.alpha,
+        rows=rows,
+    )
 
 
 def _refuse_existing(path: Path, overwrite: bool) -> None:

@@ -7,10 +7,10 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -33,7 +33,8 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ...configuration_concept import ConceptEncoderConfig
 from ...trainers.data.tables import check_varied
-from ...utils.files import whole_folder, write_json
+from ...utils.files import whole_folder
+from ...utils.results import BagCell, SeedCell, Setting, SweepCell, SweepRow
 from ...utils.tokenizer import longest_text
 from ..loading.checkpoints import Checkpoint
 from ..metrics.benchmark_score import benchmark_score
@@ -83,14 +84,17 @@ class PreparedTask:
         return PAIR_HEAD if self.bi_encoder else self.benchmark.head
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What a sweep selects."""
+Cell = TypeVar("Cell", SweepCell, SeedCell, BagCell)
 
-    learning_rate: float
-    batch_size: int
-    epochs: int
-    """passes after which training stops; the schedule spans those of the protocol"""
+
+@dataclass(frozen=True)
+class Tuned:
+    """Sweep and seeds of one checkpoint."""
+
+    selected: Setting
+    sweep: list[SweepRow]
+    """empty when the protocol selects nothing"""
+    runs: list[SeedCell]
 
 
 def is_bi_encoder(benchmark: Task, protocol: Protocol) -> bool:
@@ -156,29 +160,30 @@ class Cells:
     def get(
         self,
         name: str,
+        kind: type[Cell],
         settings: dict[str, Any],
-        compute: Callable[[], dict[str, Any]],
+        compute: Callable[[dict[str, Any]], Cell],
         complete: bool = True,
-    ) -> dict[str, Any]:
+    ) -> Cell:
         """The cell of that name, computed and written unless it is there with the same settings, and `complete`.
 
         Raises:
-            ValueError: it is there with other settings.
+            ValueError: it is there with other settings, or is no such cell.
         """
         self.bar.set_description(f"{self.folder.name}: {name}")
         self.bar.set_postfix_str("")
         path = self.folder / f"{name}.json"
         settings = json.loads(json.dumps(settings))
         if path.is_file():
-            kept = json.loads(path.read_text(encoding="utf-8"))["settings"]
+            kept: dict[str, Any] = kind.load(path).settings
             changed = sorted(key for key in {*kept, *settings} if kept.get(key) != settings.get(key))
             if changed:
                 differences = ", ".join(f"{key} {kept.get(key)!r}, now {settings.get(key)!r}" for key in changed)
-                raise ValueError(f"{path} has other settings ({differences}); give --overwrite to start anew")
+                raise ValueError(f"{path} has other settings ({differences}); give --overwrite to start again")
         if not path.is_file() or not complete:
-            write_json(path, {"settings": settings, **_without_nan(compute())})
+            compute(settings).save(path)
         self.bar.update()
-        return json.loads(path.read_text(encoding="utf-8"))
+        return kind.load(path)
 
 
 def count_cells(protocol: Protocol) -> int:
@@ -188,7 +193,7 @@ def count_cells(protocol: Protocol) -> int:
 
 def run_protocol(
     subject: str, checkpoint: Checkpoint, task: PreparedTask, cells: Cells, save_model: bool = False
-) -> dict:
+) -> Tuned:
     """Sweep and seeds of one checkpoint.
 
     Args:
@@ -198,43 +203,41 @@ def run_protocol(
         cells: where finished pieces are kept.
         save_model: keep the model of the first seed, in `model` beside the cells.
 
-    Returns:
-        `selected` setting; `sweep`, a row per setting with its best epoch and score there (empty when the protocol
-        selects nothing); `runs`, a cell per seed with `seed`, `metrics`, `predictions` (n,), `steps`, `seconds`,
-        `padding_share` of the training batches, `log_history` and the keys of `Checkpoint.load_classifier`.
-
     Raises:
         ValueError: a seed's predictions are not finite; cells of other settings; a share too small to select on.
     """
     protocol = task.protocol
-    sweep = []
+    sweep: list[SweepRow] = []
     if protocol.selection_size:
         fit_on, select_on = _selection_split(task)
         for rate, size in protocol.grid:
-            setting = Setting(rate, size, task.epochs)
+            setting = Setting(learning_rate=rate, batch_size=size, epochs=task.epochs)
             settings = _settings(checkpoint, task, setting, protocol.seeds[0])
             settings |= {"selection_size": protocol.selection_size, "patience": protocol.patience}
             cell = cells.get(
                 f"{subject}.sweep.lr={rate}.batch={size}",
+                SweepCell,
                 settings,
                 partial(_sweep_cell, checkpoint, task, fit_on, select_on, setting, cells.bar),
             )
-            sweep.append({name: cell[name] for name in ("learning_rate", "batch_size", "epochs", "metrics")})
-        best = max(sweep, key=lambda row: _rank(task.benchmark, row["metrics"]))  # the first of equals
-        selected = Setting(best["learning_rate"], best["batch_size"], best["epochs"])
+            sweep.append(cell.row)
+        best = max(sweep, key=lambda row: _rank(task.benchmark, row.metrics))  # the first of equals
+        selected = Setting(**{each.name: getattr(best, each.name) for each in fields(Setting)})
     else:
-        selected = Setting(*protocol.grid[0], task.epochs)
-    runs = []
+        rate, size = protocol.grid[0]
+        selected = Setting(learning_rate=rate, batch_size=size, epochs=task.epochs)
+    runs: list[SeedCell] = []
     for seed in protocol.seeds:
         model = cells.folder / MODEL_FOLDER if save_model and seed == protocol.seeds[0] else None
-        cell = cells.get(
+        run = cells.get(
             f"{subject}.seed={seed}",
+            SeedCell,
             _settings(checkpoint, task, selected, seed),
             partial(_seed_cell, checkpoint, task, selected, seed, model, cells.bar),
             complete=model is None or model.is_dir(),
         )
-        runs.append(cell)
-    return {"selected": asdict(selected), "sweep": sweep, "runs": runs}
+        runs.append(run)
+    return Tuned(selected, sweep, runs)
 
 
 def _settings(checkpoint: Checkpoint, task: PreparedTask, setting: Setting, seed: int) -> dict[str, Any]:
@@ -294,27 +297,42 @@ def _rank(benchmark: Task, metrics: Mapping[str, float | None]) -> float:
 
 
 def _sweep_cell(
-    checkpoint: Checkpoint, task: PreparedTask, fit_on: Dataset, select_on: Dataset, setting: Setting, bar: tqdm
-) -> dict[str, Any]:
+    checkpoint: Checkpoint,
+    task: PreparedTask,
+    fit_on: Dataset,
+    select_on: Dataset,
+    setting: Setting,
+    bar: tqdm,
+    settings: dict[str, Any],
+) -> SweepCell:
     start = time.monotonic()
-    watch = _Watch(task, setting.epochs, bar)
+    watch = _Watch(task, setting, bar)
     _train(checkpoint, task, setting, task.protocol.seeds[0], watch, fit_on, select_on)
     best = max(watch.by_epoch, key=lambda metrics: _rank(task.benchmark, metrics))
-    return {
-        "learning_rate": setting.learning_rate,
-        "batch_size": setting.batch_size,
-        "epochs": watch.by_epoch.index(best) + 1,
-        "metrics": best,
-        "metrics_by_epoch": watch.by_epoch,
-        "seconds": round(time.monotonic() - start, 3),
-    }
+    return SweepCell(
+        settings=settings,
+        row=SweepRow(
+            learning_rate=setting.learning_rate,
+            batch_size=setting.batch_size,
+            epochs=watch.by_epoch.index(best) + 1,
+            metrics=best,
+        ),
+        metrics_by_epoch=watch.by_epoch,
+        seconds=round(time.monotonic() - start, 3),
+    )
 
 
 def _seed_cell(
-    checkpoint: Checkpoint, task: PreparedTask, setting: Setting, seed: int, model_folder: Path | None, bar: tqdm
-) -> dict[str, Any]:
+    checkpoint: Checkpoint,
+    task: PreparedTask,
+    setting: Setting,
+    seed: int,
+    model_folder: Path | None,
+    bar: tqdm,
+    settings: dict[str, Any],
+) -> SeedCell:
     start = time.monotonic()
-    watch = _Watch(task, setting.epochs, bar)
+    watch = _Watch(task, setting, bar)
     trainer, keys = _train(checkpoint, task, setting, seed, watch, task.encoded["train"])
     validation = task.encoded["validation"]
     order = _by_length(validation)  # the predictions go back into the order of the split
@@ -331,18 +349,19 @@ def _seed_cell(
         predictions = predictions * (high - low) + low
     if model_folder is not None:
         _save_model(trainer, model_folder)
-    return {
-        "seed": seed,
-        "metrics": benchmark_score(task.benchmark.scored_as, predictions, validation["label"][:]),
-        "predictions": predictions.tolist(),
-        "steps": trainer.state.global_step,
-        "padding_share": trainer.padding_share,
-        "seconds": round(time.monotonic() - start, 3),
-        "device": trainer.args.device.type,
-        "head": task.head,
+    return SeedCell(
+        settings=settings,
+        seed=seed,
+        metrics=benchmark_score(task.benchmark.scored_as, predictions, validation["label"][:]),
+        predictions=predictions.tolist(),
+        steps=trainer.state.global_step,
+        padding_share=trainer.padding_share,
+        seconds=round(time.monotonic() - start, 3),
+        device=trainer.args.device.type,
+        head=task.head,
         **keys,
-        "log_history": trainer.state.log_history,
-    }
+        log_history=trainer.state.log_history,
+    )
 
 
 def _predictions(benchmark: Task, logits: np.ndarray) -> np.ndarray:
@@ -412,9 +431,9 @@ class PairCollator:
 class _Watch(TrainerCallback):
     """Shows the epoch, stops after the setting's epochs, and earlier when the score no longer rises."""
 
-    def __init__(self, task: PreparedTask, epochs: int, bar: tqdm):
+    def __init__(self, task: PreparedTask, setting: Setting, bar: tqdm):
         self.task = task
-        self.epochs = epochs
+        self.epochs = setting.epochs or task.epochs
         self.bar = bar
         self.by_epoch: list[dict[str, float | None]] = []
 
@@ -509,12 +528,3 @@ def _save_model(trainer: Trainer, folder: Path) -> None:
         trainer.model.save_pretrained(staged)
         trainer.processing_class.save_pretrained(staged)
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _without_nan(value: Any) -> Any:
-    """`value` with every number that strict JSON cannot hold replaced by None."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

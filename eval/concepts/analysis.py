@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from ...configuration_concept import ConceptEncoderConfig
 from ...trainers.data.corpora import Data, DataArguments, load_corpus, rows_in_memory, source_fields
 from ...trainers.recipes import read_data
-from ...utils.files import recorded_source, replaced_together, write_json
+from ...utils.files import recorded_source, replaced_together
+from ...utils.results import AttentionResult, DataFacts, GeometryResult, LedgerResult, facts
 from ..loading.checkpoints import Checkpoint, random_encoder, results_folder
 from .attention import concept_reading
 from .geometry import MIN_DOCUMENTS, collect_concepts, geometry
@@ -31,6 +33,25 @@ CORPUS_FIELDS = (  # what decides which documents are read, and how much of each
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Analysis:
+    """What `analyze` found; stands for the folder that it was written into."""
+
+    folder: Path
+    geometry: GeometryResult
+    ledger: LedgerResult | None
+    """None: the checkpoint holds no decoder of masked diffusion"""
+    reading: AttentionResult
+
+    def __fspath__(self) -> str:
+        return os.fspath(self.folder)
+
+    @property
+    def files(self) -> list[str]:
+        """Names of what was written."""
+        return [file for name, file in FILES.items() if getattr(self, name) is not None]
+
+
 def analyze(
     checkpoint: str | os.PathLike,
     data: DataArguments | Data | None = None,
@@ -40,7 +61,7 @@ def analyze(
     output_dir: str | os.PathLike | None = None,
     revision: str | None = None,
     **fields: Any,
-) -> dict[str, dict[str, Any]]:
+) -> Analysis:
     """Measure a checkpoint's concepts on a sample of the validation documents and write what was found.
 
     Documents are truncated to `data.max_length` tokens, one per sample, never packed. Nothing is written before
@@ -59,9 +80,6 @@ def analyze(
             geometry.json last. `None`: the checkpoint, which must be a folder then.
         revision: commit, branch or tag of a Hub id.
         fields: of `DataArguments`, in place of those of the checkpoint's recipe.
-
-    Returns:
-        What was written, by the names in `FILES`.
 
     Raises:
         ValueError: not a concept-encoder checkpoint, weights missing, too few documents, max_length beyond the
@@ -83,18 +101,21 @@ def analyze(
     normal = 1 / encoder.norm.weight.detach().double().cpu().numpy()
     corpus = {name: value for name, value in dataclasses.asdict(data).items() if name in CORPUS_FIELDS}
     corpus["dataset_name"] = recorded_source(data.dataset_name)
-    common = {"checkpoint": opened.hub_id or recorded_source(str(opened.folder)), "corpus": corpus}
-    found = {"geometry": geometry(concepts, random_concepts, batch_size, normal)}
+    name = opened.hub_id or recorded_source(str(opened.folder))
+    common: dict[str, Any] = {"checkpoint": name, "corpus": facts(DataFacts, corpus)}
+    lies = geometry(concepts, random_concepts, batch_size, normal, **common)
+    ledger = None
     if head is not None:
         few = _encode(tokenizer, texts[:ledger_documents], batch_size, data.max_length)
-        found["ledger"] = concept_ledger(head.to(device), tokenizer, few, concepts[:ledger_documents])
-    found["reading"] = concept_reading(encoder, None if head is None else head.decoder, tokenizer, batches)
-    found = {name: {"kind": name, **common, **content} for name, content in found.items()}
+        ledger = concept_ledger(head.to(device), tokenizer, few, concepts[:ledger_documents], **common)
+    reading = concept_reading(encoder, None if head is None else head.decoder, tokenizer, batches, **common)
+    found = Analysis(folder, lies, ledger, reading)
     with replaced_together(folder, last=FILES["geometry"]) as staged:
-        for name, content in found.items():
-            write_json(staged / FILES[name], content)
-    for name in FILES.keys() - found:
-        (folder / FILES[name]).unlink(missing_ok=True)  # of other weights, so no longer true
+        for name, file in FILES.items():
+            if file in found.files:
+                getattr(found, name).save(staged / file)
+    if ledger is None:
+        (folder / FILES["ledger"]).unlink(missing_ok=True)  # of other weights, so no longer true
     return found
 
 

@@ -5,7 +5,6 @@ batch, N tokens, C concepts, V vocabulary, L layers, H heads.
 """
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...modeling_concept import ConceptDiffusionDecoder, ConceptEncoderModel
 from ...utils.progress import progress
+from ...utils.results import AttentionResult, ConceptReading, DataFacts, Example, Reading
 
 TOP_TOKENS = 10
 EXAMPLE_TOKENS = 32  # length to which the example text is cut
@@ -27,7 +27,9 @@ def concept_reading(
     decoder: ConceptDiffusionDecoder | None,
     tokenizer: PreTrainedTokenizerBase,
     batches: Iterable[Batch],
-) -> dict[str, Any]:
+    checkpoint: str | None = None,
+    corpus: DataFacts | None = None,
+) -> AttentionResult:
     """What concepts read and who reads them, over documents.
 
     The decoder rebuilds each document with every token but the special ones masked (t = 1): so every position of the
@@ -39,15 +41,11 @@ def concept_reading(
         encoder, decoder: of one model, in evaluation mode, on one device; decoder `None`: encoder's side only.
         tokenizer: of the model.
         batches: `input_ids` and `attention_mask`, both (B, N), the first document is also the example.
+        checkpoint, corpus: what was read, for the record.
 
     Returns:
-        The fields of reading.json but for `kind`, `checkpoint` and `corpus`. Each of `concepts` has `index`;
-        `entropy_bits` of its attention over tokens, mean over documents; `top_tokens`, the ten tokens with the largest
-        share of its attention, [token, share]; `special_share` that special tokens get; `mean_position` it attends to,
-        0 = first token, 1 = last; `share_read`, its share of the attention of the positions; `read_by_entropy_bits` of
-        how that spreads over the positions, mean over documents. `uniform` holds the same figures for attention that
-        spreads evenly. `example` holds `tokens`, `encoder_weights` (C, N), `decoder_weights` (N, C), four decimals.
-        Without a decoder, or a token to rebuild, the decoder's figures are None.
+        Weights of the example with four decimals. Without a decoder, or a token to rebuild, the decoder's figures are
+        None.
 
     Raises:
         ValueError: no batches.
@@ -65,7 +63,16 @@ def concept_reading(
                 sums.add(ids, read[row][:, real], None if read_by is None else read_by[row][real])
     if example is None:
         raise ValueError("there are no batches to read; give at least one")
-    return {**sums.result(), "example": example}
+    *concepts, uniform = sums.rows()
+    return AttentionResult(
+        checkpoint=checkpoint,
+        corpus=corpus,
+        num_documents=sums.documents,
+        special_tokens=tokenizer.convert_ids_to_tokens(tokenizer.all_special_ids),
+        concepts=[ConceptReading(index=index, **vars(row)) for index, row in enumerate(concepts)],
+        uniform=uniform,
+        example=example,
+    )
 
 
 def attention_weights(
@@ -124,7 +131,7 @@ class ReadingSums:
         self._position = torch.zeros(rows, dtype=torch.float64)
         self._read = torch.zeros(rows, dtype=torch.float64)
         self._read_entropy = torch.zeros(rows, dtype=torch.float64)
-        self._documents = self._positions = self._rebuilt = 0
+        self.documents = self._positions = self._rebuilt = 0
 
     def add(self, ids: Tensor, read: Tensor, read_by: Tensor | None) -> None:
         """One document: real ids (n,), attention of concepts (C, n) and of positions (n, C)."""
@@ -134,7 +141,7 @@ class ReadingSums:
         self._mass.index_add_(0, ids, weights.T.contiguous())
         self._entropy += _entropy_bits(weights)
         self._position += weights @ torch.linspace(0, 1, len(ids), dtype=torch.float64)
-        self._documents += 1
+        self.documents += 1
         text = ~torch.isin(ids, self._special)
         if read_by is None or not text.any():
             return
@@ -145,29 +152,23 @@ class ReadingSums:
         self._positions += int(text.sum())
         self._rebuilt += 1
 
-    def result(self) -> dict[str, Any]:
-        *concepts, uniform = [self._row(index) for index in range(self._mass.shape[1])]
-        return {
-            "num_documents": self._documents,
-            "special_tokens": self._tokenizer.convert_ids_to_tokens(self._special.tolist()),
-            "concepts": [{"index": index, **row} for index, row in enumerate(concepts)],
-            "uniform": uniform,
-        }
+    def rows(self) -> list[Reading]:
+        return [self._row(index) for index in range(self._mass.shape[1])]
 
-    def _row(self, index: int) -> dict[str, Any]:
-        documents = max(self._documents, 1)
+    def _row(self, index: int) -> Reading:
+        documents = max(self.documents, 1)
         mass = self._mass[:, index] / documents
         top = mass.topk(min(TOP_TOKENS, len(mass)))
         tokens = self._tokenizer.convert_ids_to_tokens(top.indices.tolist())
         seen = self._has_decoder and self._rebuilt > 0
-        return {
-            "entropy_bits": float(self._entropy[index]) / documents,
-            "top_tokens": [[token, share] for token, share in zip(tokens, top.values.tolist(), strict=True) if share],
-            "special_share": float(mass[self._special].sum()),
-            "mean_position": float(self._position[index]) / documents,
-            "share_read": float(self._read[index]) / self._positions if seen else None,
-            "read_by_entropy_bits": float(self._read_entropy[index]) / self._rebuilt if seen else None,
-        }
+        return Reading(
+            entropy_bits=float(self._entropy[index]) / documents,
+            top_tokens=[(token, share) for token, share in zip(tokens, top.values.tolist(), strict=True) if share],
+            special_share=float(mass[self._special].sum()),
+            mean_position=float(self._position[index]) / documents,
+            share_read=float(self._read[index]) / self._positions if seen else None,
+            read_by_entropy_bits=float(self._read_entropy[index]) / self._rebuilt if seen else None,
+        )
 
 
 def _entropy_bits(weights: Tensor) -> Tensor:
@@ -179,14 +180,14 @@ def _example(
     decoder: ConceptDiffusionDecoder | None,
     tokenizer: PreTrainedTokenizerBase,
     batch: Batch,
-) -> dict[str, Any]:
+) -> Example:
     real = batch["attention_mask"][0].bool()
     ids = batch["input_ids"][:1, real][:, :EXAMPLE_TOKENS]
     read, read_by = attention_weights(
         encoder, decoder, tokenizer, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     )
-    return {
-        "tokens": tokenizer.convert_ids_to_tokens(ids[0].tolist()),
-        "encoder_weights": read[0].numpy().round(4).tolist(),
-        "decoder_weights": None if read_by is None else read_by[0].numpy().round(4).tolist(),
-    }
+    return Example(
+        tokens=tokenizer.convert_ids_to_tokens(ids[0].tolist()),
+        encoder_weights=read[0].numpy().round(4).tolist(),
+        decoder_weights=None if read_by is None else read_by[0].numpy().round(4).tolist(),
+    )

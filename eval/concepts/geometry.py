@@ -1,13 +1,14 @@
 """Geometry of concepts: encode documents, measure and grade by the reference's definitions and the standard ones."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from ...modeling_concept import ConceptEncoderModel
 from ...utils.progress import progress
+from ...utils.results import DataFacts, GeometryResult, Nulls, Spectrum, SpectrumFigure
 from ..metrics.concept_geometry import dimension_std, geometry_metrics, similarity_matrix, template_spectrum
 from ..metrics.concept_spectrum import bootstrap_intervals, gaussian_null, spectrum_metrics, static_slots_null
 from ..metrics.concept_spectrum.concept_spectrum import METRICS, VIEWS
@@ -55,6 +56,7 @@ GRADES = {
     "min_dimension_std": GradeRule("higher", 0.1, 0.01),
     "top_1_dominance_ratio": GradeRule("lower", 0.3, 0.5),
 }
+BY_CONSTRUCTION = (*(name for name, rule in GRADES.items() if rule.by_construction), *ALSO_BY_CONSTRUCTION)
 REFERENCE_RANK = 128  # min(C, D) of the reference run
 
 
@@ -124,44 +126,46 @@ def collect_concepts(
 
 
 def geometry(
-    concepts: np.ndarray, random_concepts: np.ndarray, batch_size: int, normal: np.ndarray | None = None
-) -> dict[str, Any]:
-    """The fields of geometry.json but for `kind`, `checkpoint` and `corpus`.
+    concepts: np.ndarray,
+    random_concepts: np.ndarray,
+    batch_size: int,
+    normal: np.ndarray | None = None,
+    checkpoint: str | None = None,
+    corpus: DataFacts | None = None,
+) -> GeometryResult:
+    """Everything that geometry.json says of a sample.
 
     Args:
         concepts: (S, C, D) float, of the checkpoint.
         random_concepts: (S, C, D) float, of the same documents by an encoder with random weights.
         batch_size: documents per batch of the reference's per-batch figures.
         normal: (D,) direction that the encoder's output LayerNorm removes, 1 / its weight; `None`: the ones direction.
-
-    Returns:
-        Sizes; the reference's `metrics` with `grades`, and `by_construction`, the names of those that the output
-        LayerNorm fixes; `singular_values`, `dimension_std`, `similarity_matrix`; and `spectrum`.
+        checkpoint, corpus: what was read, for the record.
 
     Raises:
         ValueError: fewer than 8 documents, or as `geometry_metrics`.
     """
     metrics = geometry_metrics(concepts, batch_size)
     num_concepts, hidden_size = concepts.shape[1:]
-    return {
-        "num_samples": len(concepts),
-        "batch_size": batch_size,
-        "num_batches": -(-len(concepts) // batch_size),
-        "num_concepts": num_concepts,
-        "hidden_size": hidden_size,
-        "metrics": metrics,
-        "grades": grade(metrics, num_concepts, hidden_size),
-        "by_construction": [*(name for name, rule in GRADES.items() if rule.by_construction), *ALSO_BY_CONSTRUCTION],
-        "singular_values": template_spectrum(concepts).tolist(),
-        "dimension_std": dimension_std(concepts).tolist(),
-        "similarity_matrix": similarity_matrix(concepts).round(3).tolist(),
-        "spectrum": spectrum_section(concepts, random_concepts, normal),
-    }
+    return GeometryResult(
+        checkpoint=checkpoint,
+        corpus=corpus,
+        num_samples=len(concepts),
+        batch_size=batch_size,
+        num_batches=-(-len(concepts) // batch_size),
+        num_concepts=num_concepts,
+        hidden_size=hidden_size,
+        metrics=dict(metrics),
+        grades=grade(metrics, num_concepts, hidden_size),
+        by_construction=list(BY_CONSTRUCTION),
+        singular_values=template_spectrum(concepts).tolist(),
+        dimension_std=dimension_std(concepts).tolist(),
+        similarity_matrix=similarity_matrix(concepts).round(3).tolist(),
+        spectrum=spectrum_section(concepts, random_concepts, normal),
+    )
 
 
-def spectrum_section(
-    concepts: np.ndarray, random_concepts: np.ndarray, normal: np.ndarray | None = None
-) -> dict[str, Any]:
+def spectrum_section(concepts: np.ndarray, random_concepts: np.ndarray, normal: np.ndarray | None = None) -> Spectrum:
     """Standard figures in four views and the content share, each with its interval and beside its nulls.
 
     The nulls: `gaussian`, independent normal vectors of the same size; `random_encoder`, the same architecture with
@@ -171,10 +175,6 @@ def spectrum_section(
 
     Args:
         concepts, random_concepts, normal: as for `geometry`.
-
-    Returns:
-        {"views": {view: {metric: figure}}, "content_share": figure, "num_documents", "num_resamples"}, a figure being
-        {"value", "interval": [low, high], "nulls": {name: float or None}, "by_construction"}.
 
     Raises:
         ValueError: fewer than 8 documents, or as `spectrum_metrics`.
@@ -190,17 +190,17 @@ def spectrum_section(
         "static_slots": static_slots_null(concepts, normal),
     }
     figures = {
-        name: {
-            "value": value,
-            "interval": list(intervals[name]),
-            "nulls": {null: table[name] for null, table in nulls.items()},
-            "by_construction": False,
-        }
+        name: SpectrumFigure(
+            value=value,
+            interval=intervals[name],
+            nulls=Nulls(**{null: table[name] for null, table in nulls.items()}),
+            by_construction=False,
+        )
         for name, value in values.items()
     }
-    return {
-        "views": {view: {metric: figures[f"{view}_{metric}"] for metric in METRICS} for view in VIEWS},
-        "content_share": figures["content_share"],
-        "num_documents": len(concepts),
-        "num_resamples": INTERVAL_RESAMPLES,
-    }
+    return Spectrum(
+        views={view: {metric: figures[f"{view}_{metric}"] for metric in METRICS} for view in VIEWS},
+        content_share=figures["content_share"],
+        num_documents=len(concepts),
+        num_resamples=INTERVAL_RESAMPLES,
+    )

@@ -4,7 +4,6 @@ Letters: S documents, B documents of a batch, N tokens, C concepts, D hidden siz
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from ...modeling_concept import ConceptEncoderForDiffusionMLM, cross_entropy_of_rows
 from ...trainers.objectives.collators import DataCollatorForReconstruction
 from ...utils.progress import progress
+from ...utils.results import BitsPerToken, DataFacts, Figure, LedgerPositions, LedgerResult, LedgerTimestep
 
 VARIANTS = ("true", "shuffled", "null")
 NUM_TIMESTEPS = 10  # midpoints of so many equal parts of (0, 1], as in the trainer's evaluation
@@ -33,7 +33,9 @@ def concept_ledger(
     batches: Sequence[Batch],
     concepts: np.ndarray,
     seed: int = 0,
-) -> dict[str, Any]:
+    checkpoint: str | None = None,
+    corpus: DataFacts | None = None,
+) -> LedgerResult:
     """NLL of masked tokens with other concepts less that with the true ones.
 
     The other concepts are
@@ -58,13 +60,11 @@ def concept_ledger(
         batches: clean `input_ids` and `attention_mask`, both (B, N).
         concepts: (S, C, D) float32, of the same documents in the same order.
         seed: of derangement and resampling.
+        checkpoint, corpus: what was read, for the record.
 
     Returns:
-        The fields of ledger.json but for `kind`, `checkpoint` and `corpus`: `bits_per_token` {"shuffled", "null"} with
-        value and 95 % interval; `by_timestep`; `by_position`, bins of positions `from` ... `to`, both inclusive, whose
-        bits weigh each masking rate alike; `leave_one_out`, (C,) bits per token lost when one concept is replaced by
-        its template; `concepts_for_90_percent` of the sum of these losses, gains left out; None below 0.001. A figure
-        without any token is None.
+        In `by_position` the bits weigh each masking rate alike; `concepts_for_90_percent` is of the sum of the losses
+        of `leave_one_out`, gains left out, and None where that is below 0.001. A figure without any token is None.
 
     Raises:
         ValueError: fewer than two documents, a number of concept matrices other than that of documents, no token
@@ -80,20 +80,23 @@ def concept_ledger(
     stand_ins = _stand_ins(concepts, seed)
     totals = _bits_and_tokens(model, collator, batches, stand_ins, grid, width)
     lost = _leave_one_out(model, collator, batches, stand_ins, grid)
-    return {
-        "num_documents": len(concepts),
-        "tokens": int(eligible.sum()),
-        "bits_per_token": {
-            name: _bits_per_token(totals[:, v].sum(-1) - totals[:, 0].sum(-1), totals[:, 3].sum(-1), seed)
-            for v, name in enumerate(VARIANTS)
-            if name != "true"
-        },
-        "by_timestep": _by_timestep(totals.sum(axis=(0, 3)), grid),
-        "by_position": _by_position(totals.sum(axis=0), grid, eligible, width),
-        "leave_one_out": lost,
-        "leave_one_out_documents": min(len(concepts), LEAVE_ONE_OUT_DOCUMENTS),
-        "concepts_for_90_percent": concepts_for_90_percent(lost),
+    bits = {
+        name: _bits_per_token(totals[:, v].sum(-1) - totals[:, 0].sum(-1), totals[:, 3].sum(-1), seed)
+        for v, name in enumerate(VARIANTS)
+        if name != "true"
     }
+    return LedgerResult(
+        checkpoint=checkpoint,
+        corpus=corpus,
+        num_documents=len(concepts),
+        tokens=int(eligible.sum()),
+        bits_per_token=BitsPerToken(**bits),
+        by_timestep=_by_timestep(totals.sum(axis=(0, 3)), grid),
+        by_position=_by_position(totals.sum(axis=0), grid, eligible, width),
+        leave_one_out=lost,
+        leave_one_out_documents=min(len(concepts), LEAVE_ONE_OUT_DOCUMENTS),
+        concepts_for_90_percent=concepts_for_90_percent(lost),
+    )
 
 
 def derangement(count: int, seed: int) -> np.ndarray:
@@ -174,14 +177,14 @@ def _binned(values: Tensor, width: int) -> np.ndarray:
     return padded.view(len(values), POSITION_BINS, width).sum(-1).numpy()
 
 
-def _bits_per_token(difference: np.ndarray, tokens: np.ndarray, seed: int) -> dict[str, Any]:
+def _bits_per_token(difference: np.ndarray, tokens: np.ndarray, seed: int) -> Figure:
     """Value and interval from sums per document and grid point, (S, T) each."""
     count = len(difference)
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=NUM_RESAMPLES)  # (R, S)
     bits = _mean_ratio(drawn @ difference, drawn @ tokens)
     low, high = np.quantile(bits, [0.025, 0.975])
     value = _mean_ratio(difference.sum(0, keepdims=True), tokens.sum(0, keepdims=True))[0]
-    return {"value": float(value), "interval": [float(low), float(high)]}
+    return Figure(value=float(value), interval=(float(low), float(high)))
 
 
 def _mean_ratio(sums: np.ndarray, tokens: np.ndarray) -> np.ndarray:
@@ -190,25 +193,25 @@ def _mean_ratio(sums: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     return ratio.sum(axis=-1) / np.maximum((tokens > 0).sum(axis=-1), 1)
 
 
-def _by_timestep(totals: np.ndarray, grid: np.ndarray) -> list[dict[str, Any]]:
+def _by_timestep(totals: np.ndarray, grid: np.ndarray) -> list[LedgerTimestep]:
     rows = []
     for t, (*sums, tokens) in zip(grid, totals.T, strict=True):
         means = [float(each / tokens) if tokens else None for each in sums]
         named = {f"{name}_nll_bits": mean for name, mean in zip(VARIANTS, means, strict=True)}
-        rows.append({"timestep": round(float(t), 6), **named, "tokens": int(tokens)})
+        rows.append(LedgerTimestep(timestep=round(float(t), 6), **named, tokens=int(tokens)))
     return rows
 
 
-def _by_position(totals: np.ndarray, grid: np.ndarray, eligible: np.ndarray, width: int) -> list[dict[str, Any]]:
+def _by_position(totals: np.ndarray, grid: np.ndarray, eligible: np.ndarray, width: int) -> list[LedgerPositions]:
     # A position is masked in proportion to t, so 1 / t lets each masking rate count alike.
     true, _, null, tokens = np.einsum("vtp,t->vp", totals, 1 / grid)
     return [
-        {
-            "from": p * width,
-            "to": (p + 1) * width - 1,
-            "bits_null": float((null[p] - true[p]) / tokens[p]) if tokens[p] else None,
-            "tokens": int(eligible[p]),
-        }
+        LedgerPositions(
+            first=p * width,
+            last=(p + 1) * width - 1,
+            bits_null=float((null[p] - true[p]) / tokens[p]) if tokens[p] else None,
+            tokens=int(eligible[p]),
+        )
         for p in range(POSITION_BINS)
         if eligible[p]
     ]

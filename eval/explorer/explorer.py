@@ -4,7 +4,6 @@ Arrays and strings only; `explorer_app` draws them. One call at a time: infillin
 generates. Letters: N tokens of a text, C concepts.
 """
 
-import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,8 +21,8 @@ from transformers import PreTrainedTokenizerBase
 from ...modeling_concept import ConceptEncoderForDiffusionMLM, ConceptEncoderModel
 from ...trainers.data.corpora import MICROWORLD
 from ...trainers.data.microworld import microworld_corpus, microworld_task
+from ...utils import results
 from ...utils.tokenizer import longest_text
-from ...utils.untrusted import read_object
 from ..benchmarks.similarity import cosine, max_sim
 from ..concepts import sampling
 from ..concepts.attention import ReadingSums, attention_weights
@@ -53,14 +52,14 @@ class Reading:
         tokens: N strings as they are shown.
         read: (C, N), attention of concepts to tokens, mean over layers and heads; rows sum to 1.
         read_by: (N, C), attention of positions to concepts while the text is rebuilt; None without a decoder.
-        concepts, uniform: the rows of the same names in `concept_reading`, tokens as they are shown.
+        concepts, uniform: as in `AttentionResult`, tokens as they are shown.
     """
 
     tokens: list[str]
     read: np.ndarray
     read_by: np.ndarray | None
-    concepts: list[dict[str, Any]]
-    uniform: dict[str, Any]
+    concepts: list[results.Reading]
+    uniform: results.Reading
 
 
 @dataclass(frozen=True)
@@ -119,14 +118,14 @@ class Explorer:
         encoder: with eager attention, in evaluation mode.
         model: the head around that encoder; None where the checkpoint has no diffusion decoder.
         tokenizer: the checkpoint's.
-        run: pretrain.json of the checkpoint; empty where it has none.
+        run: how the checkpoint was pretrained, where it says so.
     """
 
     name: str
     encoder: ConceptEncoderModel
     model: ConceptEncoderForDiffusionMLM | None
     tokenizer: PreTrainedTokenizerBase
-    run: dict[str, Any] = dataclasses.field(default_factory=dict)
+    run: results.PretrainResult | None = None
 
     @property
     def num_concepts(self) -> int:
@@ -151,19 +150,19 @@ class Explorer:
     @property
     def corruption(self) -> str | None:
         """Name of the corruption it was trained by, None where its run does not say."""
-        return next(iter(self.run.get("objective", {}).get("corruption", {})), None)
+        return None if self.run is None else next(iter(self.run.objective.get("corruption") or {}), None)
 
     @property
     def cautions(self) -> dict[str, str]:
         """What to know of those of `ACTIVITIES` that this checkpoint can do, as far as its run says."""
-        objective = self.run.get("objective", {})
+        objective = {} if self.run is None else self.run.objective
         cautions = {}
         if self.corruption not in (None, "mlm", "two_view"):
             cautions["infill"] = (
                 f"Its encoder has never met {self.tokenizer.mask_token} in training (corruption "
                 f"{self.corruption}): what it reads of a text with gaps is guesswork."
             )
-        if objective and not objective["nested_concepts"]:
+        if objective and not objective.get("nested_concepts"):
             cautions["rebuild"] = (
                 "Trained without nested_concepts: the order of its concepts means nothing, and with some cut off the "
                 "decoder sees what it has never met in training."
@@ -174,7 +173,7 @@ class Explorer:
     def examples(self) -> tuple[str, str, str, str]:
         """A text to read, two of the same meaning to compare, one with gaps; in words that the checkpoint has met."""
         text, first, second = ENGLISH
-        if self.run.get("data", {}).get("dataset_name") == MICROWORLD:
+        if self.run is not None and self.run.data.dataset_name == MICROWORLD:
             text = ". ".join(microworld_corpus("validation", 1)["text"][0].split(". ")[:2]) + "."
             pairs = microworld_task("paraphrase", "validation", 2)
             first, second = next((p["sentence1"], p["sentence2"]) for p in pairs if p["label"] == 1)
@@ -194,15 +193,15 @@ class Explorer:
         read, read_by = attention_weights(self.encoder, decoder, self.tokenizer, batch)
         sums = ReadingSums(self.num_concepts, self.encoder.config.vocab_size, self.tokenizer, decoder is not None)
         sums.add(batch["input_ids"][0].cpu(), read[0], None if read_by is None else read_by[0])
-        result = sums.result()
-        for row in result["concepts"]:
-            row["top_tokens"] = [[self._shown(token), share] for token, share in row["top_tokens"]]
+        *concepts, uniform = sums.rows()
+        for row in concepts:
+            row.top_tokens = [(self._shown(token), share) for token, share in row.top_tokens]
         return Reading(
             self._tokens(batch["input_ids"][0]),
             read[0].numpy(),
             None if read_by is None else read_by[0].numpy(),
-            result["concepts"],
-            result["uniform"],
+            concepts,
+            uniform,
         )
 
     @torch.no_grad()
@@ -360,7 +359,7 @@ def load_explorer(checkpoint: str | os.PathLike, revision: str | None = None) ->
     if model is not None:
         sampling.check_mask_token(opened.name, model, opened.tokenizer)
     path = opened.folder / "pretrain.json"
-    run = read_object(path) if path.is_file() else {}
+    run = results.PretrainResult.load(path) if path.is_file() else None
     encoder = getattr(whole, whole.base_model_prefix, whole)
     return Explorer(opened.name, encoder, model, opened.tokenizer, run)
 

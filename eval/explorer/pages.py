@@ -25,7 +25,7 @@ def head(explorer: Explorer) -> str:
         f"decoder context: {config.decoder_context}" if explorer.model is not None else "no diffusion decoder",
     ]
     if run:
-        facts.append(f"trained on {run['data']['dataset_name']}, {run['steps']} steps, {explorer.corruption}")
+        facts.append(f"trained on {run.data.dataset_name}, {run.steps} steps, {explorer.corruption}")
     return PIECES.head(explorer.name, facts)
 
 
@@ -56,14 +56,14 @@ def reading_map(reading: Reading, direction: str, concept: int) -> str:
 def reading_of(reading: Reading, concept: int) -> str:
     """What one concept reads, and where it is read."""
     row = reading.concepts[concept]
-    note = f"Spread {row['entropy_bits']:.2f} bits; even attention would have {reading.uniform['entropy_bits']:.2f}."
+    note = f"Spread {row.entropy_bits:.2f} bits; even attention would have {reading.uniform.entropy_bits:.2f}."
     html = PIECES.chips(f"What concept {concept} reads", _chips(reading.tokens, reading.read, concept), note)
     if reading.read_by is None:
         return html
     note = ""
-    if row["share_read"] is not None:
+    if row.share_read is not None:
         even = 1 / len(reading.concepts)
-        note = f"It gets {row['share_read']:.1%} of the positions' attention; even would be {even:.1%}."
+        note = f"It gets {row.share_read:.1%} of the positions' attention; even would be {even:.1%}."
     return html + PIECES.chips(
         f"Who reads concept {concept}", _chips(reading.tokens, reading.read_by.T, concept), note
     )
@@ -73,12 +73,12 @@ def reading_rows(reading: Reading) -> list[list[Any]]:
     """A row per concept: index, the three tokens that it reads most, spread in bits, share of attention it gets."""
     return [
         [
-            row["index"],
-            ", ".join(f"{token} {share:.0%}" for token, share in row["top_tokens"][:3]),
-            round(row["entropy_bits"], 2),
-            None if row["share_read"] is None else round(row["share_read"], 4),
+            index,
+            ", ".join(f"{token} {share:.0%}" for token, share in row.top_tokens[:3]),
+            round(row.entropy_bits, 2),
+            None if row.share_read is None else round(row.share_read, 4),
         ]
-        for row in reading.concepts
+        for index, row in enumerate(reading.concepts)
     ]
 
 

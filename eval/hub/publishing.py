@@ -29,11 +29,11 @@ from ...trainers.recipes import RECIPE_FILE
 from ...trainers.training.saving import SUMS_FILE, find_checkpoints
 from ...trainers.weights.tensors import weight_files
 from ...utils.files import TOKENIZER_FILES, write_atomically
+from ...utils.results import Report
 from ...utils.tokenizer import limit_saved_length
 from ...utils.untrusted import inside, read_object
 from ..loading.checkpoints import HEAD_PREFIXES, Checkpoint
-from ..report.report import SECTIONS, build_report, read_results
-from ..report.sections import PARTS
+from ..report.report import PARTS, build_report, read_results
 from .card import CardFacts, render_card
 from .code_check import CODE, COMMAND, other_code, own_classes
 
@@ -181,7 +181,7 @@ def _tokenizer_files(source: Path) -> list[str]:
     return found
 
 
-def _read_report(source: Path) -> tuple[dict[str, Any] | None, str | None, list[str]]:
+def _read_report(source: Path) -> tuple[Report | None, str | None, list[str]]:
     """(report, task of a fine-tuned head, files to upload); a fine-tuned head is in its run's report."""
     *_, finetune, task_id, model = ("", "", "", *source.resolve().parts)
     if finetune == "finetune" and model == "model":
@@ -191,16 +191,7 @@ def _read_report(source: Path) -> tuple[dict[str, Any] | None, str | None, list[
     report, written = _fresh_report(source)
     if report is None or not written:
         return report, None, []
-    try:
-        figures = [figure[theme] for figure in report["figures"] for theme in ("light", "dark")]
-    except (TypeError, KeyError):
-        figures = [None]
-    for name in figures:
-        if not isinstance(name, str) or not fnmatch.fnmatchcase(name, FIGURES) or name.count("/") != 1:
-            raise ValueError(
-                f"{source / 'report.json'} names {name!r} as a figure, which is none of {FIGURES}; write the report "
-                f"again: concept-encoder report {source}"
-            )
+    figures = [name for figure in report.figures for name in (figure.light, figure.dark)]
     absent = [name for name in (*REPORT_FILES, *figures) if not (source / name).is_file()]
     if absent:
         raise ValueError(
@@ -209,18 +200,16 @@ def _read_report(source: Path) -> tuple[dict[str, Any] | None, str | None, list[
     return report, None, [*REPORT_FILES, *figures]
 
 
-def _fresh_report(run: Path) -> tuple[dict[str, Any] | None, bool]:
+def _fresh_report(run: Path) -> tuple[Report | None, bool]:
     """(report, whether it lies there): report.json, else built from the result files, else None."""
     path = run / "report.json"
     results = any(path for part in PARTS.values() for path in run.glob(part.pattern))
     if not path.is_file():
         return (build_report(run) if results else None), False
-    report = read_object(path)
-    if any(name not in report for name in SECTIONS):
-        raise ValueError(f"{path} is no report of this package; write it again: concept-encoder report {run}")
-    files = [name for found in read_results(run).values() for name, _ in found] if results else []
-    if report["run"]["files"] != files:
-        changed = ", ".join(sorted(set(report["run"]["files"]) ^ set(files)))
+    report = Report.load(path)
+    files = [name for found in read_results(run).values() for name in found] if results else []
+    if report.run.files != files:
+        changed = ", ".join(sorted(set(report.run.files) ^ set(files)))
         raise ValueError(f"{path} is not of these results ({changed}); write it again: concept-encoder report {run}")
     return report, True
 

@@ -3,10 +3,12 @@
 import math
 import warnings
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ...utils.results import ControlScore
 from .benchmark_score import benchmark_score
 
 LEVEL = 0.95  # of every interval
@@ -16,9 +18,17 @@ CHUNK = 2**19  # elements of one (resamples, distinct examples) matrix: 4 MiB of
 WeightedMetric = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
+class Paired(NamedTuple):
+    """How much better one set of predictions scores than another; None where a score is undefined."""
+
+    difference: float | None
+    interval: tuple[float, float] | None
+    p_value: float | None
+
+
 def bootstrap_intervals(
     task: str, predictions: ArrayLike, references: ArrayLike, *, resamples: int = 10_000, seed: int = 0
-) -> dict[str, list[float] | None]:
+) -> dict[str, tuple[float, float] | None]:
     """95 % percentile interval of every metric of a task, over resampled examples and seeds.
 
     Each resample draws n of the n examples with replacement and, of predictions by several seeds, one seed. The
@@ -34,7 +44,7 @@ def bootstrap_intervals(
         seed: of the resampling.
 
     Returns:
-        `[low, high]` per metric: the 2.5 % and 97.5 % quantile of the resampled scores. None where the score is
+        (low, high) per metric: the 2.5 % and 97.5 % quantile of the resampled scores. None where the score is
         undefined already on the examples themselves, for any seed. A resample on which it is undefined (all its
         predictions or references equal) is not left out, it counts as the lowest possible score for `low` and as the
         highest for `high`; a RuntimeWarning gives their number.
@@ -47,7 +57,7 @@ def bootstrap_intervals(
     """
     rows, labels = _checked("predictions", task, predictions, references, resamples)
     defined = mean_scores(task, predictions, references)
-    intervals: dict[str, list[float] | None] = {}
+    intervals: dict[str, tuple[float, float] | None] = {}
     for metric, scores in bootstrap_scores(task, rows[None], labels, resamples, seed).items():
         low = LOWEST[metric]
         intervals[metric] = None if defined[metric] is None else _interval(metric, scores[0], low, 1.0)
@@ -62,7 +72,7 @@ def paired_bootstrap(
     *,
     resamples: int = 10_000,
     seed: int = 0,
-) -> dict[str, dict[str, float | list[float] | None]]:
+) -> dict[str, Paired]:
     """How much better than a control the predictions score, both scored on the same resamples.
 
     Args:
@@ -76,7 +86,7 @@ def paired_bootstrap(
 
     Returns:
         Per metric `difference`, the mean over seeds of predictions' score minus control's; `interval`, its 95 %
-        percentile interval `[low, high]`; `p_value`, two-sided, for the hypothesis that the true difference is 0:
+        percentile interval (low, high); `p_value`, two-sided, for the hypothesis that the true difference is 0:
         p = min(1, 2 (1 + min(#{d* <= 0}, #{d* >= 0})) / (1 + resamples)) with d* the resampled differences. It says
         the same as the interval: p < 0.05 where the interval leaves 0 out. All three None where a score is undefined
         on the examples themselves. An undefined resample counts as the lowest possible difference for the lower
@@ -102,21 +112,45 @@ def paired_bootstrap(
     both = np.stack(np.broadcast_arrays(rows, control_rows))
     own = mean_scores(task, predictions, references)
     control = mean_scores(task, control_predictions, references)
-    results: dict[str, dict[str, float | list[float] | None]] = {}
+    results: dict[str, Paired] = {}
     for metric, scores in bootstrap_scores(task, both, labels, resamples, seed).items():
         first, second = own[metric], control[metric]
         if first is None or second is None:
-            results[metric] = {"difference": None, "interval": None, "p_value": None}
+            results[metric] = Paired(None, None, None)
             continue
         differences = scores[0] - scores[1]
         widest = 1.0 - LOWEST[metric]
         wrong_side = min((~(differences > 0)).sum(), (~(differences < 0)).sum())  # NaN is on both
-        results[metric] = {
-            "difference": first - second,
-            "interval": _interval(f"the {metric} difference", differences, -widest, widest),
-            "p_value": float(min(1.0, 2 * (1 + wrong_side) / (1 + resamples))),
-        }
+        results[metric] = Paired(
+            first - second,
+            _interval(f"the {metric} difference", differences, -widest, widest),
+            float(min(1.0, 2 * (1 + wrong_side) / (1 + resamples))),
+        )
     return results
+
+
+def control_scores(
+    task: str,
+    predictions: ArrayLike,
+    control_predictions: ArrayLike,
+    references: ArrayLike,
+    *,
+    resamples: int = 10_000,
+) -> dict[str, ControlScore]:
+    """What a control scores, and how much more the predictions do; arguments and errors as `paired_bootstrap`."""
+    values = mean_scores(task, control_predictions, references)
+    intervals = bootstrap_intervals(task, control_predictions, references, resamples=resamples)
+    paired = paired_bootstrap(task, predictions, control_predictions, references, resamples=resamples)
+    return {
+        metric: ControlScore(
+            value=values[metric],
+            interval=intervals[metric],
+            difference=each.difference,
+            difference_interval=each.interval,
+            p_value=each.p_value,
+        )
+        for metric, each in paired.items()
+    }
 
 
 def mean_scores(task: str, predictions: ArrayLike, references: ArrayLike) -> dict[str, float | None]:
@@ -252,7 +286,7 @@ def _standardised(values: np.ndarray) -> np.ndarray:
     return (values - np.mean(values)) / spread if spread > 0 else np.zeros(values.shape)
 
 
-def _interval(what: str, scores: np.ndarray, lowest: float, highest: float) -> list[float]:
+def _interval(what: str, scores: np.ndarray, lowest: float, highest: float) -> tuple[float, float]:
     undefined = np.isnan(scores)
     if undefined.any():
         warnings.warn(
@@ -264,7 +298,7 @@ def _interval(what: str, scores: np.ndarray, lowest: float, highest: float) -> l
     tail = (1 - LEVEL) / 2
     low = np.quantile(np.where(undefined, lowest, scores), tail)
     high = np.quantile(np.where(undefined, highest, scores), 1 - tail)
-    return [float(low), float(high)]
+    return float(low), float(high)
 
 
 def _checked(

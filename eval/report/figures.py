@@ -1,14 +1,19 @@
 """The figures of a report: which it has, what each shows, how each is drawn. Their data lie in report.json."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from ...utils.results import ControlScore, FigureFacts, Report, TaskScore
+from ..metrics.chance import ABOVE_CHANCE
 from . import plots
-from .findings import ABOVE_CHANCE
+from .findings import curve, read_reference
+from .sections import CONTROL_LABELS
 
 FIGURES_FOLDER = "figures"
-CONTROL_LABELS = {"bag_of_tokens": "bag of tokens", "random_init": "random-init twin"}
 
 
 class FigureSpec(NamedTuple):
@@ -20,47 +25,50 @@ class FigureSpec(NamedTuple):
     section: str
     title: str
     caption: str
-    data: Callable[[Mapping[str, Any]], dict[str, Any] | None]
+    data: Callable[[Report], dict[str, Any] | None]
     draw: Callable[..., None]
     beside: str | None = None
 
 
-def figure_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The figures that the report has data for: {"id", "section", "title", "caption", "light", "dark"}, the last two
-    file names relative to the run folder."""
+def figure_rows(report: Report) -> list[FigureFacts]:
+    """The figures that the report has data for."""
     return [
-        {
-            "id": name,
-            "section": spec.section,
-            "title": spec.title,
-            "caption": spec.caption,
-            "light": f"{FIGURES_FOLDER}/{name}.png",
-            "dark": f"{FIGURES_FOLDER}/{name}_dark.png",
-        }
+        FigureFacts(
+            id=name,
+            section=spec.section,
+            title=spec.title,
+            caption=spec.caption,
+            light=f"{FIGURES_FOLDER}/{name}.png",
+            dark=f"{FIGURES_FOLDER}/{name}_dark.png",
+        )
         for name, spec in FIGURES.items()
         if spec.data(report) is not None
     ]
 
 
-def draw_figures(report: Mapping[str, Any], run_dir: str | Path) -> None:
-    """Draw every figure that the report names, for light and dark pages, another run beside where there is one."""
-    for figure in report["figures"]:
-        spec = FIGURES[figure["id"]]
+def draw_figures(report: Report, run_dir: str | Path) -> None:
+    """Draw every figure that the report names, for light and dark pages, another run with it where there is one."""
+    for figure in report.figures:
+        spec = FIGURES[figure.id]
         data = spec.data(report)
         assert data is not None  # else the report would not name it
-        if spec.beside and report["other"]:
-            beside = spec.data(report["other"])
+        if spec.beside and report.other:
+            beside = spec.data(report.other)
             if beside:
-                data = {**data, "other": beside[spec.beside], "other_label": report["other"]["run"]["name"]}
+                data = {**data, "other": beside[spec.beside], "other_label": report.other.run.name}
         for theme in plots.THEMES:
-            spec.draw(**data, path=Path(run_dir) / figure[theme], theme=theme)
+            spec.draw(**data, path=Path(run_dir) / getattr(figure, theme), theme=theme)
 
 
 # --------------------------------------------------------------------------------------------------------------- data
 
 
-def _learning_curves(report: Mapping[str, Any]) -> dict[str, Any] | None:
-    curves = report["training"]["curves"] if report["training"] else {}
+def _learning_curves(report: Report) -> dict[str, Any] | None:
+    if report.training is None:
+        return None
+    names = ("loss", "eval_loss", "eval_nelbo_bits_per_token", "learning_rate", "grad_norm")
+    curves = {name: curve(report.training, name) for name in names}
+    curves = {name: points for name, points in curves.items() if points}
     panels = {}
     losses = {name: curves[key] for name, key in (("training", "loss"), ("evaluation", "eval_loss")) if key in curves}
     if losses:
@@ -75,90 +83,94 @@ def _learning_curves(report: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"curves": panels} if panels else None
 
 
-def _by_timestep(report: Mapping[str, Any]) -> dict[str, Any] | None:
-    rows = report["training"]["by_timestep"] if report["training"] else []
-    return {"rows": rows} if rows else None
+def _by_timestep(report: Report) -> dict[str, Any] | None:
+    rows = report.training.evaluation.by_timestep if report.training else []
+    return {"rows": [asdict(row) for row in rows]} if rows else None
 
 
-def _singular_values(report: Mapping[str, Any]) -> dict[str, Any] | None:
-    geometry = report["geometry"]
-    if not geometry or not geometry["singular_values"]:
+def _singular_values(report: Report) -> dict[str, Any] | None:
+    geometry = report.geometry
+    if not geometry or not geometry.singular_values or not geometry.singular_values[0]:
         return None
+    noise = np.random.default_rng(0).standard_normal((geometry.num_concepts, geometry.hidden_size))
     return {
-        "values": geometry["singular_values"],
-        "null": geometry["gaussian_singular_values"],
-        "reference": geometry["reference_singular_values"],
+        "values": geometry.singular_values,
+        "null": np.linalg.svd(noise, compute_uv=False).round(3).tolist(),
+        "reference": read_reference()["runs"][0]["singular_values"],
     }
 
 
-def _spectrum_views(report: Mapping[str, Any]) -> dict[str, Any] | None:
-    spectrum = report["geometry"]["spectrum"] if report["geometry"] else None
-    return {"views": spectrum["views"]} if spectrum else None
+def _spectrum_views(report: Report) -> dict[str, Any] | None:
+    spectrum = report.geometry and report.geometry.spectrum
+    return {"views": asdict(spectrum)["views"]} if spectrum else None
 
 
-def _similarity(report: Mapping[str, Any]) -> dict[str, Any] | None:
-    geometry = report["geometry"]
-    return {"matrix": geometry["similarity_matrix"]} if geometry and geometry["similarity_matrix"] else None
+def _similarity(report: Report) -> dict[str, Any] | None:
+    geometry = report.geometry
+    return {"matrix": geometry.similarity_matrix} if geometry and geometry.similarity_matrix else None
 
 
-def _dimension_std(report: Mapping[str, Any]) -> dict[str, Any] | None:
-    geometry = report["geometry"]
-    if not geometry or not geometry["dimension_std"]:
+def _dimension_std(report: Report) -> dict[str, Any] | None:
+    geometry = report.geometry
+    if not geometry or not geometry.dimension_std:
         return None
-    return {"values": geometry["dimension_std"], "reference": geometry["reference_dimension_std"]}
+    return {"values": geometry.dimension_std, "reference": read_reference()["runs"][0]["geometry"]}
 
 
-def _encoder_attention(report: Mapping[str, Any]) -> dict[str, Any] | None:
-    example = report["reading"]["example"] if report["reading"] else None
-    return {"tokens": example["tokens"], "weights": example["encoder_weights"]} if example else None
+def _encoder_attention(report: Report) -> dict[str, Any] | None:
+    example = report.reading and report.reading.example
+    return {"tokens": example.tokens, "weights": example.encoder_weights} if example else None
 
 
-def _decoder_attention(report: Mapping[str, Any]) -> dict[str, Any] | None:
-    example = report["reading"]["example"] if report["reading"] else None
-    if not example or not example.get("decoder_weights"):
+def _decoder_attention(report: Report) -> dict[str, Any] | None:
+    example = report.reading and report.reading.example
+    if not example or not example.decoder_weights:
         return None
-    weights = [list(column) for column in zip(*example["decoder_weights"], strict=True)]  # (C, N)
-    return {"tokens": example["tokens"], "weights": weights, "title": "Where concepts are read"}
+    weights = [list(column) for column in zip(*example.decoder_weights, strict=True)]  # (C, N)
+    return {"tokens": example.tokens, "weights": weights, "title": "Where concepts are read"}
 
 
-def _ledger_rows(name: str) -> Callable[[Mapping[str, Any]], dict[str, Any] | None]:
-    def data(report: Mapping[str, Any]) -> dict[str, Any] | None:
-        rows = report["ledger"][name] if report["ledger"] else []
-        return {"rows": rows} if rows else None
-
-    return data
+def _ledger_by_timestep(report: Report) -> dict[str, Any] | None:
+    rows = report.ledger.by_timestep if report.ledger else []
+    shown = [{**asdict(row), "bits_null": row.bits_null, "bits_shuffled": row.bits_shuffled} for row in rows]
+    return {"rows": shown} if rows else None
 
 
-def _leave_one_out(report: Mapping[str, Any]) -> dict[str, Any] | None:
-    ledger = report["ledger"]
-    if not ledger or not ledger["leave_one_out"]:
+def _ledger_by_position(report: Report) -> dict[str, Any] | None:
+    rows = report.ledger.by_position if report.ledger else []
+    shown = [{"from": row.first, "to": row.last, "bits_null": row.bits_null, "tokens": row.tokens} for row in rows]
+    return {"rows": shown} if rows else None
+
+
+def _leave_one_out(report: Report) -> dict[str, Any] | None:
+    ledger = report.ledger
+    if not ledger or not ledger.leave_one_out:
         return None
-    return {"values": ledger["leave_one_out"], "carrying": ledger["concepts_for_90_percent"]}
+    return {"values": ledger.leave_one_out, "carrying": ledger.concepts_for_90_percent}
 
 
-def _scores(report: Mapping[str, Any]) -> dict[str, Any] | None:
-    beside = {row["id"]: row for row in report["other"]["downstream"]} if report["other"] else {}
+def _scores(report: Report) -> dict[str, Any] | None:
+    beside = {task.id: task for task in report.other.downstream} if report.other else {}
     groups = []
-    for task in report["downstream"]:
-        score = task["scores"][0]
-        kind = "above" if task["verdict"] == ABOVE_CHANCE else "barely"
-        rows = [_mark("this run", kind, score)]
-        if task["id"] in beside:
-            rows.append(_mark(report["other"]["run"]["name"], "other", beside[task["id"]]["scores"][0]))
-        rows += [_mark(CONTROL_LABELS.get(name, name), "control", row) for name, row in score["controls"].items()]
+    for task in report.downstream:
+        score = task.primary
+        rows = [_mark("this run", "above" if score.verdict == ABOVE_CHANCE else "barely", score)]
+        if report.other and task.id in beside:
+            rows.append(_mark(report.other.run.name, "other", beside[task.id].primary))
+        rows += [_mark(CONTROL_LABELS[name], "control", row) for name, row in score.controls.items()]
         rows += [
-            {"label": row["model"], "kind": "published", "value": row["score"], "interval": None}
-            for row in task["published"]
-            if row["metric"] == score["id"] and row.get("comparable", True)
+            {"label": row.model, "kind": "published", "value": row.score, "interval": None}
+            for row in task.published
+            if row.metric == task.primary_metric and row.comparable
         ]
-        name, *replaced = task["id"].split("+")
-        label, detail = f"{name}, {score['id']}", " ".join(replaced)
-        groups.append({"label": label, "detail": detail, "chance": score["chance"], "rows": rows})
+        name, *replaced = task.id.split("+")
+        label, detail = f"{name}, {task.primary_metric}", " ".join(replaced)
+        groups.append({"label": label, "detail": detail, "chance": score.chance, "rows": rows})
     return {"groups": groups} if groups else None
 
 
-def _mark(label: str, kind: str, row: Mapping[str, Any]) -> dict[str, Any]:
-    return {"label": label, "kind": kind, "value": row["value"], "interval": row["interval"]}
+def _mark(label: str, kind: str, row: TaskScore | ControlScore) -> dict[str, Any]:
+    return {"label": label, "kind": kind, "value": row.value, "interval": row.interval}
 
 
 FIGURES = {
@@ -216,7 +228,7 @@ FIGURES = {
         "ledger",
         "Bits through the concepts, by timestep",
         "Cross-entropy with concepts that are not this text's, less that with its own. 0: the decoder does not care.",
-        _ledger_rows("by_timestep"),
+        _ledger_by_timestep,
         plots.plot_ledger_by_timestep,
         "rows",
     ),
@@ -224,7 +236,7 @@ FIGURES = {
         "ledger",
         "Bits through the concepts, by position",
         "Against null concepts. A slope says that concepts keep some parts of a text better than others.",
-        _ledger_rows("by_position"),
+        _ledger_by_position,
         plots.plot_ledger_by_position,
         "rows",
     ),

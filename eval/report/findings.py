@@ -1,116 +1,40 @@
-"""What the figures of a run say: a score against chance, this run beside others, what to do next.
+"""What the figures of a run say: this run next to others, what to do next.
 
 Everything here is a rule over numbers, so the same numbers always get the same words.
 """
 
-import math
+import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from scipy.stats import binomtest, norm
-
+from ...utils.results import (
+    Compared,
+    ComparedRow,
+    ComparedTable,
+    GeometryMetric,
+    PretrainResult,
+    Report,
+    Step,
+    names_of,
+)
+from ..metrics.chance import ABOVE_CHANCE, BARELY
 from .gates import GateResult
 
-ABOVE_CHANCE = "above chance"
-FORMALLY_ABOVE = "above chance, formally"
-WITHIN_NOISE = "not told from chance"
-AT_CHANCE = "at or below chance"
-NO_CHANCE = "no chance level"
-BARELY = (AT_CHANCE, WITHIN_NOISE, FORMALLY_ABOVE)
-
-NEGLIGIBLE = 0.05  # share of the variance below which a correlation above 0 is formally so and no more
-CONFIDENCE = 0.95
-CORRELATIONS = {"pearson": 1.0, "spearman": 1.06}  # metric -> variance of its Fisher z, in units of 1 / (n - 3)
+GEOMETRY_ORDER = names_of(GeometryMetric)
+REFERENCE_FILE = Path(__file__).parent / "reference_run.json"
 
 
-# ------------------------------------------------------------------------------------------------- scores and chance
-
-
-def score_row(
-    metric: str,
-    value: float | None,
-    chance: float | None,
-    examples: int | None,
-    interval: list[float] | None = None,
-    at_chance: bool | None = None,
-) -> dict[str, Any]:
-    """One score beside its chance level, with the verdict in words.
-
-    A score is above chance only when its interval is too; without an interval the point decides and the row says so.
-    A correlation that explains next to nothing is above chance formally.
-
-    Args:
-        metric: name; higher is better.
-        value: the score, None when it is undefined (a correlation of a constant prediction).
-        chance: the score of not looking at the input, on the same split.
-        examples: number of scored examples, for the interval.
-        interval: [low, high] when it was measured; otherwise it is computed where the metric has a formula.
-        at_chance: whether a test on the predictions themselves could not tell the score from chance, when there was
-            one; it wins over the interval.
-
-    Returns:
-        {"id", "value", "chance", "margin", "interval", "interval_rule", "verdict", "note"}; None where unknown.
-    """
-    rule = "as measured" if interval is not None else None
-    if interval is None and value is not None and examples:
-        interval, rule = sampling_interval(metric, value, examples)
-    row = {
-        "id": metric,
-        "value": value,
-        "chance": chance,
-        "margin": None if value is None or chance is None else value - chance,
-        "interval": interval,
-        "interval_rule": rule,
-        "verdict": _chance_verdict(metric, value, chance, interval, at_chance),
-        "note": None,
-    }
-    if metric in CORRELATIONS and value is not None:
-        row["note"] = f"explains {value**2:.1%} of the variance; any weak cue beats a constant prediction"
-    elif row["verdict"] == ABOVE_CHANCE and interval is None and at_chance is None:
-        row["note"] = "by the point value, no interval"
-    elif row["verdict"] == NO_CHANCE:
-        row["note"] = "without a chance level the score says nothing"
-    return row
-
-
-def sampling_interval(metric: str, value: float, examples: int) -> tuple[list[float] | None, str | None]:
-    """95 % interval of a score from the number of examples alone: the noise of the split, not of the training.
-
-    Accuracy: Wilson 1927. Pearson: Fisher's z. Spearman: Fisher's z with the variance 1.06 / (n - 3) of Fieller et
-    al. 1957. Other metrics have no formula and get None.
-
-    Returns:
-        [low, high] and the name of the rule, or (None, None).
-    """
-    if metric == "accuracy":
-        bounds = binomtest(round(value * examples), examples).proportion_ci(CONFIDENCE, method="wilson")
-        return [float(bounds.low), float(bounds.high)], f"95 %, Wilson, {examples} examples"
-    if metric in CORRELATIONS and examples > 3 and abs(value) < 1:
-        half = norm.ppf((1 + CONFIDENCE) / 2) * math.sqrt(CORRELATIONS[metric] / (examples - 3))
-        low, high = (math.tanh(math.atanh(value) + sign * half) for sign in (-1, 1))
-        return [low, high], f"95 %, Fisher z, {examples} examples"
-    return None, None
-
-
-def _chance_verdict(
-    metric: str, value: float | None, chance: float | None, interval: list[float] | None, at_chance: bool | None
-) -> str:
-    if chance is None:
-        return NO_CHANCE
-    if value is None or value <= chance:
-        return AT_CHANCE
-    if at_chance is None:
-        at_chance = interval is not None and interval[0] <= chance
-    if at_chance:
-        return WITHIN_NOISE
-    return FORMALLY_ABOVE if metric in CORRELATIONS and value**2 < NEGLIGIBLE else ABOVE_CHANCE
+def read_reference() -> dict[str, Any]:
+    """Content of reference_run.json: the figures of the reference run and its baselines as reported."""
+    return json.loads(REFERENCE_FILE.read_text(encoding="utf-8"))
 
 
 # --------------------------------------------------------------------------------------------------------- comparison
 
 
 class Setting(NamedTuple):
-    """A setting shown beside the reference runs; `effect` says what a difference does to the comparison."""
+    """A setting shown next to the reference runs; `effect` says what a difference does to the comparison."""
 
     name: str
     section: str
@@ -129,92 +53,103 @@ SETTINGS = (
 )
 
 
-def compare(
-    report: Mapping[str, Any], reference: Mapping[str, Any], other: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """This run beside another run and the reference runs.
+def settings(report: Report) -> dict[str, Any]:
+    """What decides whether a run is like another; None where the folder does not say."""
+    run, sizes = report.training, report.geometry or (report.training.model if report.training else None)
+    known: dict[str, Any] = dict.fromkeys(each.key for each in SETTINGS)
+    if run is not None:
+        tokenizer = run.data.tokenizer_name
+        known |= {
+            "dataset_name": run.data.dataset_name,
+            "tokenizer_name": "microworld"
+            if (tokenizer, run.data.dataset_name) == (None, "microworld")
+            else tokenizer,
+            "max_length": run.data.max_length,
+            "num_hidden_layers": run.model.num_hidden_layers,
+            "decoder_context": run.model.decoder_context,
+        }
+    if sizes is not None:
+        known |= {"num_concepts": sizes.num_concepts, "hidden_size": sizes.hidden_size}
+    return known
+
+
+def compare(report: Report, reference: Mapping[str, Any], other: Report | None = None) -> Compared:
+    """This run next to another run and the reference runs.
 
     Args:
-        report: with `settings`, `geometry`, `downstream` filled in.
+        report: with the results of its parts.
         reference: content of reference_run.json.
         other: the report of another run.
 
     Returns:
-        {"settings", "geometry", "downstream": {"runs": labels of the columns, this run first, "rows": {"id", "values":
-        one per column, ...}}, "not_like_for_like": differences from the other run, or from the first reference run
-        when there is none, in words, "notes"}. Figures that no reference run has stand in the other sections.
+        Tables of one column per run, this run first, without empty columns; differences from the other run, or from
+        the first reference run when there is none, in words. Figures that no reference run has stand in the other
+        sections.
     """
     runs = reference["runs"]
     own = [report] if other is None else [report, other]
-    labels = ["this run", *(run["run"]["name"] for run in own[1:])]
-    settings = [
-        {
-            "id": setting.name,
-            "values": [
-                *(run["settings"].get(setting.key) for run in own),
-                *_column(runs, setting.section, setting.key),
-            ],
-        }
-        for setting in SETTINGS
+    columns = ["this run", *(run.run.name for run in own[1:]), *(run["label"] for run in runs)]
+    facts = [settings(run) for run in own]
+    rows = [
+        ComparedRow(
+            id=each.name,
+            beside=None,
+            values=[*(run[each.key] for run in facts), *_column(runs, each.section, each.key)],
+        )
+        for each in SETTINGS
     ]
-    tables = {
-        "settings": settings,
-        "geometry": _geometry_rows(own, reference),
-        "downstream": _downstream_rows(own, runs),
-    }
-    columns = [*labels, *(run["label"] for run in runs)]
-    return {
-        **{name: _without_empty_columns(columns, rows) for name, rows in tables.items()},
-        "not_like_for_like": _differences(settings, columns[1]),
-        "notes": reference["notes"],
-    }
+    return Compared(
+        settings=_without_empty_columns(columns, rows),
+        geometry=_without_empty_columns(columns, _geometry_rows(own, reference)),
+        downstream=_without_empty_columns(columns, _downstream_rows(own, runs)),
+        not_like_for_like=_differences(rows, columns[1]),
+        notes=reference["notes"],
+    )
 
 
 def _column(runs: Sequence[Mapping[str, Any]], section: str, key: str) -> list[Any]:
     return [run[section].get(key) for run in runs]
 
 
-def _geometry_rows(own: Sequence[Mapping[str, Any]], reference: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _geometry_rows(own: Sequence[Report], reference: Mapping[str, Any]) -> list[ComparedRow]:
     runs, targets = reference["runs"], reference["geometry_targets"]
-    metrics = [
-        {row["id"]: row["value"] for row in run["geometry"]["metrics"]} if run["geometry"] else {} for run in own
-    ]
+    metrics: list[Mapping[str, float | None]] = [run.geometry.metrics if run.geometry else {} for run in own]
     return [
-        {
-            "id": name,
-            "target": targets.get(name),
-            "values": [*(values.get(name) for values in metrics), *_column(runs, "geometry", name)],
-        }
-        for name in dict.fromkeys(name for values in metrics for name in values)
+        ComparedRow(
+            id=name,
+            beside=targets.get(name),
+            values=[*(values.get(name) for values in metrics), *_column(runs, "geometry", name)],
+        )
+        for name in sorted({name for values in metrics for name in values}, key=GEOMETRY_ORDER.index)
         if name in targets or any(name in run["geometry"] for run in runs[1:])
     ]
 
 
-def _downstream_rows(own: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _downstream_rows(own: Sequence[Report], runs: Sequence[Mapping[str, Any]]) -> list[ComparedRow]:
     scores = [
-        {(row["id"], s["id"]): (row["task"], s) for row in run["downstream"] for s in row["scores"]} for run in own
+        {(task.id, name): (task.task, score) for task in run.downstream for name, score in task.scores.items()}
+        for run in own
     ]
     rows = []
     for key in dict.fromkeys(key for table in scores for key in table):
-        task = next(table[key][0] for table in scores if key in table)
-        values = [table[key][1]["value"] if key in table else None for table in scores]
-        chance = next(table[key][1]["chance"] for table in scores if key in table)
+        task, first = next(table[key] for table in scores if key in table)
+        values = [table[key][1].value if key in table else None for table in scores]
         values += [run["downstream"].get(task, {}).get(key[1]) for run in runs]
         if any(value is not None for value in values[1:]):
-            rows.append({"id": " ".join(key), "chance": chance, "values": values})
+            rows.append(ComparedRow(id=" ".join(key), beside=first.chance, values=values))
     return rows
 
 
-def _without_empty_columns(labels: list[str], rows: list[dict[str, Any]]) -> dict[str, Any]:
-    kept = [i for i in range(len(labels)) if i == 0 or any(row["values"][i] is not None for row in rows)]
-    shown = [{**row, "values": [row["values"][i] for i in kept]} for row in rows]
-    return {"runs": [labels[i] for i in kept], "rows": shown}
+def _without_empty_columns(labels: list[str], rows: list[ComparedRow]) -> ComparedTable:
+    kept = [i for i in range(len(labels)) if i == 0 or any(row.values[i] is not None for row in rows)]
+    shown = [ComparedRow(id=row.id, beside=row.beside, values=[row.values[i] for i in kept]) for row in rows]
+    return ComparedTable(runs=[labels[i] for i in kept], rows=shown)
 
 
-def _differences(settings: Sequence[Mapping[str, Any]], label: str) -> list[str]:
+def _differences(rows: Sequence[ComparedRow], label: str) -> list[str]:
     found = []
-    for setting, row in zip(SETTINGS, settings, strict=True):
-        this, other = row["values"][:2]
+    for setting, row in zip(SETTINGS, rows, strict=True):
+        this, other = row.values[:2]
         if this is not None and other is not None and this != other:
             found.append(f"{setting.name}: {this} here, {other} in {label}; {setting.effect}.")
     return found
@@ -228,32 +163,28 @@ FLAT = 0.03  # relative spread of the cross-entropy over timesteps
 DUPLICATE = 0.95  # cosine above which two concepts say the same
 
 
-def next_steps(report: Mapping[str, Any], results: Sequence[GateResult]) -> list[dict[str, str]]:
-    """What to do next, from the results, by the rules of `RULES` in their order.
-
-    Returns:
-        {"rule": its name, "because": the observation with its numbers, "do": the step}.
-    """
+def next_steps(report: Report, results: Sequence[GateResult]) -> list[Step]:
+    """What to do next, from the results, by the rules of `RULES` in their order."""
     found = []
     for name, rule in RULES.items():
-        found += [{"rule": name, "because": because, "do": do} for because, do in rule(report, results)]
+        found += [Step(rule=name, because=because, do=do) for because, do in rule(report, results)]
     return found
 
 
-Step = tuple[str, str]
-Rule = Callable[[Mapping[str, Any], Sequence[GateResult]], list[Step]]
+Advice = tuple[str, str]  # the observation with its numbers, and what to do
+Rule = Callable[[Report, Sequence[GateResult]], list[Advice]]
 
 
-def _missing_part(report: Mapping[str, Any], _: Sequence[GateResult]) -> list[Step]:
+def _missing_part(report: Report, _: Sequence[GateResult]) -> list[Advice]:
     """Parts of the run were not done; one step per command."""
     texts: dict[str, list[str]] = {}
-    for part in report["missing"].values():
-        if part["command"] is not None:
-            texts.setdefault(part["command"], []).append(part["text"])
+    for part in report.missing.values():
+        if part.command is not None:
+            texts.setdefault(part.command, []).append(part.text)
     return [(" ".join(lines), f"Run `{command}`, then this report again.") for command, lines in texts.items()]
 
 
-def _rose_again(report: Mapping[str, Any], _: Sequence[GateResult]) -> list[Step]:
+def _rose_again(report: Report, _: Sequence[GateResult]) -> list[Advice]:
     """The evaluation loss ends above its best value."""
     losses = [value for _, value in _curve(report, "eval_loss") if value is not None]
     if not losses or losses[-1] <= min(losses) * (1 + ROSE_AGAIN):
@@ -262,7 +193,7 @@ def _rose_again(report: Mapping[str, Any], _: Sequence[GateResult]) -> list[Step
     return [(because, "Take the best checkpoint (`load_best_model_at_end`), or lower the learning rate.")]
 
 
-def _still_falling(report: Mapping[str, Any], _: Sequence[GateResult]) -> list[Step]:
+def _still_falling(report: Report, _: Sequence[GateResult]) -> list[Advice]:
     """The bound was still falling when training stopped."""
     bits = [value for _, value in _curve(report, "eval_nelbo_bits_per_token") if value is not None]
     if len(bits) < 2 or bits[-1] >= bits[-2] * (1 - STILL_FALLING):
@@ -271,14 +202,14 @@ def _still_falling(report: Mapping[str, Any], _: Sequence[GateResult]) -> list[S
     return [(because, "Train longer before judging the concepts.")]
 
 
-def _flat_in_time(report: Mapping[str, Any], _: Sequence[GateResult]) -> list[Step]:
+def _flat_in_time(report: Report, _: Sequence[GateResult]) -> list[Advice]:
     """The loss does not depend on how many tokens are masked."""
-    rows = report["training"]["by_timestep"] if report["training"] else []
-    bits = [row["nll_bits"] for row in rows if row["nll_bits"] is not None]
+    rows = report.training.evaluation.by_timestep if report.training else []
+    bits = [row.nll_bits for row in rows if row.nll_bits is not None]
     if len(bits) < 2 or max(bits) - min(bits) > FLAT * max(bits):
         return []
-    because = f"Masked tokens cost {min(bits):.3g} to {max(bits):.3g} bits whatever the masking rate."
-    if report["settings"].get("decoder_context") == "none":
+    because = f"Masked tokens cost {min(bits):.3g} to {max(bits):.3g} bits at every masking rate."
+    if report.training and report.training.model.decoder_context == "none":
         do = (
             'The decoder has no path to the visible tokens. Set decoder_context="latent" if diffusion is to mean more.'
         )
@@ -287,16 +218,16 @@ def _flat_in_time(report: Mapping[str, Any], _: Sequence[GateResult]) -> list[St
     return [(because, do)]
 
 
-def _duplicates(report: Mapping[str, Any], _: Sequence[GateResult]) -> list[Step]:
+def _duplicates(report: Report, _: Sequence[GateResult]) -> list[Advice]:
     """Two concepts of a text are all but the same."""
-    similarity = _metric(report, "max_concept_similarity")
+    similarity = report.geometry.metrics.get("max_concept_similarity") if report.geometry else None
     if similarity is None or similarity < DUPLICATE:
         return []
     because = f"The most similar pair of concepts has cosine {similarity:.3f}."
     return [(because, 'Make concepts compete for tokens (concept_attention="slot"), or use fewer of them.')]
 
 
-def _low_rank(_: Mapping[str, Any], results: Sequence[GateResult]) -> list[Step]:
+def _low_rank(_: Report, results: Sequence[GateResult]) -> list[Advice]:
     """The rank gate fails."""
     failed = [r for r in results if r.verdict == "FAIL" and "rank" in r.metric]
     do = (
@@ -306,14 +237,14 @@ def _low_rank(_: Mapping[str, Any], results: Sequence[GateResult]) -> list[Step]
     return [(f"{result.gate.name}: {result.explanation}.", do) for result in failed]
 
 
-def _at_chance(report: Mapping[str, Any], _: Sequence[GateResult]) -> list[Step]:
+def _at_chance(report: Report, _: Sequence[GateResult]) -> list[Advice]:
     """Scores that cannot be told from chance, from a protocol that swept nothing."""
-    rows = [row for row in report["downstream"] if row["verdict"] in BARELY and not row["sweep"]]
+    rows = [task for task in report.downstream if task.verdict in BARELY and not task.sweep]
     if not rows:
         return []
-    rates = sorted({row["learning_rate"] for row in rows if row["learning_rate"] is not None})
+    rates = sorted({row.selected.learning_rate for row in rows if row.selected.learning_rate is not None})
     tried = f" Learning rate tried: {', '.join(f'{rate:g}' for rate in rates)}." if rates else ""
-    because = f"Not clearly above chance: {', '.join(row['id'] for row in rows)}.{tried}"
+    because = f"Not clearly above chance: {', '.join(row.id for row in rows)}.{tried}"
     do = (
         "Do not read this as a verdict on the encoder yet: sweep the learning rate from 3e-5 to 1e-3 on a split of "
         "train (protocol tuned), and fine-tune a random-initialised twin the same way."
@@ -321,19 +252,19 @@ def _at_chance(report: Mapping[str, Any], _: Sequence[GateResult]) -> list[Step]
     return [(because, do)]
 
 
-def _at_chance_tuned(report: Mapping[str, Any], _: Sequence[GateResult]) -> list[Step]:
+def _at_chance_tuned(report: Report, _: Sequence[GateResult]) -> list[Advice]:
     """Scores that cannot be told from chance although the protocol was tuned."""
-    rows = [row["id"] for row in report["downstream"] if row["verdict"] in BARELY and row["sweep"]]
+    rows = [task.id for task in report.downstream if task.verdict in BARELY and task.sweep]
     if not rows:
         return []
     do = "Fine-tuning was tried over a sweep: look for the cause in pretraining, its objective, corpus and length."
     return [(f"Not clearly above chance after a sweep: {', '.join(rows)}.", do)]
 
 
-def _no_twin(report: Mapping[str, Any], _: Sequence[GateResult]) -> list[Step]:
+def _no_twin(report: Report, _: Sequence[GateResult]) -> list[Advice]:
     """Scores above chance, which fine-tuning alone may have earned, without the control that would show it."""
-    rows = [row for row in report["downstream"] if row["verdict"] == ABOVE_CHANCE]
-    names = [row["id"] for row in rows if "random_init" not in row["controls"]]
+    rows = [task for task in report.downstream if task.verdict == ABOVE_CHANCE]
+    names = [row.id for row in rows if "random_init" not in row.controls]
     if not names:
         return []
     do = (
@@ -343,7 +274,7 @@ def _no_twin(report: Mapping[str, Any], _: Sequence[GateResult]) -> list[Step]:
     return [(f"Above chance, without a twin beside: {', '.join(names)}.", do)]
 
 
-def _concepts_ignored(_: Mapping[str, Any], results: Sequence[GateResult]) -> list[Step]:
+def _concepts_ignored(_: Report, results: Sequence[GateResult]) -> list[Advice]:
     """A gate of the ledger fails."""
     failed = [r for r in results if r.verdict == "FAIL" and r.metric.startswith("ledger/")]
     do = (
@@ -353,11 +284,11 @@ def _concepts_ignored(_: Mapping[str, Any], results: Sequence[GateResult]) -> li
     return [(f"{result.gate.name}: {result.explanation}.", do) for result in failed[:1]]
 
 
-def _undecided(report: Mapping[str, Any], results: Sequence[GateResult]) -> list[Step]:
+def _undecided(report: Report, results: Sequence[GateResult]) -> list[Advice]:
     """A gate is undecided although its part of the run was done."""
     steps = []
     for result in results:
-        if result.verdict != "INCONCLUSIVE" or result.metric.split("/")[0] in report["missing"]:
+        if result.verdict != "INCONCLUSIVE" or result.metric.split("/")[0] in report.missing:
             continue
         if result.interval is not None:
             do = "Score more examples or average more seeds; the interval is too wide to decide."
@@ -367,7 +298,7 @@ def _undecided(report: Mapping[str, Any], results: Sequence[GateResult]) -> list
     return steps
 
 
-def _all_pass(_: Mapping[str, Any], results: Sequence[GateResult]) -> list[Step]:
+def _all_pass(_: Report, results: Sequence[GateResult]) -> list[Advice]:
     """Every gate passes."""
     if any(result.verdict != "PASS" for result in results):
         return []
@@ -390,10 +321,11 @@ RULES: dict[str, Rule] = {
 }
 
 
-def _curve(report: Mapping[str, Any], name: str) -> list[list[Any]]:
-    return report["training"]["curves"].get(name, []) if report["training"] else []
+def _curve(report: Report, name: str) -> list[tuple[float, float | None]]:
+    return curve(report.training, name) if report.training else []
 
 
-def _metric(report: Mapping[str, Any], name: str) -> float | None:
-    rows = report["geometry"]["metrics"] if report["geometry"] else []
-    return next((row["value"] for row in rows if row["id"] == name), None)
+def curve(run: PretrainResult, name: str) -> list[tuple[float, float | None]]:
+    """(step, value) of everything that was logged under a name."""
+    rows = ((row.get("step"), row) for row in run.log_history if name in row)
+    return [(step, row[name]) for step, row in rows if step is not None]

@@ -6,14 +6,15 @@ import operator
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
+from ...utils.results import Comparison, GateRow, Report, Verdict, names_of
 from ...utils.untrusted import read_yaml
 
 GATES_FILE = Path(__file__).parent / "gates.yaml"
 COMPARISONS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 
-Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 EXIT_CODES: dict[Verdict, int] = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 2}
 
 
@@ -36,8 +37,8 @@ class Gate:
 
     Attributes:
         name: what the report calls it.
-        metrics: paths into the report, keys separated by "/"; in a list of dicts, the item whose "id" equals the key.
-            The first path that the report has decides.
+        metrics: paths into the report, names separated by "/"; in a list, the item whose `id` equals the name. The
+            first path that the report has decides.
         comparison: ">", ">=", "<" or "<=".
         threshold: in the metric's own unit, or a share of another figure.
         reason: why this metric and this threshold.
@@ -46,7 +47,7 @@ class Gate:
 
     name: str
     metrics: Sequence[str]
-    comparison: str
+    comparison: Comparison
     threshold: float | Share
     reason: str
     source: str
@@ -108,21 +109,21 @@ class GateResult:
     verdict: Verdict
     explanation: str
 
-    def as_row(self) -> dict[str, Any]:
-        """The result as one flat JSON object; `asks` is the requirement in words."""
-        return {
-            "name": self.gate.name,
-            "metric": self.metric,
-            "comparison": self.gate.comparison,
-            "threshold": self.threshold,
-            "asks": _asks(self.gate),
-            "value": self.value,
-            "interval": list(self.interval) if self.interval else None,
-            "verdict": self.verdict,
-            "explanation": self.explanation,
-            "reason": self.gate.reason,
-            "source": self.gate.source,
-        }
+    def as_row(self) -> GateRow:
+        """The result as a report holds it; `asks` is the requirement in words."""
+        return GateRow(
+            name=self.gate.name,
+            metric=self.metric,
+            comparison=self.gate.comparison,
+            threshold=self.threshold,
+            asks=_asks(self.gate),
+            value=self.value,
+            interval=self.interval,
+            verdict=self.verdict,
+            explanation=self.explanation,
+            reason=self.gate.reason,
+            source=self.gate.source,
+        )
 
 
 def load_gates(path: Path = GATES_FILE) -> dict[str, GateSet]:
@@ -130,7 +131,7 @@ def load_gates(path: Path = GATES_FILE) -> dict[str, GateSet]:
 
     Raises:
         ValueError: not YAML, no sets, a set without title or gates, a field missing or unknown, a bad metrics,
-            comparison or threshold, a name used twice in a set.
+            comparison or threshold, a path that no report has, a name used twice in a set.
     """
     content = read_yaml(path)
     sets = content.get("sets") if isinstance(content, dict) else None
@@ -151,7 +152,10 @@ def _gate_set(where: str, name: str, row: Any) -> GateSet:
         if isinstance(threshold, dict):
             _check_fields(f"{where}, gate {number}, threshold", threshold, {"metric", "factor"})
             threshold = Share(**threshold)
-        gates.append(Gate(**{**gate, "threshold": threshold}))
+        made = Gate(**{**gate, "threshold": threshold})
+        for metric in [*made.metrics, *([threshold.metric] if isinstance(threshold, Share) else [])]:
+            _check_path(f"{where}, gate {number}", metric)
+        gates.append(made)
     names = [gate.name for gate in gates]
     twice = sorted({gate for gate in names if names.count(gate) > 1})
     if twice:
@@ -168,10 +172,43 @@ def _check_fields(where: str, row: Any, fields: set[str]) -> None:
         raise ValueError(f"{where} {'; '.join(problems)}. The fields are: {', '.join(sorted(fields))}")
 
 
-def check_gates(report: Mapping[str, Any], gates: Sequence[Gate]) -> list[GateResult]:
+def _check_path(where: str, path: str) -> None:
+    """ValueError with the legal set where a path leads to what no report can have, or to no figure."""
+    kind: Any = Report
+    walked: list[str] = []
+    for name in path.split("/"):
+        here = "/".join(walked) or "a report"
+        legal: Collection[str] | None = None
+        if dataclasses.is_dataclass(kind):
+            fields = get_type_hints(kind, include_extras=True)
+            legal = [field.name for field in dataclasses.fields(kind) if field.name != "folder"]
+            kind = fields.get(name)
+        elif get_origin(kind) is dict:
+            key, kind = get_args(kind)
+            legal = names_of(key) or None
+        elif get_origin(kind) is list and dataclasses.is_dataclass(get_args(kind)[0]):
+            (kind,) = get_args(kind)  # names of tasks and methods, of which a user may add some
+        else:
+            raise ValueError(f"{where}: metric {path!r} goes on after {here}, which is a figure")
+        if legal is not None and name not in legal:
+            raise ValueError(f"{where}: metric {path!r}: {here} has no {name!r}; it has {', '.join(legal)}")
+        kind = _without_none(kind)
+        walked.append(name)
+    if kind not in (int, float) and "value" not in getattr(kind, "__dataclass_fields__", ()):
+        raise ValueError(f"{where}: metric {path!r} is no figure; name one inside of it")
+
+
+def _without_none(kind: Any) -> Any:
+    """A type without `None` and without what it is annotated with."""
+    if get_origin(kind) in (UnionType, Union):
+        kind = next(each for each in get_args(kind) if each is not type(None))
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
+
+
+def check_gates(report: Report | Mapping[str, Any], gates: Sequence[Gate]) -> list[GateResult]:
     """Apply gates to a report.
 
-    A metric is a number, or an object with `value` and perhaps `interval` [low, high]. With an interval the verdict
+    A metric is a number, or an object with `value` and perhaps `interval` (low, high). With an interval the verdict
     holds for all of it: PASS when all of it satisfies the gate, FAIL when none of it does, INCONCLUSIVE otherwise.
     Without one the value decides. A metric or a threshold that is missing or null is INCONCLUSIVE.
 
@@ -202,7 +239,7 @@ def overall_verdict(results: Sequence[GateResult]) -> Verdict:
     return "INCONCLUSIVE" if "INCONCLUSIVE" in verdicts else "PASS"
 
 
-def _check(report: Mapping[str, Any], gate: Gate) -> GateResult:
+def _check(report: Report | Mapping[str, Any], gate: Gate) -> GateResult:
     found = [find_in_report(report, path) for path in gate.metrics]
     metric, node, missing = next((entry for entry in found if not entry[2]), found[0])
     if missing:
@@ -239,7 +276,7 @@ def _judge(
     return "INCONCLUSIVE", f"only a part of {described} is {wanted}"
 
 
-def _threshold(report: Mapping[str, Any], gate: Gate) -> tuple[float | None, str]:
+def _threshold(report: Report | Mapping[str, Any], gate: Gate) -> tuple[float | None, str]:
     """The threshold as a number, or None and what is missing in words."""
     if not isinstance(gate.threshold, Share):
         return gate.threshold, ""
@@ -266,11 +303,12 @@ def find_in_report(report: Any, path: str) -> tuple[str, Any, str | None]:
         here = "/".join(walked) or "the report"
         if node is None:
             return path, None, f"{here} was not measured"
-        items = node
         if isinstance(node, list):
-            items = {item["id"]: item for item in node if isinstance(item, dict) and "id" in item}
+            items: Mapping[str, Any] = {item.id: item for item in node if hasattr(item, "id")}
             key = _only_replaced(items, key)
-        if not isinstance(items, Mapping) or key not in items:
+        else:
+            items = node if isinstance(node, Mapping) else getattr(node, "__dict__", {})
+        if key not in items:
             return path, None, f"{here} has no {key!r}"
         node = items[key]
         walked.append(key)
@@ -285,8 +323,8 @@ def _only_replaced(ids: Collection[str], wanted: str) -> str:
 
 def _figure(node: Any, gate: Gate, metric: str) -> tuple[float | None, tuple[float, float] | None]:
     interval = None
-    if isinstance(node, Mapping) and "value" in node:
-        node, interval = node["value"], node.get("interval")
+    if hasattr(node, "value"):
+        node, interval = node.value, getattr(node, "interval", None)
     if node is None:
         return None, None
     if not _is_number(node):

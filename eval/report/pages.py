@@ -1,108 +1,70 @@
-"""The pages of a report, rendered from its JSON alone, and how they write figures."""
+"""The pages of a report, rendered from its sections."""
 
 import base64
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from ...utils.results import Report
 from . import plots
-from .figures import CONTROL_LABELS
+from .blocks import Block, number, score
+from .sections import SIGNS, TONES, gate_verdicts, sections
 
 TEMPLATES = Path(__file__).parent / "templates"
 LONG_LIST = 12  # lists with more entries are left out of the printed raw JSON
-FEW_CONCEPTS = 16  # rows of the reading table before the fold
 
 
-def render_markdown(report: dict[str, Any]) -> str:
+def render_markdown(report: Report) -> str:
     """The report as Markdown; figures by their names relative to the run folder."""
-    return page_environment().get_template("report.md.j2").render(**_context(report))
+    return _without_gaps(page_environment().get_template("report.md.j2").render(**_context(report)))
 
 
-def render_html(report: dict[str, Any], run_dir: str | Path) -> str:
+def render_html(report: Report, run_dir: str | Path) -> str:
     """The report as one HTML file that needs no other: style inline, figures (read from `run_dir`) embedded.
 
     Raises:
         FileNotFoundError: a figure the report names was not drawn.
     """
     images = {
-        figure[theme]: "data:image/png;base64,"
-        + base64.b64encode((Path(run_dir) / figure[theme]).read_bytes()).decode("ascii")
-        for figure in report["figures"]
-        for theme in plots.THEMES
+        name: "data:image/png;base64," + base64.b64encode((Path(run_dir) / name).read_bytes()).decode("ascii")
+        for figure in report.figures
+        for name in (getattr(figure, theme) for theme in plots.THEMES)
     }
     return page_environment().get_template("report.html.j2").render(images=images, **_context(report))
 
 
-def number(value: Any, digits: int = 4) -> str:
-    """A figure as text: `digits` significant digits, thousands separated, "–" for None; text stays as it is."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if not isinstance(value, float):
-        return str(value)
-    if value != 0 and not 1e-4 <= abs(value) < 1e6:
-        return f"{value:.2e}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
+def blocks_as_markdown(blocks: Sequence[Block]) -> str:
+    """Blocks of a section, as they stand in the Markdown of a report."""
+    template: Any = page_environment().get_template("blocks.md.j2")
+    return _without_gaps(template.module.render(blocks)).strip()
 
 
-def _context(report: dict[str, Any]) -> dict[str, Any]:
-    shown = {name: value for name, value in report.items() if name != "other"}
+def _without_gaps(page: str) -> str:
+    return re.sub(r"\n{3,}", "\n\n", page)
+
+
+def _context(report: Report) -> dict[str, Any]:
+    shown = {name: value for name, value in report.as_dict().items() if name != "other"}
     return {
         "report": report,
-        "beside": _beside(report["other"]),
-        "few": FEW_CONCEPTS,
-        "strongest": _strongest(report["reading"]),
-        "metric_names": plots.METRIC_NAMES,
-        "null_names": {name: label for name, (label, *_) in plots.NULL_MARKS.items()},
-        "control_names": CONTROL_LABELS,
+        "sections": sections(report),
+        "gates": gate_verdicts(report.gates),
+        "tones": TONES,
+        "signs": SIGNS,
         "raw": json.dumps(_shortened(shown), indent=1, ensure_ascii=False),
     }
 
 
-def _strongest(reading: Mapping[str, Any] | None) -> float:
-    """The attention share that gets the full mark; four times even reading at least, or that would look like much."""
-    shares = [share for concept in reading["chosen"] for _, share in concept["tokens"]] if reading else []
-    if not shares:
-        return 1.0
-    assert reading is not None
-    return max(*shares, 4 * len(reading["chosen"]) / len(shares))
-
-
-def _beside(other: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """What the pages put into the column of another run, each figure under the id it has there."""
-    if other is None:
-        return None
-    geometry, ledger = other["geometry"] or {}, other["ledger"] or {}
-    spectrum = geometry.get("spectrum") or {"views": {}, "content_share": {"value": None}}
-    return {
-        "name": other["run"]["name"],
-        "metrics": {row["id"]: row for row in geometry.get("metrics", [])},
-        "views": spectrum["views"],
-        "content_share": spectrum["content_share"]["value"],
-        "bits": ledger.get("bits_per_token", {}),
-        "concepts_for_90_percent": ledger.get("concepts_for_90_percent"),
-        "scores": {f"{task['id']} {row['id']}": row for task in other["downstream"] for row in task["scores"]},
-        "frozen": {
-            f"{task['id']} {row['method']} {row['metric']}": row
-            for task in other["similarity"]
-            for row in task["rows"]
-        },
-    }
-
-
 def _shortened(node: Any) -> Any:
-    """The report without its long lists of numbers, which a reader would scroll past; report.json has them."""
+    """The report without its long lists, which a reader would scroll past; report.json has them."""
     if isinstance(node, Mapping):
         return {name: _shortened(value) for name, value in node.items()}
     if isinstance(node, list):
-        if len(node) > LONG_LIST and not isinstance(node[0], Mapping):
+        if len(node) > LONG_LIST and (not isinstance(node[0], Mapping) or "step" in node[0]):
             return f"({len(node)} entries, in report.json)"
         return [_shortened(item) for item in node]
     return node
@@ -117,9 +79,7 @@ def page_environment(templates: Path = TEMPLATES) -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
-        number=number, score=score, signed=_signed, span=_span, between=_between, md=escape_markdown
-    )
+    environment.filters.update(number=number, score=score, md=escape_markdown)
     return environment
 
 
@@ -136,20 +96,3 @@ def code_span(value: Any) -> str:
     text = " ".join(str(value).split())
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence} {text} {fence}" if "`" in text or not text else f"`{text}`"
-
-
-def score(value: float | None) -> str:
-    """A score as text: three decimals, "–" for None."""
-    return "–" if value is None else f"{value:.3f}"
-
-
-def _signed(value: float | None) -> str:
-    return "–" if value is None else f"{value:+.3f}"
-
-
-def _span(interval: list[float] | None) -> str:
-    return "none" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
-
-
-def _between(interval: list[float]) -> str:
-    return f"{number(interval[0], 3)} to {number(interval[1], 3)}"

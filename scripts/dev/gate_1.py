@@ -6,17 +6,20 @@ To be run after a report, the page or the figure has changed; a test compares th
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
+from concept_encoder.eval.report.findings import read_reference
 from concept_encoder.eval.report.gates import GateResult, check_gates, find_in_report, load_gates
 from concept_encoder.eval.report.pages import page_environment
 from concept_encoder.eval.report.plots import THEMES, figure_file
-from concept_encoder.eval.report.report import read_reference
+from concept_encoder.eval.report.sections import duration
 from concept_encoder.utils.command_line import Command, run, say
 from concept_encoder.utils.files import write_atomically
+from concept_encoder.utils.results import ComparisonResult, ContaminationResult, PretrainResult, Report
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 TEMPLATES = Path(__file__).with_name("templates")
@@ -41,7 +44,29 @@ SCORES = {  # column -> where a report has it
 CONTROLS = {"random_init": "concept encoder, random weights", "bag_of_tokens": "bag of tokens"}
 
 
-def read_runs(folder: Path) -> dict[str, dict[str, Any]]:
+@dataclass(frozen=True)
+class Point:
+    """A run in the figure: its reference rank, as a share of the most, and STS-B, Pearson."""
+
+    rank: float
+    stsb: float
+    recipe: str = ""
+    bag: float = math.nan
+    """STS-B of the bag of tokens"""
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """A row of the table of scores; None where it has no such thing."""
+
+    name: str
+    scores: Sequence[float | None]
+    parameters: int | None = None
+    steps: int | None = None
+    time: str | None = None
+
+
+def read_runs(folder: Path) -> dict[str, Report]:
     """The report beside `folder`, that of the published card, and `NAME-SEED.report.json` in it.
 
     Returns:
@@ -50,13 +75,13 @@ def read_runs(folder: Path) -> dict[str, dict[str, Any]]:
     Raises:
         ValueError: a name that is none of `GROUPS`.
     """
-    card = json.loads(folder.with_suffix(".report.json").read_text(encoding="utf-8"))
-    runs = {f"seed-{card['training']['settings']['seed']}": card}
+    card = Report.load(folder.with_suffix(".report.json"))
+    runs = {f"seed-{_training(card).training.seed}": card}
     for path in sorted(folder.glob("*.report.json")):
         name = path.name.removesuffix(".report.json")
         if name.rpartition("-")[0] not in GROUPS:
             raise ValueError(f"{path}: a run is named {', '.join(GROUPS)}, then - and its seed")
-        runs[name] = json.loads(path.read_text(encoding="utf-8"))
+        runs[name] = Report.load(path)
     order = list(GROUPS)
     return dict(sorted(runs.items(), key=lambda run: (order.index(run[0].rpartition("-")[0]), run[0])))
 
@@ -77,14 +102,14 @@ def render_page(folder: Path, comparison: Path) -> str:
         .get_template("gate_1.md.j2")
         .render(
             seeds=seeds,
-            settings=first["training"]["settings"],
+            run=_training(first),
             gates=gates,
             missed=_missed(gates),
             trials=json.loads((folder / "width.json").read_text(encoding="utf-8")),
             columns=list(SCORES),
             rows=_score_rows(runs),
-            sources=json.loads((folder / "contamination.json").read_text(encoding="utf-8"))["sources"],
-            recipes=[row["recipe"] for row in _comparison_points(comparison)],
+            sources=ContaminationResult.load(folder / "contamination.json").sources,
+            recipes=[point.recipe for point in _comparison_points(comparison)],
         )
     )
 
@@ -96,17 +121,17 @@ def draw_figure(folder: Path, comparison: Path, figures: Path) -> None:
         "eight objectives, 20 M tokens": _comparison_points(comparison),
         "this recipe, three seeds": _seed_points(read_runs(folder)),
     }
-    bag = next(point["bag"] for point in points["eight objectives, 20 M tokens"])
+    bag = next(point.bag for point in points["eight objectives, 20 M tokens"])
     for theme in THEMES:
         _draw(points, bag, figures / f"gate_1{'' if theme == 'light' else '_dark'}.png", theme)
 
 
-def _draw(points: Mapping[str, Sequence[Mapping[str, Any]]], bag: float, path: Path, theme: str) -> None:
+def _draw(points: Mapping[str, Sequence[Point]], bag: float, path: Path, theme: str) -> None:
     with figure_file(path, theme, height=4.4) as (figure, colours):
         axes = figure.subplots()
         styles = (("X", "second"), ("o", "muted"), ("D", "main"))
         for (name, group), (marker, colour) in zip(points.items(), styles, strict=True):
-            x, y = [p["rank"] for p in group], [p["stsb"] for p in group]
+            x, y = [point.rank for point in group], [point.stsb for point in group]
             axes.plot(x, y, marker=marker, ls="none", ms=8, color=colours[colour], label=name)
         for rank, gate in zip(RANK_GATES, ("gate 1", "half"), strict=True):
             axes.axvline(rank, color=colours["text"], lw=1, ls=":")
@@ -121,35 +146,34 @@ def _draw(points: Mapping[str, Sequence[Mapping[str, Any]]], bag: float, path: P
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
 
 
-def _published_point() -> dict[str, float]:
+def _published_point() -> Point:
     run = read_reference()["runs"][0]
-    return {
-        "rank": run["geometry"]["global_effective_rank_normalized"],
-        "stsb": run["downstream"]["stsb"]["pearson"],
-    }
+    return Point(run["geometry"]["global_effective_rank_normalized"], run["downstream"]["stsb"]["pearson"])
 
 
-def _comparison_points(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
-        value = {name: figure["value"] for name, figure in row["figures"].items() if figure}
-        rank, stsb = value["reference rank"] / COMPARED_CONCEPTS, value["stsb, pearson"]
-        rows.append(
-            {"recipe": row["recipe"], "rank": rank, "stsb": stsb, "bag": value["stsb, pearson, bag of tokens"]}
+def _comparison_points(path: Path) -> list[Point]:
+    points = []
+    for row in ComparisonResult.load(path).rows:
+        value = {name: figure.value for name, figure in row.figures.items()}
+        rank, stsb, bag = (
+            _drawn(value[name]) for name in ("reference rank", "stsb, pearson", "stsb, pearson, bag of tokens")
         )
-    return rows
+        points.append(Point(rank / COMPARED_CONCEPTS, stsb, row.recipe, bag))
+    return points
 
 
-def _seed_points(runs: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    seeds = _seeds(runs).values()
-    return [{"rank": _value(report, RANK), "stsb": _value(report, SCORES["STS-B"])} for report in seeds]
+def _seed_points(runs: Mapping[str, Report]) -> list[Point]:
+    return [
+        Point(_drawn(_value(report, RANK)), _drawn(_value(report, SCORES["STS-B"])))
+        for report in _seeds(runs).values()
+    ]
 
 
-def _seeds(runs: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _seeds(runs: Mapping[str, Report]) -> dict[str, Report]:
     return {name: report for name, report in runs.items() if name.startswith("seed-")}
 
 
-def _gate_rows(seeds: Mapping[str, Mapping[str, Any]]) -> list[tuple[GateResult, ...]]:
+def _gate_rows(seeds: Mapping[str, Report]) -> list[tuple[GateResult, ...]]:
     """One row per gate, its results over the seeds."""
     (gates,) = load_gates(GATES_FILE).values()
     return list(zip(*(check_gates(report, gates.gates) for report in seeds.values()), strict=True))
@@ -160,30 +184,23 @@ def _missed(gates: Sequence[tuple[GateResult, ...]]) -> list[tuple[GateResult, .
     return [row for row in gates if any(cell.value is not None and cell.verdict != "PASS" for cell in row)]
 
 
-def _score_rows(runs: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _score_rows(runs: Mapping[str, Report]) -> list[ScoreRow]:
     """One row per run, the mean of each kind that has several, and the controls of the first."""
-    rows = []
+    rows: list[ScoreRow] = []
     for group, title in GROUPS.items():
         own = {name: report for name, report in runs.items() if name.rpartition("-")[0] == group}
         for name, report in own.items():
-            settings, outcome = report["training"]["settings"], report["training"]["outcome"]
-            rows.append(
-                {
-                    "name": f"{title}, seed {name.rpartition('-')[2]}",
-                    "parameters": settings["parameters, encoder"],
-                    "steps": settings["steps"],
-                    "time": outcome["training time"],
-                    "scores": [_value(report, path) for path in SCORES.values()],
-                }
-            )
+            run = _training(report)
+            scores = [_value(report, path) for path in SCORES.values()]
+            title_of_run = f"{title}, seed {name.rpartition('-')[2]}"
+            rows.append(ScoreRow(title_of_run, scores, run.parameters.encoder, run.steps, duration(run.train_seconds)))
         if len(own) > 1:
-            columns = zip(*(row["scores"] for row in rows[-len(own) :]), strict=True)
+            columns = zip(*(row.scores for row in rows[-len(own) :]), strict=True)
             scores = [None if None in column else mean(column) for column in columns]
-            rows.append({"name": f"{title}, mean", "parameters": None, "steps": None, "time": None, "scores": scores})
+            rows.append(ScoreRow(f"{title}, mean", scores))
     first = next(iter(runs.values()))
     for control, title in CONTROLS.items():
-        scores = [_value(first, _beside(path, control)) for path in SCORES.values()]
-        rows.append({"name": title, "parameters": None, "steps": None, "time": None, "scores": scores})
+        rows.append(ScoreRow(title, [_value(first, _beside(path, control)) for path in SCORES.values()]))
     return rows
 
 
@@ -192,10 +209,21 @@ def _beside(path: str, control: str) -> str:
     return f"{path}/controls/{control}" if path.startswith("downstream/") else f"{path}/{control}"
 
 
-def _value(report: Mapping[str, Any], path: str) -> float | None:
+def _drawn(value: float | None) -> float:
+    """NaN, which is not drawn, for what was not measured."""
+    return math.nan if value is None else value
+
+
+def _training(report: Report) -> PretrainResult:
+    if report.training is None:
+        raise ValueError(f"the report of {report.run.name} holds no record of pretraining, which the page needs")
+    return report.training
+
+
+def _value(report: Report, path: str) -> float | None:
     """The figure at a path, None where it was not measured."""
     _, node, _ = find_in_report(report, path)
-    return node and node["value"]
+    return node if node is None or isinstance(node, float) else node.value
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,26 +1,39 @@
 """The page on gate 1: which reports it takes, what it puts into its tables, and that the one in the tree is fresh."""
 
-import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from run_files import synthetic_finetune, synthetic_pretrain, synthetic_similarity
 
+from concept_encoder.eval.report.report import PARTS, compose
 from concept_encoder.scripts.dev import gate_1
+from concept_encoder.utils.results import ControlScore, Figure, FrozenScore, Report
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results"
 COMPARISON = RESULTS / "objectives_20m.comparison.json"
 
 
-def report(stsb=0.7, twin=0.4):
-    scores = [{"id": "pearson", "value": stsb, "controls": {"random_init": {"value": twin}, "bag_of_tokens": None}}]
-    frozen = [{"id": "cosine, mean, spearman", "value": stsb - 0.1, "random_init": {"value": twin - 0.1}}]
-    return {
-        "training": {"settings": {"parameters, encoder": 7, "steps": 5}, "outcome": {"training time": "1 min"}},
-        "downstream": [{"id": "stsb.bi_encoder+epochs=3", "scores": scores}],
-        "similarity": [{"id": "stsb", "rows": frozen}],
+def report(stsb=0.7, twin=0.4) -> Report:
+    """Of a run that was fine-tuned and scored on STS-B, 0.1 lower without training."""
+    control = {"value": twin, "interval": None, "difference": None, "difference_interval": None, "p_value": None}
+    made = synthetic_finetune("stsb", {"pearson": stsb}, {"pearson": 0.0}, 1500, protocol="bi_encoder+epochs=3")
+    made.primary.controls["random_init"] = ControlScore(**control)
+    frozen = FrozenScore(
+        method="cosine, mean",
+        metric="spearman",
+        value=stsb - 0.1,
+        interval=None,
+        random_init=ControlScore(**{**control, "value": twin - 0.1}),
+    )
+    results = {name: {} for name in PARTS} | {
+        "training": {"pretrain.json": replace(synthetic_pretrain(), train_seconds=60)},
+        "downstream": {"a.json": made},
+        "similarity": {"b.json": replace(synthetic_similarity("stsb"), rows=[frozen])},
     }
+    return compose("run", results)
 
 
 @pytest.fixture
@@ -39,17 +52,17 @@ def test_the_page_is_fresh():
 def test_scores_of_runs_means_and_controls():
     rows = gate_1._score_rows({"seed-42": report(0.7), "seed-43": report(0.8), "bert-42": report(0.5)})
     missing = [None] * 4
-    assert [(row["name"], row["time"]) for row in rows] == [
-        ("concept encoder, seed 42", "1 min"),
-        ("concept encoder, seed 43", "1 min"),
+    assert [(row.name, row.time) for row in rows] == [
+        ("concept encoder, seed 42", "1 min 00 s"),
+        ("concept encoder, seed 43", "1 min 00 s"),
         ("concept encoder, mean", None),
-        ("BERT twin, seed 42", "1 min"),
+        ("BERT twin, seed 42", "1 min 00 s"),
         ("concept encoder, random weights", None),
         ("bag of tokens", None),
     ]
     expected = [(0.6, 0.7), (0.7, 0.8), (0.65, 0.75), (0.4, 0.5), (0.3, 0.4), (None, None)]
     for row, pair in zip(rows, expected, strict=True):
-        assert row["scores"] == [*(x if x is None else pytest.approx(x) for x in pair), *missing]
+        assert list(row.scores) == [*(x if x is None else pytest.approx(x) for x in pair), *missing]
 
 
 def test_runs_come_in_the_order_of_the_page(folder):
@@ -69,9 +82,9 @@ def test_a_run_of_another_name_is_refused(folder):
 
 def test_the_page_judges_the_reports(folder):
     path = folder.with_suffix(".report.json")
-    report = json.loads(path.read_text(encoding="utf-8"))
-    report["ledger"]["bits_per_token"]["null"] = {"value": 0.125, "interval": [0.0625, 0.25]}
-    path.write_text(json.dumps(report), encoding="utf-8")
+    report = Report.load(path)
+    report.ledger.bits_per_token.null = Figure(value=0.125, interval=(0.0625, 0.25))
+    report.save(path)
     failed = "**FAIL** 0.125, 0.062 to 0.250"
     assert failed in gate_1.render_page(folder, COMPARISON)
     assert failed not in (ROOT / "docs" / "GATE_1.md").read_text(encoding="utf-8")

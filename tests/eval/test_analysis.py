@@ -1,6 +1,7 @@
 """Analysis of checkpoints: loading, the three files written, the command line and every message."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from concept_encoder.eval.metrics.concept_geometry import geometry_metrics
 from concept_encoder.eval.metrics.concept_spectrum import spectrum_metrics
 from concept_encoder.scripts import analyze as script
 from concept_encoder.trainers.data.corpora import DataArguments
+from concept_encoder.utils.results import GeometryResult
 
 WORDS = "the a cat dog bird sees hears likes red small old house tree street".split()
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -94,10 +96,12 @@ def run(checkpoint: Path, corpus: Path, **changes) -> dict[str, dict]:
 def test_analyze_writes_what_the_functions_give(checkpoint: Path, corpus: Path) -> None:
     result = run(checkpoint, corpus)
     for name, file in FILES.items():
-        assert json.loads((checkpoint / file).read_text()) == result[name]
-        assert result[name]["kind"] == name
-        assert result[name]["checkpoint"] == checkpoint.name
-        assert result[name]["corpus"]["dataset_name"] == corpus.name
+        found = getattr(result, name)
+        assert type(found).load(checkpoint / file) == found
+        assert found.kind == name
+        assert found.checkpoint == checkpoint.name
+        assert found.corpus.dataset_name == corpus.name
+    assert os.fspath(result) == str(checkpoint) and result.files == list(FILES.values())
     assert [path.name for path in checkpoint.glob(".*.json*")] == []
 
     lines = (corpus / "validation.jsonl").read_text().splitlines()
@@ -111,23 +115,23 @@ def test_analyze_writes_what_the_functions_give(checkpoint: Path, corpus: Path) 
         concepts = encoder(**inputs).last_hidden_state.numpy()
         twin = random_encoder(encoder.config).eval()(**inputs).last_hidden_state.numpy()
     expected = geometry_metrics(concepts, 3)
-    assert result["geometry"]["metrics"] == pytest.approx(expected, rel=1e-4, abs=1e-7)
-    assert result["geometry"]["num_samples"] == 9
-    share = result["geometry"]["spectrum"]["content_share"]
+    assert result.geometry.metrics == pytest.approx(expected, rel=1e-4, abs=1e-7)
+    assert result.geometry.num_samples == 9
+    share = result.geometry.spectrum.content_share
     normal = 1 / encoder.norm.weight.detach().numpy()
-    assert share["value"] == pytest.approx(spectrum_metrics(concepts, normal)["content_share"], rel=1e-4)
-    assert share["nulls"]["random_encoder"] == pytest.approx(spectrum_metrics(twin)["content_share"], rel=1e-4)
+    assert share.value == pytest.approx(spectrum_metrics(concepts, normal)["content_share"], rel=1e-4)
+    assert share.nulls.random_encoder == pytest.approx(spectrum_metrics(twin)["content_share"], rel=1e-4)
 
     few = [{name: tensor[:4] for name, tensor in inputs.items()}]
     ledger = concept_ledger(head, make_tokenizer(), few, concepts[:4])
-    assert result["ledger"]["num_documents"] == 4
-    assert result["ledger"]["tokens"] == ledger["tokens"]
-    null = ledger["bits_per_token"]["null"]["value"]
-    assert result["ledger"]["bits_per_token"]["null"]["value"] == pytest.approx(null, rel=1e-3, abs=1e-6)
+    assert result.ledger.num_documents == 4
+    assert result.ledger.tokens == ledger.tokens
+    null = ledger.bits_per_token.null.value
+    assert result.ledger.bits_per_token.null.value == pytest.approx(null, rel=1e-3, abs=1e-6)
     reading = concept_reading(encoder, head.decoder, make_tokenizer(), [inputs])
-    first, second = result["reading"]["concepts"][0], reading["concepts"][0]
-    assert first["entropy_bits"] == pytest.approx(second["entropy_bits"], rel=1e-4)
-    assert first["share_read"] == pytest.approx(second["share_read"], rel=1e-4)
+    first, second = result.reading.concepts[0], reading.concepts[0]
+    assert first.entropy_bits == pytest.approx(second.entropy_bits, rel=1e-4)
+    assert first.share_read == pytest.approx(second.share_read, rel=1e-4)
 
 
 def test_isoscore_leaves_out_what_the_trained_layer_norm_removes(checkpoint: Path, corpus: Path) -> None:
@@ -136,7 +140,7 @@ def test_isoscore_leaves_out_what_the_trained_layer_norm_removes(checkpoint: Pat
     with torch.no_grad():
         head.encoder.norm.weight.copy_(weight)
     head.save_pretrained(checkpoint)
-    figure = run(checkpoint, corpus)["geometry"]["spectrum"]["views"]["within_raw"]["isoscore"]["value"]
+    figure = run(checkpoint, corpus).geometry.spectrum.views["within_raw"]["isoscore"].value
     lines = (corpus / "validation.jsonl").read_text().splitlines()
     texts = [text for text in (json.loads(line)["text"] for line in lines) if text.strip()]
     inputs = make_tokenizer()(texts, truncation=True, max_length=40, padding=True, return_tensors="pt")
@@ -155,15 +159,15 @@ def test_checkpoint_without_the_decoder(checkpoint: Path, corpus: Path) -> None:
     assert (checkpoint / "ledger.json").exists()
     ConceptEncoderModel.from_pretrained(checkpoint).save_pretrained(checkpoint)
     result = run(checkpoint, corpus)
-    assert list(result) == ["geometry", "reading"]
+    assert result.ledger is None and result.files == ["geometry.json", "reading.json"]
     assert not (checkpoint / "ledger.json").exists()
-    assert {row["share_read"] for row in result["reading"]["concepts"]} == {None}
+    assert {row.share_read for row in result.reading.concepts} == {None}
     assert load(checkpoint).diffusion is None
 
 
 def test_classifier_checkpoint_has_no_ledger(checkpoint: Path, corpus: Path) -> None:
     ConceptEncoderForSequenceClassificationPerceiver.from_pretrained(checkpoint).save_pretrained(checkpoint)
-    assert list(run(checkpoint, corpus)) == ["geometry", "reading"]
+    assert run(checkpoint, corpus).ledger is None
 
 
 def test_missing_decoder_weights(checkpoint: Path) -> None:
@@ -182,7 +186,7 @@ def test_random_encoder_is_always_the_same() -> None:
 
 def test_special_tokens_in_a_text_are_plain_characters(checkpoint: Path, corpus: Path) -> None:
     (corpus / "validation.jsonl").write_text(9 * (json.dumps({"text": "the [MASK] sees"}) + "\n"))
-    tokens = run(checkpoint, corpus)["reading"]["example"]["tokens"]
+    tokens = run(checkpoint, corpus).reading.example.tokens
     assert tokens == ["[CLS]", "the", "[UNK]", "[UNK]", "[UNK]", "sees", "[SEP]"]
 
 
@@ -205,18 +209,18 @@ def test_too_few_documents_leaves_no_output(checkpoint: Path, corpus: Path) -> N
 
 
 def test_limits_of_the_training_run_do_not_bind(checkpoint: Path, corpus: Path) -> None:
-    free = run(checkpoint, corpus, num_batches=2, batch_size=4)["geometry"]
-    assert free["num_samples"] == 8
+    free = run(checkpoint, corpus, num_batches=2, batch_size=4).geometry
+    assert free.num_samples == 8
     limited = data_arguments(corpus, max_validation_documents=1)
-    assert analyze(checkpoint, limited, 2, 4, 4)["geometry"] == free
-    other = analyze(checkpoint, data_arguments(corpus, corpus_seed=1), 2, 4, 4)["geometry"]
-    assert other["metrics"] != free["metrics"]  # another sample of the nine
+    assert analyze(checkpoint, limited, 2, 4, 4).geometry == free
+    other = analyze(checkpoint, data_arguments(corpus, corpus_seed=1), 2, 4, 4).geometry
+    assert other.metrics != free.metrics  # another sample of the nine
 
 
 def test_nothing_is_written_before_all_is_measured(checkpoint: Path, corpus: Path, monkeypatch) -> None:
     (checkpoint / "geometry.json").write_text("old")
 
-    def fails(*args):
+    def fails(*args, **kwargs):
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr("concept_encoder.eval.concepts.analysis.concept_reading", fails)
@@ -278,9 +282,9 @@ def test_script_takes_the_corpus_from_the_recipe(checkpoint: Path, corpus: Path,
     recipe = {"model": {}, "data": {"dataset_name": str(corpus), "max_length": 24, "packing": "packed"}}
     (checkpoint / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     run_script(checkpoint)
-    result = json.loads((checkpoint / "geometry.json").read_text())
-    assert result["corpus"]["dataset_name"] == corpus.name
-    assert result["corpus"]["max_length"] == 24
+    result = GeometryResult.load(checkpoint / "geometry.json")
+    assert result.corpus.dataset_name == corpus.name
+    assert result.corpus.max_length == 24
     printed, said = capsys.readouterr()
     assert f"9 documents of {corpus.name}" in printed
     assert "global_effective_rank_normalized" in printed
@@ -303,7 +307,7 @@ def test_flags_override_the_recipe(checkpoint: Path, corpus: Path, tmp_path: Pat
     (checkpoint / "recipe.yaml").write_text(yaml.safe_dump({"data": {"dataset_name": "absent", "max_length": 24}}))
     output = tmp_path / "other"
     run_script(checkpoint, "--dataset_name", str(corpus), "--output_dir", str(output))
-    assert json.loads((output / "geometry.json").read_text())["corpus"]["max_length"] == 24
+    assert GeometryResult.load(output / "geometry.json").corpus.max_length == 24
 
 
 @pytest.mark.parametrize(

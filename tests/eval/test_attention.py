@@ -1,6 +1,7 @@
 """Concept reading: attention by hand, closed forms, padding, a planted concept, and every message."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -65,30 +66,30 @@ def test_equals_attention_computed_by_hand(tokenizer, batches) -> None:
     by_hand = [read_by_hand(model, ids, torch.isin(ids, special)) for ids in texts]
     text = [~torch.isin(ids, special) for ids in texts]
     count = len(texts)
-    for c, row in enumerate(result["concepts"]):
-        assert row["index"] == c
+    for c, row in enumerate(result.concepts):
+        assert row.index == c
         read = [weights[c].double().numpy() for weights, _ in by_hand]
-        assert row["entropy_bits"] == pytest.approx(np.mean([entropy(w) for w in read]), rel=1e-4)
+        assert row.entropy_bits == pytest.approx(np.mean([entropy(w) for w in read]), rel=1e-4)
         places = [w @ np.linspace(0, 1, len(w)) for w in read]
-        assert row["mean_position"] == pytest.approx(np.mean(places), rel=1e-4)
+        assert row.mean_position == pytest.approx(np.mean(places), rel=1e-4)
         mass = np.zeros(len(tokenizer))
         for ids, w in zip(texts, read, strict=True):
             np.add.at(mass, ids.numpy(), w / count)
         top = np.argsort(-mass)[:10]
-        assert [token for token, _ in row["top_tokens"]] == tokenizer.convert_ids_to_tokens(top.tolist())
-        assert [share for _, share in row["top_tokens"]] == pytest.approx(mass[top], rel=1e-4)
-        assert row["special_share"] == pytest.approx(mass[tokenizer.all_special_ids].sum(), rel=1e-4)
+        assert [token for token, _ in row.top_tokens] == tokenizer.convert_ids_to_tokens(top.tolist())
+        assert [share for _, share in row.top_tokens] == pytest.approx(mass[top], rel=1e-4)
+        assert row.special_share == pytest.approx(mass[tokenizer.all_special_ids].sum(), rel=1e-4)
         readers = [w[rows, c].double().numpy() for (_, w), rows in zip(by_hand, text, strict=True)]
-        assert row["share_read"] == pytest.approx(np.concatenate(readers).mean(), rel=1e-4)
+        assert row.share_read == pytest.approx(np.concatenate(readers).mean(), rel=1e-4)
         spread = np.mean([entropy(w / w.sum()) for w in readers])
-        assert row["read_by_entropy_bits"] == pytest.approx(spread, rel=1e-4)
-    assert sum(row["share_read"] for row in result["concepts"]) == pytest.approx(1)
-    assert result["num_documents"] == count
+        assert row.read_by_entropy_bits == pytest.approx(spread, rel=1e-4)
+    assert sum(row.share_read for row in result.concepts) == pytest.approx(1)
+    assert result.num_documents == count
 
-    example = result["example"]
-    assert example["tokens"] == tokenizer.convert_ids_to_tokens(texts[0].tolist())
-    np.testing.assert_allclose(example["encoder_weights"], by_hand[0][0], atol=1e-4)
-    np.testing.assert_allclose(example["decoder_weights"], by_hand[0][1], atol=1e-4)
+    example = result.example
+    assert example.tokens == tokenizer.convert_ids_to_tokens(texts[0].tolist())
+    np.testing.assert_allclose(example.encoder_weights, by_hand[0][0], atol=1e-4)
+    np.testing.assert_allclose(example.decoder_weights, by_hand[0][1], atol=1e-4)
 
 
 def test_attention_that_spreads_evenly_is_the_null(tokenizer, batches) -> None:
@@ -98,23 +99,23 @@ def test_attention_that_spreads_evenly_is_the_null(tokenizer, batches) -> None:
             module.q_proj.weight.data.zero_()
             module.q_proj.bias.data.zero_()
     result = concept_reading(model.encoder, model.decoder, tokenizer, batches)
-    uniform, lengths = result["uniform"], [len(ids) for ids in documents(batches)]
-    assert uniform["entropy_bits"] == pytest.approx(np.mean(np.log2(lengths)))
-    assert uniform["mean_position"] == pytest.approx(0.5)
-    assert uniform["share_read"] == pytest.approx(1 / 6)
-    assert uniform["special_share"] == pytest.approx(np.mean([2 / n for n in lengths]))  # [CLS] and [SEP] of each
-    assert uniform["read_by_entropy_bits"] == pytest.approx(np.mean(np.log2(np.array(lengths) - 2)))
-    for row in result["concepts"]:
+    uniform, lengths = result.uniform, [len(ids) for ids in documents(batches)]
+    assert uniform.entropy_bits == pytest.approx(np.mean(np.log2(lengths)))
+    assert uniform.mean_position == pytest.approx(0.5)
+    assert uniform.share_read == pytest.approx(1 / 6)
+    assert uniform.special_share == pytest.approx(np.mean([2 / n for n in lengths]))  # [CLS] and [SEP] of each
+    assert uniform.read_by_entropy_bits == pytest.approx(np.mean(np.log2(np.array(lengths) - 2)))
+    for row in result.concepts:
         for name in ("entropy_bits", "mean_position", "share_read", "special_share", "read_by_entropy_bits"):
-            assert row[name] == pytest.approx(uniform[name], rel=1e-4)
-        assert dict(row["top_tokens"][:2]) == pytest.approx(dict(uniform["top_tokens"][:2]), rel=1e-4)
+            assert getattr(row, name) == pytest.approx(getattr(uniform, name), rel=1e-4)
+        assert dict(row.top_tokens[:2]) == pytest.approx(dict(uniform.top_tokens[:2]), rel=1e-4)
 
 
 def test_special_tokens_stay_and_are_named(tokenizer, batches) -> None:
     model = make_model(tokenizer)
     result = concept_reading(model.encoder, None, tokenizer, batches)
-    assert result["special_tokens"] == tokenizer.convert_ids_to_tokens(tokenizer.all_special_ids)
-    assert {token for token, _ in result["uniform"]["top_tokens"]} >= {"[CLS]", "[SEP]"}
+    assert result.special_tokens == tokenizer.convert_ids_to_tokens(tokenizer.all_special_ids)
+    assert {token for token, _ in result.uniform.top_tokens} >= {"[CLS]", "[SEP]"}
 
 
 def test_padding_and_batches_do_not_matter(tokenizer) -> None:
@@ -125,22 +126,23 @@ def test_padding_and_batches_do_not_matter(tokenizer) -> None:
     wider = {name: torch.nn.functional.pad(values, (0, 9)) for name, values in collator.pad(examples).items()}
     padded = concept_reading(model.encoder, model.decoder, tokenizer, [wider])
     single = concept_reading(model.encoder, model.decoder, tokenizer, alone)
-    for left, right in zip(padded["concepts"], single["concepts"], strict=True):
+    for left, right in zip(padded.concepts, single.concepts, strict=True):
+        left, right = vars(left), vars(right)
         left_top, right_top = left.pop("top_tokens"), right.pop("top_tokens")
         assert left == pytest.approx(right, rel=1e-4)
         assert left_top[0][1] == pytest.approx(right_top[0][1], rel=1e-4)
-    assert padded["example"]["tokens"] == single["example"]["tokens"]
-    assert "[PAD]" not in padded["example"]["tokens"]
+    assert padded.example.tokens == single.example.tokens
+    assert "[PAD]" not in padded.example.tokens
 
 
 def test_without_a_decoder_its_figures_are_none(tokenizer, batches) -> None:
     model = make_model(tokenizer)
     both = concept_reading(model.encoder, model.decoder, tokenizer, batches)
     encoder_only = concept_reading(model.encoder, None, tokenizer, batches)
-    assert encoder_only["example"]["decoder_weights"] is None
-    for full, row in zip(both["concepts"], encoder_only["concepts"], strict=True):
-        assert row["share_read"] is row["read_by_entropy_bits"] is None
-        assert row == full | {"share_read": None, "read_by_entropy_bits": None}
+    assert encoder_only.example.decoder_weights is None
+    for full, row in zip(both.concepts, encoder_only.concepts, strict=True):
+        assert row.share_read is row.read_by_entropy_bits is None
+        assert row == replace(full, share_read=None, read_by_entropy_bits=None)
 
 
 def test_attention_implementation_is_put_back(tokenizer, batches) -> None:
@@ -153,26 +155,26 @@ def test_attention_implementation_is_put_back(tokenizer, batches) -> None:
 
 def test_slot_attention_is_read_too(tokenizer, batches) -> None:
     model = make_model(tokenizer, concept_attention="slot")
-    example = concept_reading(model.encoder, model.decoder, tokenizer, batches)["example"]
-    np.testing.assert_allclose(np.sum(example["encoder_weights"], axis=1), 1, atol=2e-3)
+    example = concept_reading(model.encoder, model.decoder, tokenizer, batches).example
+    np.testing.assert_allclose(np.sum(example.encoder_weights, axis=1), 1, atol=2e-3)
 
 
 def test_the_example_is_cut(tokenizer) -> None:
     model = make_model(tokenizer)
     long = DataCollatorForReconstruction(tokenizer).pad([{"input_ids": [tokenizer.cls_token_id, *[9] * 38]}])
-    example = concept_reading(model.encoder, model.decoder, tokenizer, [long])["example"]
-    assert np.shape(example["encoder_weights"]) == (6, 32)
-    assert np.shape(example["decoder_weights"]) == (32, 6)
-    assert len(example["tokens"]) == 32
+    example = concept_reading(model.encoder, model.decoder, tokenizer, [long]).example
+    assert np.shape(example.encoder_weights) == (6, 32)
+    assert np.shape(example.decoder_weights) == (32, 6)
+    assert len(example.tokens) == 32
 
 
 def test_text_without_anything_to_rebuild(tokenizer) -> None:
     model = make_model(tokenizer)
     empty = DataCollatorForReconstruction(tokenizer).pad([{"input_ids": [tokenizer.cls_token_id]}])
-    row = concept_reading(model.encoder, model.decoder, tokenizer, [empty])["concepts"][0]
-    assert row["top_tokens"] == [["[CLS]", pytest.approx(1)]]
-    assert row["entropy_bits"] == pytest.approx(0, abs=1e-6)
-    assert row["share_read"] is None
+    row = concept_reading(model.encoder, model.decoder, tokenizer, [empty]).concepts[0]
+    assert row.top_tokens == [("[CLS]", pytest.approx(1))]
+    assert row.entropy_bits == pytest.approx(0, abs=1e-6)
+    assert row.share_read is None
 
 
 def test_no_batches(tokenizer) -> None:

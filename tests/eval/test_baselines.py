@@ -131,22 +131,22 @@ def test_published_scores_are_complete():
     assert {task for entry in entries for task in entry["scores"]} <= set(BENCHMARKS)
     for task in BENCHMARKS:
         for row in published_scores(task):
-            assert row["metric"] in TASK_METRICS[task]
-            assert 0 <= row["score"] <= 1
-            assert row["split"] in ("validation", "test", "not stated")
-            assert row["comparable"] == (row["split"] == "validation")
-            assert row["parameters"] is None or 1e6 < row["parameters"] < 1e9
-            assert row["source"] and row["note"]
-    keys = [(task, row["model"], row["metric"]) for task in BENCHMARKS for row in published_scores(task)]
+            assert row.metric in TASK_METRICS[task]
+            assert 0 <= row.score <= 1
+            assert row.split in ("validation", "test", "not stated")
+            assert row.comparable == (row.split == "validation")
+            assert row.parameters is None or 1e6 < row.parameters < 1e9
+            assert row.source and row.note
+    keys = [(task, row.model, row.metric) for task in BENCHMARKS for row in published_scores(task)]
     assert len(set(keys)) == len(keys)
 
 
 def test_published_scores_of_one_task():
-    rows = {(row["model"], row["metric"]): row for row in published_scores("stsb")}
-    assert rows["BERT-Tiny", "pearson"]["score"] == 0.743
-    assert not rows["BERT-Tiny", "pearson"]["comparable"]
-    assert rows["ELECTRA-Small", "spearman"]["comparable"]
-    assert rows["mean of GloVe embeddings, zero-shot cosine", "spearman"]["split"] == "test"
+    rows = {(row.model, row.metric): row for row in published_scores("stsb")}
+    assert rows["BERT-Tiny", "pearson"].score == 0.743
+    assert not rows["BERT-Tiny", "pearson"].comparable
+    assert rows["ELECTRA-Small", "spearman"].comparable
+    assert rows["mean of GloVe embeddings, zero-shot cosine", "spearman"].split == "test"
     assert published_scores("microworld_similarity") == []
     with pytest.raises(ValueError, match=r"Unknown task 'stsB'\. Available: mrpc"):
         published_scores("stsB")

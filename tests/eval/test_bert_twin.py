@@ -76,8 +76,8 @@ def trained(tmp_path_factory):
 
 def test_a_recipe_trains_it_and_no_code_travels_with_it(trained):
     folder, result = trained
-    assert result["evaluation"]["rebuilding"]["bits_per_token"] > 0
-    assert (result["model"]["hidden_size"], result["model"]["num_concepts"]) == (32, 1)
+    assert result.evaluation.rebuilding.bits_per_token > 0
+    assert (result.model.hidden_size, result.model.num_concepts) == (32, 1)
     assert json.loads((folder / "config.json").read_text())["model_type"] == "bert_twin"
     assert not list(folder.glob("*.py"))
     kept = BertTwinForMaskedLM.from_pretrained(folder)
@@ -128,7 +128,8 @@ def test_it_is_fine_tuned_beside_its_own_random_twin(protocol, trained, tmp_path
     row = small_task("stsb", tmp_path)
     settings = PROTOCOLS["quick"].override(comparison=protocol, epochs=1)
     result = finetune_task(str(folder), row, settings, tmp_path / "out")
-    assert {"pearson", "spearman"} == set(result["metrics"]) == set(result["controls"]["random_init"]["metrics"])
+    assert {"pearson", "spearman"} == set(result.scores)
+    assert all(score.controls["random_init"].value is not None for score in result.scores.values())
     assert json.loads((tmp_path / "out" / "random_init" / "config.json").read_text())["model_type"] == "bert_twin"
 
 

@@ -1,7 +1,7 @@
 import ast
-import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,9 @@ from run_files import synthetic_pretrain, write_run, write_synthetic_run
 
 from concept_encoder.eval.hub.card import CardFacts, render_card, render_cards
 from concept_encoder.eval.report.report import build_report
+from concept_encoder.eval.report.sections import duration
 from concept_encoder.scripts.dev.cards import main as render_tree
+from concept_encoder.utils.results import Report
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results"
@@ -38,7 +40,7 @@ def cards() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory) -> dict:
+def report(tmp_path_factory) -> Report:
     """Of a run with every part: two protocols, controls, frozen scores."""
     return build_report(write_synthetic_run(tmp_path_factory.mktemp("run")))
 
@@ -86,12 +88,12 @@ def test_a_placeholder_would_be_found():
 
 @pytest.mark.parametrize("path", REPORTS, ids=name_of)
 def test_numbers_are_those_of_the_report(cards, path):
-    report, card = json.loads(path.read_text(encoding="utf-8")), ModelCard(cards[name_of(path)])
+    report, card = Report.load(path), ModelCard(cards[name_of(path)])
     rows = cells(card.text)
     expected = []
-    for task in report["downstream"]:
-        for row in task["scores"]:
-            expected.append((task["task"], task["protocol"], row["id"], row["value"], row["interval"], row["chance"]))
+    for task in report.downstream:
+        for metric, row in task.scores.items():
+            expected.append((task.task, task.protocol, metric, row.value, row.interval, row.chance))
     for task, protocol, metric, value, interval, chance in expected:
         low_high = "–" if interval is None else " to ".join(f"{end + 0.0:.3f}" for end in interval)
         row = (f"{task}, {protocol}", "validation", metric, f"{value:.3f}", low_high.replace("-0.000", "0.000"))
@@ -99,11 +101,11 @@ def test_numbers_are_those_of_the_report(cards, path):
     listed = {
         (result.task_name, result.metric_type, result.metric_args["how"]): result for result in card.data.eval_results
     }
-    frozen = [(task["id"], row) for task in report["similarity"] for row in task["rows"]]
+    frozen = [(task.task, row) for task in report.similarity for row in task.rows]
     assert len(card.data.eval_results) == len(listed) == len(expected) + len(frozen)
     for task, row in frozen:
-        result = listed[task, row["metric"], f"not fine-tuned, {row['method']}"]
-        assert result.metric_value == pytest.approx(row["value"], abs=5e-5)
+        result = listed[task, row.metric, f"not fine-tuned, {row.method}"]
+        assert result.metric_value == pytest.approx(row.value, abs=5e-5)
     for task, protocol, metric, value, interval, chance in expected:
         result = listed[task, metric, f"fine-tuned, protocol {protocol}"]
         assert result.metric_value == pytest.approx(value, abs=5e-5)
@@ -115,10 +117,10 @@ def test_numbers_are_those_of_the_report(cards, path):
         else:
             assert result.metric_args["interval"] == pytest.approx(interval, abs=5e-5)
             assert "95 % interval " in result.metric_name
-    outcome = report["training"]["outcome"]
-    assert ("tokens seen", f"{outcome['tokens seen']:,}") in rows
-    assert ("training time", outcome["training time"]) in rows
-    assert outcome["training time"] in card.text.split("Hardware: ")[1]
+    time = duration(report.training.train_seconds)
+    assert ("tokens seen", f"{report.training.tokens_seen:,}") in rows
+    assert ("training time", time) in rows
+    assert time in card.text.split("Hardware: ")[1]
 
 
 @pytest.mark.parametrize("path", REPORTS, ids=name_of)
@@ -180,9 +182,9 @@ def test_metadata(report):
     assert "masked-diffusion" in data["tags"]
     assert "base_model" not in data
     frozen = [result for result in card.data.eval_results if "not fine-tuned" in result.metric_name]
-    scored = [row for task in report["similarity"] for row in task["rows"] if row["value"] is not None]
+    scored = [row for task in report.similarity for row in task.rows if row.value is not None]
     assert len(frozen) == len(scored)
-    assert {result.metric_args["interval"][0] for result in frozen} == {round(r["interval"][0], 4) for r in scored}
+    assert {result.metric_args["interval"][0] for result in frozen} == {round(row.interval[0], 4) for row in scored}
     protocols = {result.metric_args["how"] for result in card.data.eval_results}
     assert {"fine-tuned, protocol reference", "fine-tuned, protocol tuned"} <= protocols
     assert PLACEHOLDERS.search(str(card)) is None
@@ -229,7 +231,7 @@ def test_the_settings_of_a_corruption_are_rows(tmp_path):
 
 @pytest.mark.parametrize(("overall", "opening"), [("PASS", "**Passed.**"), ("INCONCLUSIVE", "**Not decided.**")])
 def test_the_verdict_opens_the_card(report, overall, opening):
-    judged = {**report, "verdict": {**report["verdict"], "overall": overall}, "gates": []}
+    judged = replace(report, verdict=replace(report.verdict, overall=overall), gates=[])
     assert paragraphs(render_card(judged, facts()))[0].startswith(opening)
 
 
@@ -255,10 +257,10 @@ def test_a_fine_tuned_head(report):
     assert 'repo, revision = "me/example", "the full commit hash"' in card.text
     assert 'pipeline("text-classification", model=repo, revision=revision, trust_remote_code=True)' in card.text
     assert paragraphs(card)[0] == (
-        "**Not told from chance.** On microworld\\_paraphrase: accuracy 0.530 (0.500 to 0.560); chance 0.510; the "
-        "same from random weights 0.520; a linear model on word counts 0.620."
+        "**Not told from chance.** On microworld\\_paraphrase: accuracy 0.530 (0.500 to 0.560); chance 0.510; the bag "
+        "of tokens 0.620; the random-initialised twin 0.520."
     )
-    assert f"and their verdict on it is {report['verdict']['overall']}: " in card.text
+    assert f"and their verdict on it is {report.verdict.overall}: " in card.text
     assert "these weights are those of the first seed" in card.text
     assert PLACEHOLDERS.search(str(card)) is None
     with pytest.raises(ValueError, match=r"no score of rte\.tuned, only of: microworld_entailment\.reference"):
@@ -266,8 +268,9 @@ def test_a_fine_tuned_head(report):
 
 
 def test_an_undefined_score_is_shown_and_not_indexed(report):
-    task = {**report["downstream"][0], "scores": [{**report["downstream"][0]["scores"][0], "value": None}]}
-    card = render_card({**report, "downstream": [task], "similarity": []}, facts())
+    first = report.downstream[0]
+    task = replace(first, scores={first.primary_metric: replace(first.primary, value=None)})
+    card = render_card(replace(report, downstream=[task], similarity=[]), facts())
     assert "model-index" not in str(card)
-    assert any(row[3] == "–" for row in cells(card.text) if row[0] == f"{task['task']}, {task['protocol']}")
+    assert any(row[3] == "–" for row in cells(card.text) if row[0] == f"{task.task}, {task.protocol}")
     assert all(math.isfinite(result.metric_value) for result in card.data.eval_results or [])

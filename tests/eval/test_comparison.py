@@ -1,7 +1,6 @@
 """Recipes side by side: what has to be equal is checked, a killed comparison goes on, the table holds the figures."""
 
 import functools
-import json
 import re
 import shutil
 from pathlib import Path
@@ -13,6 +12,14 @@ from concept_encoder.eval.benchmarks import registry as benchmarks
 from concept_encoder.eval.benchmarks.comparison import find_variants, format_plans
 from concept_encoder.scripts.compare import main
 from concept_encoder.trainers.recipes import Recipe
+from concept_encoder.utils.results import (
+    ComparisonResult,
+    Figure,
+    FinetuneResult,
+    GeometryResult,
+    PretrainResult,
+    SimilarityResult,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["--max_steps", "2", "--max_train_documents", "40", "--max_validation_documents", "40", "--save_steps", "1"]
@@ -56,33 +63,32 @@ def compared(recipes, tasks, tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_the_table_holds_the_figures_of_every_run(compared):
-    result = json.loads((compared / "comparison.json").read_text())
-    runs = {row["recipe"]: row["figures"] for row in result["rows"]}
+    result = ComparisonResult.load(compared / "comparison.json")
+    runs = {row.recipe: row.figures for row in result.rows}
     assert list(runs) == ["plain", "masked"]
     for name, figures in runs.items():
         run = compared / name / "seed-42"
-        trained = json.loads((run / "pretrain.json").read_text())
-        assert figures["NELBO, bits"]["value"] == trained["evaluation"]["nelbo_bits_per_token"]
-        assert figures["training, s"]["value"] == trained["train_seconds"]
-        geometry = json.loads((run / "geometry.json").read_text())
-        rank = geometry["spectrum"]["views"]["within_raw"]["rankme"]
-        assert figures["RankMe"] == {"value": rank["value"], "interval": rank["interval"]}
-        score = json.loads((run / "finetune" / "microworld_similarity.quick.json").read_text())
-        assert figures["microworld_similarity, pearson"]["value"] == score["metrics"]["pearson"]
-        bag = score["controls"]["bag_of_tokens"]
-        expected = {"value": bag["metrics"]["pearson"], "interval": bag["intervals"]["pearson"]}
+        trained = PretrainResult.load(run / "pretrain.json")
+        assert figures["NELBO, bits"].value == trained.evaluation.nelbo_bits_per_token
+        assert figures["training, s"].value == trained.train_seconds
+        rank = GeometryResult.load(run / "geometry.json").spectrum.views["within_raw"]["rankme"]
+        assert figures["RankMe"] == Figure(value=rank.value, interval=rank.interval)
+        score = FinetuneResult.load(run / "finetune" / "microworld_similarity.quick.json").primary
+        assert figures["microworld_similarity, pearson"].value == score.value
+        bag = score.controls["bag_of_tokens"]
+        expected = Figure(value=bag.value, interval=bag.interval)
         assert figures["microworld_similarity, pearson, bag of tokens"] == expected
-        frozen = json.loads((run / "similarity" / "microworld_similarity.json").read_text())
-        assert figures["microworld_similarity probe"]["value"] == frozen["probe"]["metrics"]["pearson"]
-        twin = frozen["controls"]["random_init"]["zero_shot"]["mean_whitened"]
-        expected = {"value": twin["pearson"], "interval": twin["intervals"]["pearson"]}
+        frozen = SimilarityResult.load(run / "similarity" / "microworld_similarity.json")
+        assert figures["microworld_similarity probe"].value == frozen.primary("linear probe").value
+        twin = frozen.primary("cosine, mean whitened").random_init
+        expected = Figure(value=twin.value, interval=twin.interval)
         assert figures["microworld_similarity whitened, twin"] == expected
-        for title in (" probe", " whitened, twin", ", pearson", ", pearson, bag of tokens"):
-            assert figures[f"own{title}"] == figures[f"microworld_similarity{title}"]
-    assert runs["plain"]["ledger, bits"]["value"] is not None and runs["plain"]["own task, bits"]["value"] is None
-    assert runs["masked"]["ledger, bits"]["value"] is None and runs["masked"]["NELBO, bits"]["value"] is None
+    for title in (" probe", " whitened, twin", ", pearson", ", pearson, bag of tokens"):
+        assert figures[f"own{title}"] == figures[f"microworld_similarity{title}"]
+    assert runs["plain"]["ledger, bits"].value is not None and runs["plain"]["own task, bits"].value is None
+    assert runs["masked"]["ledger, bits"].value is None and runs["masked"]["NELBO, bits"].value is None
     table = (compared / "comparison.md").read_text()
-    assert f"| plain | 42 | {runs['plain']['NELBO, bits']['value']:.3f} | – |" in table
+    assert f"| plain | 42 | {runs['plain']['NELBO, bits'].value:.3f} | – |" in table
 
 
 @pytest.mark.slow

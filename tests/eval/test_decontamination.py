@@ -1,5 +1,4 @@
 import itertools
-import json
 import os
 
 import numpy as np
@@ -18,6 +17,7 @@ from concept_encoder.eval.benchmarks.decontamination import (
 )
 from concept_encoder.eval.benchmarks.registry import Task
 from concept_encoder.trainers.data.corpora import DataArguments
+from concept_encoder.utils.results import ContaminationResult
 
 HELD_OUT = ["A man is playing a large flute.", "Two dogs run on the wet sand near the sea.", "Yes."]
 
@@ -100,11 +100,11 @@ def test_a_corpus_keeps_the_rows_of_which_no_sentence_is_in_another_split(source
     result = build_corpus(sources, tmp_path / "out")
     rows = load_dataset(str(tmp_path / "out"), split="train")
     assert rows.to_dict() == {"text": ["clean one here"] * 2, "partner": ["and its clean partner"] * 2}
-    assert result["benchmark_sentences"] == {"mrpc": 3}
-    assert [{k: row[k] for k in ("rows", "exact", "near", "kept")} for row in result["sources"]] == [
+    assert result.benchmark_sentences == {"mrpc": 3}
+    assert [{k: getattr(row, k) for k in ("rows", "exact", "near", "kept")} for row in result.sources] == [
         {"rows": 3, "exact": 1, "near": 1, "kept": 1}
     ] * 2
-    assert json.loads((tmp_path / "out" / corpora.CHECK_FILE).read_text()) == result
+    assert ContaminationResult.load(tmp_path / "out" / corpora.CHECK_FILE) == result
     assert "a b label=1 | 3 | 1 | 1 | 1 |" in format_contamination(result)
     with pytest.raises(ValueError, match="out is not empty; name a new folder"):
         build_corpus(sources, tmp_path / "out")

@@ -51,12 +51,12 @@ def test_reading_s_rows_sum_up_its_weights(explorer):
     reading = explorer.read(TEXT)
     for row, weights in zip(reading.concepts, reading.read, strict=True):
         entropy = -(weights * np.log2(weights)).sum()
-        assert row["entropy_bits"] == pytest.approx(entropy, abs=1e-6)
+        assert row.entropy_bits == pytest.approx(entropy, abs=1e-6)
         the = [place for place, token in enumerate(reading.tokens) if token == "the"]
-        assert dict(row["top_tokens"])["the"] == pytest.approx(weights[the].sum(), abs=1e-6)
-    assert reading.uniform["entropy_bits"] == pytest.approx(np.log2(11))
+        assert dict(row.top_tokens)["the"] == pytest.approx(weights[the].sum(), abs=1e-6)
+    assert reading.uniform.entropy_bits == pytest.approx(np.log2(11))
     text = reading.read_by[1:-1]  # the special tokens are not rebuilt
-    np.testing.assert_allclose([row["share_read"] for row in reading.concepts], text.mean(0), atol=1e-6)
+    np.testing.assert_allclose([row.share_read for row in reading.concepts], text.mean(0), atol=1e-6)
 
 
 def test_comparison_of_a_text_with_itself(explorer):
@@ -193,7 +193,7 @@ def test_what_a_checkpoint_cannot_do_is_said_and_refused(explorer, without_conte
 
 def test_a_checkpoint_without_decoder_is_read_and_compared(without_decoder):
     reading = without_decoder.read(TEXT)
-    assert reading.read_by is None and reading.concepts[0]["share_read"] is None
+    assert reading.read_by is None and reading.concepts[0].share_read is None
     assert without_decoder.compare(TEXT, TEXT).similarity["MaxSim"][0] == pytest.approx(1)
 
 
@@ -229,7 +229,7 @@ def test_a_revision_of_the_hub(hub, folder):
     api.create_repo("me/explored", exist_ok=True)
     commit = api.upload_folder(repo_id="me/explored", folder_path=folder).oid
     explored = load_explorer("me/explored", commit)
-    assert explored.name == "me/explored" and explored.run["steps"] == 3
+    assert explored.name == "me/explored" and explored.run.steps == 3
     with pytest.raises(OSError, match="nowhere"):
         load_explorer("me/explored", "nowhere")
 

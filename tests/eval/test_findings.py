@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
-from run_files import write_synthetic_run
+from run_files import synthetic_finetune, write_synthetic_run
 
-from concept_encoder.eval.report.findings import next_steps, sampling_interval, score_row
+from concept_encoder.eval.metrics.chance import judge, sampling_interval, task_words
+from concept_encoder.eval.report.findings import next_steps
 from concept_encoder.eval.report.gates import Gate, GateResult
 from concept_encoder.eval.report.report import build_report
+from concept_encoder.utils.results import Report
 
 
 @pytest.fixture(scope="module")
@@ -34,27 +36,30 @@ def run(tmp_path_factory):
     ],
 )
 def test_score_against_chance(metric, value, chance, examples, verdict):
-    assert score_row(metric, value, chance, examples)["verdict"] == verdict
+    assert judge(metric, value, chance, examples=examples).verdict == verdict
 
 
 def test_a_measured_interval_wins():
-    row = score_row("accuracy", 0.7, 0.68, 100_000, interval=[0.6, 0.8])
-    assert (row["verdict"], row["interval"], row["interval_rule"]) == (
-        "not told from chance",
-        [0.6, 0.8],
-        "as measured",
-    )
+    row = judge("accuracy", 0.7, 0.68, examples=100_000, interval=(0.6, 0.8))
+    assert (row.verdict, row.interval, row.interval_rule) == ("not told from chance", (0.6, 0.8), "as measured")
 
 
 @pytest.mark.parametrize(("at_chance", "verdict"), [(True, "not told from chance"), (False, "above chance")])
 def test_a_test_on_the_predictions_wins_over_the_interval(at_chance, verdict):
-    row = score_row("f1", 0.83, 0.81, 408, interval=[0.8, 0.86], at_chance=at_chance)
-    assert row["verdict"] == verdict
-    assert score_row("f1", 0.80, 0.81, 408, at_chance=False)["verdict"] == "at or below chance"
+    row = judge("f1", 0.83, 0.81, examples=408, interval=(0.8, 0.86), at_chance=at_chance)
+    assert row.verdict == verdict
+    assert judge("f1", 0.80, 0.81, examples=408, at_chance=False).verdict == "at or below chance"
 
 
 def test_score_without_interval_says_so():
-    assert score_row("f1", 0.9, 0.8, 408)["note"] == "by the point value, no interval"
+    assert judge("f1", 0.9, 0.8, examples=408).note == "by the point value, no interval"
+
+
+def test_a_task_is_put_into_one_line():
+    task = synthetic_finetune("stsb", {"pearson": 0.138, "spearman": None}, {"pearson": 0.0}, 5000)
+    assert task_words(task) == (
+        "pearson 0.138: above chance, formally (0.000, majority class); spearman undefined: no chance level"
+    )
 
 
 def test_wilson_interval_by_hand():
@@ -87,50 +92,54 @@ def test_no_interval_without_a_formula(metric, value, examples):
 # ---------------------------------------------------------------------------------------------------------- next steps
 
 
-def rules_of(report: dict, *verdicts: str) -> list[str]:
+def rules_of(report: Report, *verdicts: str) -> list[str]:
     path = "geometry/metrics/global_effective_rank_normalized"
     gate = Gate("rank", [path], ">", 0.2, "because", "us")
     results = [GateResult(gate, path, 0.2, 0.1, None, verdict, "stated") for verdict in verdicts]
-    return [step["rule"] for step in next_steps(report, results)]
+    return [step.rule for step in next_steps(report, results)]
 
 
 def test_next_steps_follow_the_figures(run):
     report = build_report(run)
-    report["training"]["curves"]["eval_nelbo_bits_per_token"] = [[0, 8.0], [1, 2.0], [2, 1.999]]
+
+    def logged(name: str, *values: float) -> None:
+        rows = [{"step": step, name: value} for step, value in enumerate(values)]
+        report.training.log_history = [row for row in report.training.log_history if name not in row] + rows
+
+    logged("eval_nelbo_bits_per_token", 8.0, 2.0, 1.999)
     sought = ["duplicates", "at chance", "at chance after a sweep", "no twin"]
     assert rules_of(report, "PASS") == [*sought, "all pass"]
     assert rules_of(report, "FAIL") == ["low rank", *sought]
 
-    report["training"]["curves"]["eval_nelbo_bits_per_token"] = [[0, 8.0], [1, 2.0], [2, 1.5]]
+    logged("eval_nelbo_bits_per_token", 8.0, 2.0, 1.5)
     assert rules_of(report, "PASS")[0] == "still falling"
-    report["training"]["curves"]["eval_loss"] = [[0, 5.0], [1, 1.0], [2, 1.5]]
+    logged("eval_loss", 5.0, 1.0, 1.5)
     assert rules_of(report, "PASS")[0] == "loss rose again"
-    for row in report["geometry"]["metrics"]:
-        row["value"] = 0.1
-    for row in report["downstream"]:
-        row["verdict"] = "above chance"
+    report.geometry.metrics = dict.fromkeys(report.geometry.metrics, 0.1)
+    for task in report.downstream:
+        task.primary.verdict = "above chance"
     assert rules_of(report, "INCONCLUSIVE") == ["loss rose again", "still falling", "no twin", "undecided gate"]
 
 
 @pytest.mark.parametrize(("context", "advice"), [("none", "decoder_context="), ("latent", "context layer")])
 def test_flat_loss_by_timestep_is_noticed(run, context, advice):
     report = build_report(run)
-    report["settings"]["decoder_context"] = context
-    for row in report["training"]["by_timestep"]:
-        row["nll_bits"] = 1.5 + row["timestep"] / 100
-    steps = {step["rule"]: step for step in next_steps(report, [])}
-    assert advice in steps["flat in time"]["do"]
-    assert "1.5 to 1.51 bits" in steps["flat in time"]["because"]
+    report.training.model.decoder_context = context
+    for row in report.training.evaluation.by_timestep:
+        row.nll_bits = 1.5 + row.timestep / 100
+    steps = {step.rule: step for step in next_steps(report, [])}
+    assert advice in steps["flat in time"].do
+    assert "1.5 to 1.51 bits" in steps["flat in time"].because
 
 
 def test_a_twin_beside_the_score_is_not_asked_for_again(run):
     report = build_report(run)
-    report["downstream"] = [row for row in report["downstream"] if row["id"] == "microworld_similarity.tuned"]
+    report.downstream = [task for task in report.downstream if task.id == "microworld_similarity.tuned"]
     assert "no twin" not in rules_of(report, "PASS")
 
 
 def test_ignored_concepts_are_named_once(run):
     gate = Gate("ledger", ["ledger/bits_per_token/null"], ">", 0.5, "because", "us")
     results = [GateResult(gate, gate.metrics[0], 0.5, 0.1, None, "FAIL", "stated")] * 2
-    steps = [step for step in next_steps(build_report(run), results) if step["rule"] == "concepts ignored"]
-    assert [step["because"] for step in steps] == ["ledger: stated."]
+    steps = [step for step in next_steps(build_report(run), results) if step.rule == "concepts ignored"]
+    assert [step.because for step in steps] == ["ledger: stated."]

@@ -1,6 +1,7 @@
 """Fine-tuning of small checkpoints: what is written, what it stands beside, what is refused."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -14,15 +15,15 @@ from small_tasks import WORDS, files, pair_table, small_task
 from transformers import BertConfig, BertModel
 
 from concept_encoder.eval.benchmarks import finetuning, tuning
-from concept_encoder.eval.benchmarks.finetuning import at_chance, finetune, finetune_task
+from concept_encoder.eval.benchmarks.finetuning import at_chance, finetune_task
 from concept_encoder.eval.benchmarks.protocols import PROTOCOLS, Protocol
 from concept_encoder.eval.benchmarks.registry import BENCHMARKS, Task
 from concept_encoder.eval.metrics.intervals import bootstrap_intervals
-from concept_encoder.eval.report.sections import task_section
 from concept_encoder.modeling_concept import ConceptEncoderForSequenceClassificationPerceiver
 from concept_encoder.scripts.finetune import main
 from concept_encoder.trainers.data.corpora import in_memory_name
 from concept_encoder.trainers.data.microworld import microworld_tokenizer
+from concept_encoder.utils.results import FinetuneResult, PredictionsResult
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* resamples leave:RuntimeWarning")
 
@@ -68,7 +69,7 @@ def test_pairs_are_tokenised_as_pairs_and_truncated(pretrained, tmp_path, protoc
     assert {first[1], first[3]} <= set(WORDS)
     seen.clear()
     result = finetune_task(str(pretrained), row, protocol.override(max_length=4), tmp_path / "short")
-    assert max(batch.shape[1] for batch in seen) == result["max_length"] == 4
+    assert max(batch.shape[1] for batch in seen) == result.max_length == 4
 
 
 @pytest.mark.parametrize("task", ["mrpc", "stsb"])
@@ -82,55 +83,51 @@ def test_result(task, checkpoint, tmp_path, protocol):
     folders = {"finetune", f"finetune/{name}", "finetune/predictions"}
     assert new == {*folders, f"finetune/{name}.json", f"finetune/predictions/{name}.json", *cells}  # no scratch
     path = checkpoint / "finetune" / f"{name}.json"
-    assert json.loads(path.read_text(), parse_constant=pytest.fail) == json.loads(json.dumps(result))
-    assert result["kind"] == "finetune"
-    assert result["split"] == "validation"
-    assert list(result["metrics"]) == list(result["chance"]) == list(result["at_chance"]) == list(row.metrics)
-    assert result["primary_metric"] == row.metrics[0]
-    assert result["chance_rule"] == row.chance_rule
-    sizes = (result["train_examples"], result["validation_examples"], result["steps"], result["epochs"])
-    assert sizes == (96, 40, 6, 2)
-    assert result["max_length"] == 64  # the encoder's positions, fewer than the protocol's 128
-    assert (result["learning_rate"], result["batch_size"], result["seed"]) == (1e-3, 32, 42)
-    assert result["selected"] == {"learning_rate": 1e-3, "batch_size": 32, "epochs": 2}
-    assert "sweep" not in result
-    assert result["head"] == row.head
-    assert result["newly_initialized"][0] == "classifier.bias"
-    assert any("loss" in entry for entry in result["log_history"])
+    assert FinetuneResult.load(path) == result
+    assert json.loads(path.read_text(), parse_constant=pytest.fail) == result.as_dict()
+    assert os.fspath(result) == str(checkpoint)
+    assert result.kind == "finetune"
+    assert result.split == "validation"
+    assert list(result.scores) == list(row.metrics)
+    assert result.primary_metric == row.metrics[0]
+    assert result.chance_rule == row.chance_rule
+    assert (result.train_examples, result.validation_examples, result.steps) == (96, 40, 6)
+    assert result.max_length == 64  # the encoder's positions, fewer than the protocol's 128
+    assert vars(result.selected) == {"learning_rate": 1e-3, "batch_size": 32, "epochs": 2}
+    assert result.seeds == [42] and result.sweep == []
+    assert result.head == row.head
+    assert result.newly_initialized[0] == "classifier.bias"
+    assert any("loss" in entry for entry in result.log_history)
     if task == "mrpc":
         labels = pair_table(40, seed=40, similarity=False)["label"][:]
-        assert result["chance"]["accuracy"] == max(np.mean(labels), 1 - np.mean(labels))
+        assert result.scores["accuracy"].chance == max(np.mean(labels), 1 - np.mean(labels))
 
 
 def test_controls_stand_beside_the_score(checkpoint, tmp_path, protocol):
     row = small_task("mrpc", tmp_path)
     result = finetune_task(str(checkpoint), row, protocol, checkpoint)
     path = checkpoint / "finetune" / "predictions" / f"mrpc.{protocol.name}.json"
-    kept = json.loads(path.read_text())
-    labels = kept["references"]
-    own, bag, twin = (
-        kept["predictions"]["42"],
-        kept["controls"]["bag_of_tokens"],
-        kept["controls"]["random_init"]["42"],
-    )
+    kept = PredictionsResult.load(path)
+    labels, own = kept.references, kept.run["42"]
+    bag, twin = kept.bag_of_tokens, kept.random_init["42"]
     assert labels == pair_table(40, seed=40, similarity=False)["label"][:]
     accuracies = {name: np.mean(np.equal(values, labels)) for name, values in (("bag", bag), ("twin", twin))}
-    assert result["metrics"]["accuracy"] == np.mean(np.equal(own, labels))
-    assert result["intervals"] == bootstrap_intervals("mrpc", [own], labels, resamples=200)
-    assert set(result["controls"]) == {"bag_of_tokens", "random_init"}
+    score = result.scores["accuracy"]
+    assert score.value == np.mean(np.equal(own, labels))
+    intervals = bootstrap_intervals("mrpc", [own], labels, resamples=200)
+    assert {name: each.interval for name, each in result.scores.items()} == intervals
+    assert set(result.controls) == set(score.controls) == {"bag_of_tokens", "random_init"}
     for name, key in (("bag_of_tokens", "bag"), ("random_init", "twin")):
-        control = result["controls"][name]
-        assert control["metrics"]["accuracy"] == accuracies[key]
-        assert set(control) >= {"description", "intervals", "paired"}
-        difference = control["paired"]["accuracy"]["difference"]
-        assert difference == pytest.approx(result["metrics"]["accuracy"] - accuracies[key])
-        low, high = control["paired"]["accuracy"]["interval"]
-        assert low <= difference <= high
-    for line in result["published"]:
-        assert line["comparable"] == (line["split"] == "validation")
+        control = score.controls[name]
+        assert control.value == accuracies[key]
+        assert control.difference == pytest.approx(score.value - accuracies[key])
+        low, high = control.difference_interval
+        assert low <= control.difference <= high
+    for line in result.published:
+        assert line.comparable == (line.split == "validation")
 
 
-def test_at_chance_in_words():
+def test_a_score_is_paired_with_the_constant_prediction():
     rng = np.random.default_rng(0)
     labels = (rng.random(400) < 0.7).astype(int)
     systems = {
@@ -139,22 +136,9 @@ def test_at_chance_in_words():
         "below": np.where(rng.random(400) < 0.95, 1 - labels, labels),
     }
     for verdict, predictions in systems.items():
-        intervals = bootstrap_intervals("mrpc", predictions, labels, resamples=200)
-        flags, words = at_chance(BENCHMARKS["mrpc"], [predictions], labels, intervals)
+        flags = at_chance(BENCHMARKS["mrpc"], [predictions], labels)
         assert flags == dict.fromkeys(("f1", "accuracy"), verdict != "above")
-        assert re.fullmatch(
-            rf"f1 [01]\.\d+ (is )?{verdict} chance \(0\.\d+, all positive\); .*{verdict} chance .*", words
-        )
-    scores = labels + 0.3 * rng.normal(size=400)
-    for values, flag, words in (
-        (labels + 0.3 * rng.normal(size=400), False, "pearson 0.* is above chance (0.000, constant prediction)"),
-        (rng.normal(size=400), True, "pearson .* cannot be told from chance"),
-        (np.zeros(400), True, "pearson is undefined: not above chance"),
-    ):
-        intervals = bootstrap_intervals("stsb", values, scores, resamples=200)
-        flags, said = at_chance(BENCHMARKS["stsb"], [values], scores, intervals)
-        assert flags["pearson"] is flag
-        assert re.match(re.escape(words).replace(r"\.\*", ".*"), said)
+    assert at_chance(BENCHMARKS["stsb"], [rng.normal(size=400)], labels) == {}  # judged by its own interval
 
 
 def test_metrics_are_those_of_the_saved_model(checkpoint, tmp_path, protocol):
@@ -168,7 +152,7 @@ def test_metrics_are_those_of_the_saved_model(checkpoint, tmp_path, protocol):
     batch = tokenizer(table["sentence1"][:], table["sentence2"][:], padding=True, return_tensors="pt")
     with torch.no_grad():
         predictions = model(batch["input_ids"], batch["attention_mask"]).logits.argmax(-1).numpy()
-    assert result["metrics"]["accuracy"] == np.mean(predictions == np.asarray(table["label"]))
+    assert result.scores["accuracy"].value == np.mean(predictions == np.asarray(table["label"]))
     assert (folder / "tokenizer.json").is_file()
     assert not list((checkpoint / "finetune").glob(".*"))
 
@@ -177,16 +161,16 @@ def test_same_seed_same_result(pretrained, tmp_path, protocol):
     row = small_task("stsb", tmp_path)
     runs = [finetune_task(str(pretrained), row, protocol, tmp_path / name) for name in ("a", "b")]
     other = finetune_task(str(pretrained), row, protocol.override(seeds=(7,)), tmp_path / "c")
-    losses = [[entry["loss"] for entry in run["log_history"] if "loss" in entry] for run in (*runs, other)]
+    losses = [[entry["loss"] for entry in run.log_history if "loss" in entry] for run in (*runs, other)]
     assert losses[0] == losses[1] != losses[2]
-    assert runs[0]["metrics"] == runs[1]["metrics"]
+    assert runs[0].scores == runs[1].scores
 
 
 def test_training_lowers_the_loss(pretrained, tmp_path):
     row = small_task("stsb", tmp_path)
     protocol = PROTOCOLS["quick"].override(epochs=30, batch_sizes=(16,), learning_rates=(3e-3,))
     result = finetune_task(str(pretrained), row, protocol, tmp_path / "run")
-    losses = [entry["loss"] for entry in result["log_history"] if "loss" in entry]
+    losses = [entry["loss"] for entry in result.log_history if "loss" in entry]
     assert losses[-1] < losses[0] / 2
 
 
@@ -216,17 +200,17 @@ def test_command_line(checkpoint, small_tasks, capsys):
     assert "; accuracy 0." in printed  # the verdict in words
     assert said.rstrip().endswith(f"concept-encoder report {checkpoint}")
     written = checkpoint / "finetune" / "stsb.quick+learning_rates=0.002+epochs=1.json"
-    result = json.loads(written.read_text())
-    assert (result["learning_rate"], result["epochs"]) == (0.002, 1)
+    result = FinetuneResult.load(written)
+    assert (result.selected.learning_rate, result.selected.epochs) == (0.002, 1)
 
     written.write_text("{}")
     fails([*arguments, "--epochs", "1", "--learning_rates", "0.002"], r"mrpc\.quick.*exists; give --overwrite", capsys)
     main([*arguments, "--epochs", "1", "--learning_rates", "0.002", "--overwrite"])
-    assert json.loads(written.read_text())["metrics"] == result["metrics"]
+    assert FinetuneResult.load(written).scores == result.scores
     main([str(checkpoint), "--tasks", "stsb", "--protocol", "quick", "--epochs", "1", "--comparison", "bi_encoder"])
-    bi = json.loads((checkpoint / "finetune" / "stsb.quick+epochs=1+comparison=bi_encoder.json").read_text())
-    assert bi["head"] == "ConceptEncoderForSentencePairClassification"
-    assert (bi["comparison"], result["comparison"]) == ("bi_encoder", "cross_encoder")
+    apart = FinetuneResult.load(checkpoint / "finetune" / "stsb.quick+epochs=1+comparison=bi_encoder.json")
+    assert apart.head == "ConceptEncoderForSentencePairClassification"
+    assert (apart.settings["comparison"], result.settings["comparison"]) == ("bi_encoder", "cross_encoder")
 
 
 def fails(arguments: list[str], message: str, capsys) -> None:
@@ -295,11 +279,10 @@ def test_a_table_of_ones_own(checkpoint, tmp_path, capsys, monkeypatch):
     (tmp_path / "my_grades.yaml").write_text(own)
     main([str(checkpoint), "--tasks", "my_grades.yaml", "--protocol", "quick", "--epochs", "1"])
     assert "my_grades  pearson" in capsys.readouterr().out
-    result = json.loads((checkpoint / "finetune" / "my_grades.quick+epochs=1.json").read_text())
-    assert list(result["metrics"]) == ["pearson", "spearman"] and result["published"] == []
-    assert (result["train_examples"], result["validation_examples"]) == (200, 60)
-    section = task_section(result)
-    assert section["id"] == "my_grades.quick+epochs=1" and [row["id"] for row in section["scores"]]
+    result = FinetuneResult.load(checkpoint / "finetune" / "my_grades.quick+epochs=1.json")
+    assert list(result.scores) == ["pearson", "spearman"] and result.published == []
+    assert (result.train_examples, result.validation_examples) == (200, 60)
+    assert result.id == "my_grades.quick+epochs=1"
     fails([str(checkpoint), "--tasks", "no_file.yaml", "--protocol", "quick"], "No such file .*no_file.yaml", capsys)
 
 
@@ -318,7 +301,7 @@ def test_a_task_in_memory_is_fine_tuned_and_recorded_by_its_digest(checkpoint, p
         {split: pair_table(rows, seed=rows, similarity=False) for split, rows in (("train", 96), ("validation", 40))}
     )
     task = Task(name="alike", data=data, like="rte")
-    (result,) = finetune(str(checkpoint), [task, task], protocol)
+    (result,) = finetune_task(str(checkpoint), [task, task], protocol)
     assert result["task"] == "alike" and result["train_examples"] == 96
     assert result["dataset"] == {"id": task.dataset_id, "config": None, "licence": "not stated"}
     assert task.dataset_id == in_memory_name(data)

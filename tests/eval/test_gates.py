@@ -1,5 +1,7 @@
 """Gates: thresholds as data, verdicts by interval or by point."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from concept_encoder.eval.report.gates import (
@@ -10,6 +12,7 @@ from concept_encoder.eval.report.gates import (
     load_gates,
     overall_verdict,
 )
+from concept_encoder.utils.results import Figure
 
 ROW = {"name": "n", "metrics": ["a/b"], "comparison": ">", "threshold": 0.5, "reason": "r", "source": "s"}
 
@@ -59,8 +62,8 @@ def test_packaged_gates_are_explained():
 )
 def test_point_value_decides_without_interval(comparison, value, expected):
     assert verdict(value, comparison) == expected
-    assert verdict({"value": value}, comparison) == expected
-    assert verdict({"value": value, "interval": None}, comparison) == expected
+    assert verdict(SimpleNamespace(value=value), comparison) == expected
+    assert verdict(Figure(value=value, interval=None), comparison) == expected
 
 
 @pytest.mark.parametrize(
@@ -78,7 +81,7 @@ def test_point_value_decides_without_interval(comparison, value, expected):
     ],
 )
 def test_interval_decides_where_there_is_one(comparison, interval, expected):
-    assert verdict({"value": sum(interval) / 2, "interval": interval}, comparison) == expected
+    assert verdict(Figure(value=sum(interval) / 2, interval=interval), comparison) == expected
 
 
 @pytest.mark.parametrize(
@@ -87,7 +90,7 @@ def test_interval_decides_where_there_is_one(comparison, interval, expected):
         ({}, "the report has no 'a'"),
         ({"a": {}}, "a has no 'b'"),
         ({"a": None}, "a was not measured"),
-        ({"a": [{"id": "c", "value": 1}]}, "a has no 'b'"),
+        ({"a": [SimpleNamespace(id="c", value=1)]}, "a has no 'b'"),
         ({"a": {"b": None}}, "a/b is null: it was not measured"),
     ],
 )
@@ -97,22 +100,24 @@ def test_missing_metric_is_inconclusive_with_its_reason(report, words):
 
 
 def test_a_list_is_searched_by_id():
-    report = {"a": [{"id": "x", "value": 0}, {"id": "b", "value": 0.9, "interval": [0.8, 1.0]}, 3]}
+    found = SimpleNamespace(id="b", value=0.9, interval=(0.8, 1.0))
+    report = {"a": [SimpleNamespace(id="x", value=0), found, 3]}
     (result,) = check_gates(report, [Gate(**ROW)])
     assert (result.verdict, result.value, result.interval) == ("PASS", 0.9, (0.8, 1.0))
     row = result.as_row()
-    assert row["interval"] == [0.8, 1.0]
-    assert (row["name"], row["threshold"], row["verdict"]) == ("n", 0.5, "PASS")
-    assert row["explanation"] == "all of the interval [0.8, 1] is > 0.5"
+    assert row.interval == (0.8, 1.0)
+    assert (row.name, row.threshold, row.verdict) == ("n", 0.5, "PASS")
+    assert row.explanation == "all of the interval [0.8, 1] is > 0.5"
 
 
 def test_the_only_result_with_values_replaced_stands_in_for_its_protocol():
     gate = Gate(**{**ROW, "metrics": ["a/b", "a/worst"]})
-    replaced, other, own = ({"id": name, "value": 0.9} for name in ("b+epochs=3", "b+epochs=4", "b"))
-    (result,) = check_gates({"a": [replaced, {"id": "bc+epochs=3", "value": 0}]}, [gate])
+    replaced, other = (SimpleNamespace(id=name, value=0.9) for name in ("b+epochs=3", "b+epochs=4"))
+    own, unlike = SimpleNamespace(id="b", value=0.1), SimpleNamespace(id="bc+epochs=3", value=0)
+    (result,) = check_gates({"a": [replaced, unlike]}, [gate])
     assert (result.metric, result.verdict) == ("a/b+epochs=3", "PASS")
     assert result.explanation == "0.9 is > 0.5; no interval, by a/b+epochs=3"
-    (result,) = check_gates({"a": [replaced, {**own, "value": 0.1}]}, [gate])
+    (result,) = check_gates({"a": [replaced, own]}, [gate])
     assert (result.metric, result.verdict) == ("a/b", "FAIL")
     (result,) = check_gates({"a": [replaced, other]}, [gate])
     assert (result.metric, result.verdict) == ("a/b", "INCONCLUSIVE")
@@ -136,16 +141,16 @@ def test_the_first_metric_there_is_decides():
     [
         (1.0, "PASS", "all of the interval [0.6, 0.8] is > 0.5"),
         (1.4, "INCONCLUSIVE", "only a part of the interval [0.6, 0.8] is > 0.7"),
-        ({"value": 2.0}, "FAIL", "none of the interval [0.6, 0.8] is > 1"),
+        (SimpleNamespace(value=2.0), "FAIL", "none of the interval [0.6, 0.8] is > 1"),
         (None, "INCONCLUSIVE", "no threshold: a/null is null: it was not measured"),
     ],
 )
 def test_a_threshold_may_be_a_share_of_another_figure(null, verdict, words):
     gate = Gate(**{**ROW, "threshold": Share("a/null", 0.5)})
-    (result,) = check_gates({"a": {"b": {"value": 0.7, "interval": [0.6, 0.8]}, "null": null}}, [gate])
+    (result,) = check_gates({"a": {"b": Figure(value=0.7, interval=(0.6, 0.8)), "null": null}}, [gate])
     assert (result.verdict, result.explanation) == (verdict, words)
-    assert result.as_row()["asks"] == "> 0.5 × a/null"
-    assert result.as_row()["value"] == 0.7
+    assert result.as_row().asks == "> 0.5 × a/null"
+    assert result.as_row().value == 0.7
 
 
 def test_a_missing_threshold_is_inconclusive():
@@ -163,7 +168,7 @@ def test_a_path_to_something_else_is_an_error(metric):
 @pytest.mark.parametrize("interval", [[0.9, 0.1], [0.1], "ab", [0.1, None]])
 def test_a_bad_interval_is_an_error(interval):
     with pytest.raises(ValueError, match=r"interval of 'a/b' must be \[low, high\], got"):
-        verdict({"value": 0.5, "interval": interval})
+        verdict(SimpleNamespace(value=0.5, interval=interval))
 
 
 @pytest.mark.parametrize(
@@ -186,16 +191,17 @@ def test_bad_gate(change, message):
         Gate(**{**ROW, **change})
 
 
-GOOD = "{name: n, metrics: [a/b], comparison: '>', threshold: 1, reason: r, source: s}"
+RANK = "geometry/metrics/effective_rank"
+GOOD = f"{{name: n, metrics: [{RANK}], comparison: '>', threshold: 1, reason: r, source: s}}"
 
 
 def test_gate_file_with_several_sets(tmp_path):
     path = tmp_path / "gates.yaml"
-    shared = GOOD.replace("threshold: 1", "threshold: {metric: a/c, factor: 2}")
+    shared = GOOD.replace("threshold: 1", "threshold: {metric: geometry/num_concepts, factor: 2}")
     path.write_text(f"sets: {{one: {{title: O, gates: [{GOOD}]}}, two: {{title: T, gates: [{shared}]}}}}")
     one, two = load_gates(path).values()
     assert (one.name, one.title, one.gates[0].threshold) == ("one", "O", 1)
-    assert two.gates[0].threshold == Share("a/c", 2)
+    assert two.gates[0].threshold == Share("geometry/num_concepts", 2)
 
 
 @pytest.mark.parametrize(
@@ -226,6 +232,40 @@ def test_bad_gate_file(text, message, tmp_path):
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         load_gates(path)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (
+            "geometri/metrics/isotropy",
+            "gate 1: metric 'geometri/metrics/isotropy': a report has no 'geometri'; it has ",
+        ),
+        (
+            "geometry/metrics/efective_rank",
+            "geometry/metrics has no 'efective_rank'; it has global_effective_rank, global_effective_rank_norm",
+        ),
+        (
+            "downstream/stsb.tuned/scores/pearsonr",
+            "has no 'pearsonr'; it has accuracy, f1, pearson, spearman, matthews_correlation$",
+        ),
+        ("ledger/bits_per_token/nul", "ledger/bits_per_token has no 'nul'; it has shuffled, null$"),
+        ("geometry/spectrum/views/raw/rankme", "has no 'raw'; it has template, within_raw, within_centred, across$"),
+        ("geometry/metrics", "metric 'geometry/metrics' is no figure; name one inside of it"),
+        ("downstream/stsb.tuned", "metric 'downstream/stsb.tuned' is no figure"),
+        ("geometry/num_concepts/x", "goes on after geometry/num_concepts, which is a figure"),
+        ("geometry/folder", "geometry has no 'folder'; it has checkpoint, corpus, num_samples"),
+    ],
+)
+def test_a_metric_that_no_report_has_is_refused_with_those_it_has(path, message, tmp_path):
+    file = tmp_path / "gates.yaml"
+    for gate in (
+        GOOD.replace(RANK, path),
+        GOOD.replace("threshold: 1", f"threshold: {{metric: '{path}', factor: 1}}"),
+    ):
+        file.write_text(f"sets: {{one: {{title: O, gates: [{gate}]}}}}")
+        with pytest.raises(ValueError, match=f"gates.yaml, set 'one', gate 1: metric .*{message}|{message}"):
+            load_gates(file)
 
 
 @pytest.mark.parametrize(

@@ -122,21 +122,21 @@ def test_collect_concepts_without_batches() -> None:
 def test_geometry_holds_what_the_functions_give() -> None:
     concepts, random_concepts = layer_normed(12, 5, 16), layer_normed(12, 5, 16, seed=1)
     result = geometry(concepts, random_concepts, batch_size=5)
-    assert (result["num_samples"], result["num_batches"], result["batch_size"]) == (12, 3, 5)
-    assert (result["num_concepts"], result["hidden_size"]) == (5, 16)
-    assert result["metrics"] == geometry_metrics(concepts, 5)
-    assert set(result["grades"]) == set(GRADES)
-    assert len(result["singular_values"]) == 5
-    assert len(result["dimension_std"]) == 16
-    assert np.array(result["similarity_matrix"]).shape == (5, 5)
-    assert np.diag(result["similarity_matrix"]) == pytest.approx(1)
-    assert result["spectrum"] == spectrum_section(concepts, random_concepts)
-    json.dumps(result, allow_nan=False)
+    assert (result.num_samples, result.num_batches, result.batch_size) == (12, 3, 5)
+    assert (result.num_concepts, result.hidden_size) == (5, 16)
+    assert result.metrics == geometry_metrics(concepts, 5)
+    assert set(result.grades) == set(GRADES)
+    assert len(result.singular_values) == 5
+    assert len(result.dimension_std) == 16
+    assert np.array(result.similarity_matrix).shape == (5, 5)
+    assert np.diag(result.similarity_matrix) == pytest.approx(1)
+    assert result.spectrum == spectrum_section(concepts, random_concepts)
+    json.dumps(result.as_dict(), allow_nan=False)
 
 
 def test_what_a_layer_norm_fixes_is_marked() -> None:
     """Whatever the vectors, the marked figures say the same once a LayerNorm has seen them."""
-    fixed = geometry(layer_normed(12, 5, 16), layer_normed(12, 5, 16), batch_size=12)["by_construction"]
+    fixed = geometry(layer_normed(12, 5, 16), layer_normed(12, 5, 16), batch_size=12).by_construction
     assert fixed == [
         "collapsed_dimensions_ratio",
         "isotropy",
@@ -156,25 +156,25 @@ def test_spectrum_figures_stand_beside_their_nulls() -> None:
     concepts, random_concepts = layer_normed(10, 5, 16), layer_normed(10, 5, 16, seed=1)
     normal = np.linspace(1, 2, 16)
     section = spectrum_section(concepts, random_concepts, normal)
-    assert list(section["views"]) == ["template", "within_raw", "within_centred", "across"]
-    assert section["num_documents"] == 10
-    assert section["num_resamples"] == 200
+    assert list(section.views) == ["template", "within_raw", "within_centred", "across"]
+    assert section.num_documents == 10
+    assert section.num_resamples == 200
     values, gaussian = spectrum_metrics(concepts, normal), gaussian_null(10, 5, 16, seed=0)
     random = spectrum_metrics(random_concepts)
     intervals = bootstrap_intervals(concepts, seed=0, num_resamples=200, normal=normal)
-    figures = {f"{view}_{name}": row for view, table in section["views"].items() for name, row in table.items()}
-    figures["content_share"] = section["content_share"]
+    figures = {f"{view}_{name}": row for view, table in section.views.items() for name, row in table.items()}
+    figures["content_share"] = section.content_share
     assert list(figures) == list(values)
     for name, row in figures.items():
-        assert row["value"] == values[name]
-        assert row["interval"] == list(intervals[name])
-        assert row["nulls"]["gaussian"] == gaussian[name]
-        assert row["nulls"]["random_encoder"] == random[name]
-        assert row["by_construction"] is False
-    assert figures["content_share"]["nulls"]["static_slots"] == 0
-    assert {row["nulls"]["static_slots"] for row in section["views"]["across"].values()} == {None}
-    for row in section["views"]["template"].values():
-        assert row["nulls"]["static_slots"] == pytest.approx(row["value"], abs=1e-9)
+        assert row.value == values[name]
+        assert row.interval == intervals[name]
+        assert row.nulls.gaussian == gaussian[name]
+        assert row.nulls.random_encoder == random[name]
+        assert row.by_construction is False
+    assert figures["content_share"].nulls.static_slots == 0
+    assert {row.nulls.static_slots for row in section.views["across"].values()} == {None}
+    for row in section.views["template"].values():
+        assert row.nulls.static_slots == pytest.approx(row.value, abs=1e-9)
 
 
 def test_too_few_documents() -> None:

@@ -104,8 +104,8 @@ def test_paired_test_raises_few_false_alarms_and_finds_a_difference():
         right = rng.random((3, 150)) < np.array([[0.7], [0.7], [0.85]])
         first, second, better = right.astype(int)
         options = {"resamples": 600, "seed": simulation}
-        alarms += paired_bootstrap("rte", first, second, np.ones(150), **options)["accuracy"]["p_value"] < 0.05
-        found += paired_bootstrap("rte", better, second, np.ones(150), **options)["accuracy"]["p_value"] < 0.05
+        alarms += paired_bootstrap("rte", first, second, np.ones(150), **options)["accuracy"].p_value < 0.05
+        found += paired_bootstrap("rte", better, second, np.ones(150), **options)["accuracy"].p_value < 0.05
     assert alarms <= 20
     assert found >= 150
 
@@ -123,8 +123,8 @@ def test_same_seed_same_numbers_in_any_order_of_the_examples():
     paired = paired_bootstrap("stsb", predictions, control, references, resamples=300)
     shuffled = paired_bootstrap("stsb", predictions[:, order], control[order], references[order], resamples=300)
     for metric in CORRELATIONS:
-        assert paired[metric]["interval"] == shuffled[metric]["interval"]
-        assert paired[metric]["p_value"] == shuffled[metric]["p_value"]
+        assert paired[metric].interval == shuffled[metric].interval
+        assert paired[metric].p_value == shuffled[metric].p_value
 
 
 def test_chunks_do_not_show(monkeypatch):
@@ -161,7 +161,7 @@ def test_identical_predictions_differ_by_nothing():
     references = rng.integers(0, 26, 80) / 5
     for predictions in (references + rng.normal(size=80), references + rng.normal(size=(3, 80))):
         for row in paired_bootstrap("stsb", predictions, predictions, references, resamples=500).values():
-            assert row == {"difference": 0.0, "interval": [0.0, 0.0], "p_value": 1.0}
+            assert row == (0.0, (0.0, 0.0), 1.0)
 
 
 def test_paired_difference_is_signed_and_its_p_value_says_what_the_interval_says():
@@ -174,12 +174,12 @@ def test_paired_difference_is_signed_and_its_p_value_says_what_the_interval_says
         backward = paired_bootstrap("mrpc", control, predictions, references, resamples=4000)
         scores = benchmark_score("mrpc", predictions, references), benchmark_score("mrpc", control, references)
         for metric, row in forward.items():
-            assert row["difference"] == pytest.approx(scores[0][metric] - scores[1][metric])
-            assert row["difference"] == -backward[metric]["difference"]
-            low, high = row["interval"]
-            assert low <= row["difference"] <= high
-            if abs(row["p_value"] - 0.05) > 0.01:
-                assert (row["p_value"] < 0.05) == (low > 0 or high < 0)
+            assert row.difference == pytest.approx(scores[0][metric] - scores[1][metric])
+            assert row.difference == -backward[metric].difference
+            low, high = row.interval
+            assert low <= row.difference <= high
+            if abs(row.p_value - 0.05) > 0.01:
+                assert (row.p_value < 0.05) == (low > 0 or high < 0)
 
 
 def test_p_value_as_defined():
@@ -188,10 +188,10 @@ def test_p_value_as_defined():
     row = paired_bootstrap("rte", predictions, control, references, resamples=999, seed=5)["accuracy"]
     scores = bootstrap_scores("rte", np.array([[predictions], [control]], float), references, 999, 5)["accuracy"]
     differences = scores[0] - scores[1]
-    assert row["p_value"] == 2 * (1 + (differences <= 0).sum()) / 1000
-    assert row["interval"] == pytest.approx(list(np.quantile(differences, [0.025, 0.975])))
+    assert row.p_value == 2 * (1 + (differences <= 0).sum()) / 1000
+    assert row.interval == pytest.approx(tuple(np.quantile(differences, [0.025, 0.975])))
     certain = paired_bootstrap("rte", references, 1 - references, references, resamples=999)["accuracy"]
-    assert certain == {"difference": 1.0, "interval": [1.0, 1.0], "p_value": 2 / 1000}
+    assert certain == (1.0, (1.0, 1.0), 2 / 1000)
 
 
 def test_one_control_stands_against_every_seed():
@@ -202,7 +202,7 @@ def test_one_control_stands_against_every_seed():
     row = paired_bootstrap("rte", predictions, control, references, resamples=500)
     assert row == paired_bootstrap("rte", predictions, np.stack([control] * 3), references, resamples=500)
     expected = np.mean([benchmark_score("rte", seed, references)["accuracy"] for seed in predictions])
-    assert row["accuracy"]["difference"] == pytest.approx(expected - (control == references).mean())
+    assert row["accuracy"].difference == pytest.approx(expected - (control == references).mean())
 
 
 @pytest.mark.filterwarnings("ignore:.* leave .*spearman.* undefined:RuntimeWarning")
@@ -216,18 +216,18 @@ def test_undefined_resamples_widen_the_interval_and_are_counted():
             intervals = bootstrap_intervals("stsb", values, [1.0, 2.0], resamples=1000)
         count = int(str(caught[0].message).split()[0])
         assert 430 < count < 570
-        assert intervals["pearson"] == intervals["spearman"] == [-1.0, 1.0]
+        assert intervals["pearson"] == intervals["spearman"] == (-1.0, 1.0)
     with pytest.warns(RuntimeWarning, match="leave the pearson difference undefined"):
         paired = paired_bootstrap("stsb", [0.1, 0.2], [0.2, 0.1], [1.0, 2.0], resamples=1000)["pearson"]
-    assert (paired["difference"], paired["interval"]) == (2.0, [-2.0, 2.0])
-    assert paired["p_value"] == 2 * (1 + count) / 1001  # the undefined ones count as on the wrong side
+    assert (paired.difference, paired.interval) == (2.0, (-2.0, 2.0))
+    assert paired.p_value == 2 * (1 + count) / 1001  # the undefined ones count as on the wrong side
 
 
 def test_f1_without_positives_is_undefined_and_counts_from_0_to_1():
     references = np.array([1] + [0] * 9)
     with pytest.warns(RuntimeWarning, match="leave f1 undefined .* count as 0 for the lower bound"):
         intervals = bootstrap_intervals("mrpc", references, references, resamples=500)
-    assert intervals == {"f1": [0.0, 1.0], "accuracy": [1.0, 1.0]}
+    assert intervals == {"f1": (0.0, 1.0), "accuracy": (1.0, 1.0)}
 
 
 def test_scores_undefined_on_the_examples_have_no_interval():
@@ -238,7 +238,7 @@ def test_scores_undefined_on_the_examples_have_no_interval():
         warnings.simplefilter("error")
         assert bootstrap_intervals("stsb", constant, references, resamples=100) == dict.fromkeys(CORRELATIONS)
         paired = paired_bootstrap("stsb", references, constant, references, resamples=100)
-    assert paired["spearman"] == {"difference": None, "interval": None, "p_value": None}
+    assert paired["spearman"] == (None, None, None)
     assert mean_scores("stsb", constant, references) == dict.fromkeys(CORRELATIONS)
 
 

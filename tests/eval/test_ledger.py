@@ -17,6 +17,9 @@ from concept_encoder.eval.concepts.ledger import (
     derangement,
 )
 from concept_encoder.trainers.objectives.collators import DataCollatorForReconstruction
+from concept_encoder.utils.results import BitsPerToken, Figure
+
+NOTHING = Figure(value=0, interval=(0, 0))
 
 BETA = 6.0
 
@@ -77,40 +80,40 @@ def test_copy_model_takes_everything_through_the_concepts(tokenizer) -> None:
     # Of the template, each of the words has logit BETA / count.
     null = math.log(count * math.exp(BETA / count) + vocabulary - count) - BETA / count
     for name, nll in (("shuffled", normaliser / math.log(2)), ("null", null / math.log(2))):
-        figure = ledger["bits_per_token"][name]
-        assert figure["value"] == pytest.approx(nll - true, rel=1e-5)
-        assert figure["interval"] == pytest.approx([nll - true] * 2, rel=1e-5)  # every document gives the same
-    assert ledger["bits_per_token"]["shuffled"]["value"] == pytest.approx(BETA / math.log(2), rel=1e-5)
-    for row in ledger["by_timestep"]:
-        assert row["true_nll_bits"] is None or row["true_nll_bits"] == pytest.approx(true, rel=1e-4)
-        assert (row["tokens"] == 0) == (row["null_nll_bits"] is None)
-    assert [row["timestep"] for row in ledger["by_timestep"]] == [k / 20 for k in range(1, 20, 2)]
-    for row in ledger["by_position"]:
-        assert row["bits_null"] == pytest.approx(null / math.log(2) - true, rel=1e-4)
+        figure = getattr(ledger.bits_per_token, name)
+        assert figure.value == pytest.approx(nll - true, rel=1e-5)
+        assert figure.interval == pytest.approx((nll - true, nll - true), rel=1e-5)  # every document gives the same
+    assert ledger.bits_per_token.shuffled.value == pytest.approx(BETA / math.log(2), rel=1e-5)
+    for row in ledger.by_timestep:
+        assert row.true_nll_bits is None or row.true_nll_bits == pytest.approx(true, rel=1e-4)
+        assert (row.tokens == 0) == (row.null_nll_bits is None)
+    assert [row.timestep for row in ledger.by_timestep] == [k / 20 for k in range(1, 20, 2)]
+    for row in ledger.by_position:
+        assert row.bits_null == pytest.approx(null / math.log(2) - true, rel=1e-4)
     # Each concept serves a quarter of the positions; without it they fall back on the template.
-    assert sum(ledger["leave_one_out"]) == pytest.approx(null / math.log(2) - true, rel=1e-4)
-    assert all(lost > 0 for lost in ledger["leave_one_out"])
-    assert ledger["concepts_for_90_percent"] == 4
-    assert ledger["num_documents"] == 10
-    assert ledger["tokens"] == 120 == sum(row["tokens"] for row in ledger["by_position"])
+    assert sum(ledger.leave_one_out) == pytest.approx(null / math.log(2) - true, rel=1e-4)
+    assert all(lost > 0 for lost in ledger.leave_one_out)
+    assert ledger.concepts_for_90_percent == 4
+    assert ledger.num_documents == 10
+    assert ledger.tokens == 120 == sum(row.tokens for row in ledger.by_position)
 
 
 def test_a_concept_that_nobody_reads_loses_nothing(tokenizer) -> None:
     examples, concepts = one_word_documents(tokenizer, 6)
     spare = np.concatenate([concepts, np.random.default_rng(0).standard_normal((6, 20, len(tokenizer)))], axis=1)
     ledger = concept_ledger(CopyModel(), tokenizer, make_batches(tokenizer, examples, 6), spare.astype(np.float32))
-    assert ledger["leave_one_out"][14:] == [0] * 10  # texts end at position 13
-    assert ledger["concepts_for_90_percent"] < 14
+    assert ledger.leave_one_out[14:] == [0] * 10  # texts end at position 13
+    assert ledger.concepts_for_90_percent < 14
 
 
 def test_ignored_concepts_are_worth_exactly_nothing(tokenizer) -> None:
     batches = make_batches(tokenizer, random_examples(tokenizer, rows=9), 4)
     concepts = np.random.default_rng(0).standard_normal((9, 3, 8)).astype(np.float32)
     ledger = concept_ledger(DeafModel(), tokenizer, batches, concepts)
-    assert ledger["bits_per_token"] == {name: {"value": 0, "interval": [0, 0]} for name in ("shuffled", "null")}
-    assert ledger["leave_one_out"] == [0, 0, 0]
-    assert ledger["concepts_for_90_percent"] is None
-    assert all(row["true_nll_bits"] == row["null_nll_bits"] > 0 for row in ledger["by_timestep"] if row["tokens"])
+    assert ledger.bits_per_token == BitsPerToken(shuffled=NOTHING, null=NOTHING)
+    assert ledger.leave_one_out == [0, 0, 0]
+    assert ledger.concepts_for_90_percent is None
+    assert all(row.true_nll_bits == row.null_nll_bits > 0 for row in ledger.by_timestep if row.tokens)
 
 
 @pytest.mark.parametrize("context", ["none", "latent"])
@@ -118,10 +121,10 @@ def test_a_decoder_at_initialisation_takes_exactly_nothing(tokenizer, context: s
     model = make_model(tokenizer, decoder_context=context)  # its gates are zero
     batches = make_batches(tokenizer, random_examples(tokenizer, rows=6, longest=20), 3)
     ledger = concept_ledger(model, tokenizer, batches, encode(model, batches))
-    assert ledger["bits_per_token"]["shuffled"] == {"value": 0, "interval": [0, 0]}
-    assert ledger["bits_per_token"]["null"]["value"] == 0
-    assert ledger["leave_one_out"] == [0] * 6
-    assert ledger["by_timestep"][-1]["true_nll_bits"] == pytest.approx(math.log2(len(tokenizer)), rel=0.02)
+    assert ledger.bits_per_token.shuffled == NOTHING
+    assert ledger.bits_per_token.null.value == 0
+    assert ledger.leave_one_out == [0] * 6
+    assert ledger.by_timestep[-1].true_nll_bits == pytest.approx(math.log2(len(tokenizer)), rel=0.02)
 
 
 @torch.no_grad()
@@ -165,25 +168,25 @@ def test_equals_a_document_by_document_recomputation(tokenizer, context: str) ->
                     without[c] = template[c]
                     difference = nll_bits(model, ids, noised, without) - nll_bits(model, ids, noised, true[d])
                     lost[c] += float((difference * drawn).sum()) / t
-    assert ledger["leave_one_out"] == pytest.approx(lost / weight, rel=1e-3, abs=1e-5)
+    assert ledger.leave_one_out == pytest.approx(lost / weight, rel=1e-3, abs=1e-5)
 
     met = tokens.sum(1) > 0
-    for k, row in enumerate(ledger["by_timestep"]):
-        assert row["tokens"] == tokens[k].sum()
+    for k, row in enumerate(ledger.by_timestep):
+        assert row.tokens == tokens[k].sum()
         for name in variants:
             expected = sums[name][k].sum() / tokens[k].sum() if met[k] else None
-            assert row[f"{name}_nll_bits"] == pytest.approx(expected, rel=1e-4)
+            assert getattr(row, f"{name}_nll_bits") == pytest.approx(expected, rel=1e-4)
     for name in ("shuffled", "null"):
         bits = (sums[name] - sums["true"]).sum(1)[met] / tokens.sum(1)[met]
-        assert ledger["bits_per_token"][name]["value"] == pytest.approx(bits.mean(), rel=1e-3, abs=1e-5)
-        low, high = ledger["bits_per_token"][name]["interval"]
-        assert low < ledger["bits_per_token"][name]["value"] < high
+        assert getattr(ledger.bits_per_token, name).value == pytest.approx(bits.mean(), rel=1e-3, abs=1e-5)
+        low, high = getattr(ledger.bits_per_token, name).interval
+        assert low < getattr(ledger.bits_per_token, name).value < high
     inverse = 1 / (np.arange(10) / 10 + 0.05)
     by_position = inverse @ (sums["null"] - sums["true"]), inverse @ tokens
-    for row in ledger["by_position"]:
-        bits, count = (each[row["from"] : row["to"] + 1].sum() for each in by_position)
-        assert row["bits_null"] == pytest.approx(bits / count, rel=1e-3, abs=1e-5)
-    assert [row["from"] for row in ledger["by_position"][1:]] == [row["to"] + 1 for row in ledger["by_position"][:-1]]
+    for row in ledger.by_position:
+        bits, count = (each[row.first : row.last + 1].sum() for each in by_position)
+        assert row.bits_null == pytest.approx(bits / count, rel=1e-3, abs=1e-5)
+    assert [row.first for row in ledger.by_position[1:]] == [row.last + 1 for row in ledger.by_position[:-1]]
 
 
 def test_does_not_depend_on_batches_and_repeats(tokenizer) -> None:
@@ -194,28 +197,26 @@ def test_does_not_depend_on_batches_and_repeats(tokenizer) -> None:
     first = concept_ledger(model, tokenizer, whole, concepts)
     assert concept_ledger(model, tokenizer, whole, concepts) == first
     parts = concept_ledger(model, tokenizer, make_batches(tokenizer, examples, 3), concepts)
-    assert parts["bits_per_token"]["null"]["value"] == pytest.approx(
-        first["bits_per_token"]["null"]["value"], rel=1e-4
-    )
-    assert parts["leave_one_out"] == pytest.approx(first["leave_one_out"], rel=1e-3, abs=1e-5)
+    assert parts.bits_per_token.null.value == pytest.approx(first.bits_per_token.null.value, rel=1e-4)
+    assert parts.leave_one_out == pytest.approx(first.leave_one_out, rel=1e-3, abs=1e-5)
 
 
 def test_leave_one_out_stops_at_its_documents(tokenizer) -> None:
     examples, concepts = one_word_documents(tokenizer, 40)
     ledger = concept_ledger(CopyModel(), tokenizer, make_batches(tokenizer, examples, 24), concepts)
-    assert ledger["leave_one_out_documents"] == LEAVE_ONE_OUT_DOCUMENTS == 32
-    assert ledger["num_documents"] == 40
+    assert ledger.leave_one_out_documents == LEAVE_ONE_OUT_DOCUMENTS == 32
+    assert ledger.num_documents == 40
     one_batch = concept_ledger(CopyModel(), tokenizer, make_batches(tokenizer, examples, 40), concepts)
-    assert one_batch["leave_one_out"] == pytest.approx(ledger["leave_one_out"], rel=1e-6)
+    assert one_batch.leave_one_out == pytest.approx(ledger.leave_one_out, rel=1e-6)
 
 
 def test_intervals_cover_the_mean_of_documents(tokenizer) -> None:
     """Half of the documents are copied, half are not: between nothing and everything, and wide."""
     examples, concepts = one_word_documents(tokenizer, 30)
     concepts[::2] = 0
-    figure = concept_ledger(CopyModel(), tokenizer, make_batches(tokenizer, examples, 15), concepts)["bits_per_token"]
-    low, high = figure["shuffled"]["interval"]
-    assert 0 < low < figure["shuffled"]["value"] < high < BETA / math.log(2)
+    figure = concept_ledger(CopyModel(), tokenizer, make_batches(tokenizer, examples, 15), concepts).bits_per_token
+    low, high = figure.shuffled.interval
+    assert 0 < low < figure.shuffled.value < high < BETA / math.log(2)
     assert high - low > 1
 
 

@@ -6,18 +6,15 @@ import pytest
 
 from concept_encoder.eval.explorer import pages as pages
 from concept_encoder.eval.explorer.explorer import Comparison, InfillStep, Reading, Rebuilt
+from concept_encoder.utils import results
 
 EVIL = "<script>alert(1)</script>"
 
 
-def concept(index, **fields):
-    return {
-        "index": index,
-        "top_tokens": [["cat", 0.5], [EVIL, 0.25]],
-        "entropy_bits": 1.5,
-        "share_read": 0.5,
-        **fields,
-    }
+def concept(**fields) -> results.Reading:
+    tokens = [("cat", 0.5), (EVIL, 0.25)]
+    known = {"top_tokens": tokens, "entropy_bits": 1.5, "share_read": 0.5, "special_share": 0.1, "mean_position": 0.5}
+    return results.Reading(**{**known, "read_by_entropy_bits": 1.0, **fields})
 
 
 @pytest.fixture
@@ -27,8 +24,8 @@ def reading():
         tokens=["cat", EVIL, "dog"],
         read=np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]),
         read_by=np.array([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]),
-        concepts=[concept(0), concept(1)],
-        uniform={"entropy_bits": 1.585},
+        concepts=[concept(), concept()],
+        uniform=concept(entropy_bits=1.585),
     )
 
 
@@ -67,13 +64,13 @@ def test_one_concept_in_words(reading):
     assert "Spread 1.50 bits; even attention would have 1.58" in html
     assert "It gets 50.0% of the positions&#39; attention; even would be 50.0%" in html
     assert EVIL not in html
-    alone = dataclasses.replace(reading, read_by=None, concepts=[concept(0, share_read=None)] * 2)
+    alone = dataclasses.replace(reading, read_by=None, concepts=[concept(share_read=None)] * 2)
     assert "Who reads" not in pages.reading_of(alone, 0)
 
 
 def test_the_table_s_rows(reading):
     assert pages.reading_rows(reading)[1] == [1, f"cat 50%, {EVIL} 25%", 1.5, 0.5]  # plain text: the table escapes it
-    missing = dataclasses.replace(reading, concepts=[concept(0, share_read=None)])
+    missing = dataclasses.replace(reading, concepts=[concept(share_read=None)])
     assert pages.reading_rows(missing)[0][-1] is None
 
 

@@ -45,6 +45,7 @@ from concept_encoder.trainers.data.microworld import microworld_corpus, microwor
 from concept_encoder.trainers.pretraining import pretrain as library_pretrain
 from concept_encoder.trainers.training.arguments import ConceptTrainingArguments
 from concept_encoder.trainers.training.trainer import ConceptTrainer
+from concept_encoder.utils.results import Report
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "hf_local"
@@ -124,8 +125,8 @@ def changed(folder: Path) -> None:
 def test_the_upload_set_of_a_run(run, tmp_path):
     before = files(run)
     notes = assemble(run, tmp_path, "me/example")
-    written = json.loads((run / "report.json").read_text())
-    figures = {figure[theme] for figure in written["figures"] for theme in ("light", "dark")}
+    report = Report.load(run / "report.json")
+    figures = {name for figure in report.figures for name in (figure.light, figure.dark)}
     assert figures
     assert files(tmp_path) == CHECKPOINT | figures | {"report.json", "report.html", "recipe.yaml"}
     assert notes == [
@@ -412,7 +413,8 @@ def test_nothing_from_outside_the_folder_is_published(run, tmp_path, how):
     source = shutil.copytree(run, tmp_path / "run")
     leads_out(source, how)
     (tmp_path / "deep" / "set").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"leads out of .*run; put the file itself|as a figure, which is none of"):
+    figure = r"report\.json: figures\[0\]\.light string should match pattern .*, got '.*secret\.png'"
+    with pytest.raises(ValueError, match=rf"leads out of .*run; put the file itself into the folder|{figure}"):
         assemble(source, tmp_path / "deep" / "set", "me/example")
     assert not any(b"of nobody else" in path.read_bytes() for path in (tmp_path / "deep").rglob("*") if path.is_file())
 
@@ -427,7 +429,11 @@ def test_nothing_from_outside_the_folder_is_published(run, tmp_path, how):
         ),
         ("config.json", {"custom_pipelines": {"x": {"impl": "evil.Evil"}}}, "has custom_pipelines, which would fetch"),
         ("config.json", {"attn_implementation": "evil/kernel"}, "has attn_implementation, which would fetch or run"),
-        ("report.json", {"figures": None, "kind": None, "run": None}, "is not of these results|is no report"),
+        (
+            "report.json",
+            {"figures": None, "kind": None, "run": None},
+            r"report\.json: kind must be 'report', got None; remove it",
+        ),
     ],
 )
 def test_other_code_is_not_published(run, tmp_path, file, content, message):

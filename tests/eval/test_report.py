@@ -2,6 +2,7 @@
 
 import json
 import runpy
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -20,19 +21,22 @@ from run_files import (
 )
 
 from concept_encoder.eval.report import plots
+from concept_encoder.eval.report.blocks import Table, number
 from concept_encoder.eval.report.figures import FIGURES
-from concept_encoder.eval.report.pages import escape_markdown, number, render_html, render_markdown
+from concept_encoder.eval.report.findings import curve, read_reference
+from concept_encoder.eval.report.pages import escape_markdown, render_html, render_markdown
 from concept_encoder.eval.report.reference_run import write_reference_run
-from concept_encoder.eval.report.report import build_report, read_reference, summary_table
+from concept_encoder.eval.report.report import PARTS, build_report, summary_table
 from concept_encoder.eval.report.report import report as write_report
-from concept_encoder.eval.report.sections import IGNORED, PARTS
+from concept_encoder.eval.report.sections import IGNORED, NOTES, sections
+from concept_encoder.utils.results import Report
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "report.py"
 SHARED = Path(__file__).parents[3] / "shared"
 REFERENCE = read_reference()
 HOSTILE = "<script>alert('x')</script> | `*_"
 STSB = synthetic_finetune("stsb", {"pearson": 0.8}, {"pearson": 0.0}, 1500)
-NOT_DRAWN: dict = {"singular_values": [], "similarity_matrix": [], "dimension_std": []}
+NOT_DRAWN = replace(synthetic_geometry(), singular_values=[], similarity_matrix=[], dimension_std=[])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -58,7 +62,7 @@ def run(tmp_path_factory, other) -> Path:
 
 
 @pytest.fixture(scope="module")
-def reference_report(tmp_path_factory) -> dict:
+def reference_report(tmp_path_factory) -> Report:
     folder = tmp_path_factory.mktemp("runs") / "reference"
     write_reference_run(folder)
     return build_report(folder)
@@ -68,13 +72,17 @@ def read_json(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def scores_of(report: dict) -> dict:
-    return {f"{row['id']}/{score['id']}": score for row in report["downstream"] for score in row["scores"]}
+def read_report(folder: Path) -> Report:
+    return Report.load(folder / "report.json")
 
 
-def verdicts_of(report: dict, gate_set: str) -> list[str]:
-    (rows,) = [row["rows"] for row in report["gates"] if row["id"] == gate_set]
-    return [row["verdict"] for row in rows]
+def scores_of(report: Report) -> dict:
+    return {f"{task.id}/{name}": score for task in report.downstream for name, score in task.scores.items()}
+
+
+def verdicts_of(report: Report, gate_set: str) -> list[str]:
+    (rows,) = [row.rows for row in report.gates if row.id == gate_set]
+    return [row.verdict for row in rows]
 
 
 # ----------------------------------------------------------------------------------------------- the reference figures
@@ -108,13 +116,13 @@ def test_carried_reference_equals_the_reported_figures():
 def test_reference_run_fails_both_sets_of_gates(reference_report):
     assert verdicts_of(reference_report, "gate_1") == ["FAIL", "FAIL"]
     assert verdicts_of(reference_report, "strict") == ["INCONCLUSIVE", "INCONCLUSIVE", "FAIL", *["INCONCLUSIVE"] * 2]
-    assert reference_report["verdict"]["overall"] == "FAIL"
+    assert reference_report.verdict.overall == "FAIL"
     headline = "Gate 1 of the reference: 2 of 2 gates failed. Strict gate: 1 of 5 gates failed."
-    assert reference_report["verdict"]["headline"] == headline
+    assert reference_report.verdict.headline == headline
 
 
 def test_reference_scores_cannot_be_told_from_chance(reference_report):
-    assert reference_report["verdict"]["findings"][0] == (
+    assert reference_report.verdict.findings[0] == (
         "The downstream scores cannot be told from chance: mrpc.reference, paws.reference, sick_entailment.reference "
         "and sick_relatedness.reference are at chance. Formally above it, with next to nothing explained: "
         "stsb.reference (pearson 0.138 explains 1.9% of the variance)."
@@ -122,7 +130,7 @@ def test_reference_scores_cannot_be_told_from_chance(reference_report):
 
 
 def test_reference_scores_stand_beside_chance(reference_report):
-    verdicts = {name: score["verdict"] for name, score in scores_of(reference_report).items()}
+    verdicts = {name: score.verdict for name, score in scores_of(reference_report).items()}
     assert verdicts == {
         "mrpc.reference/f1": "at or below chance",
         "mrpc.reference/accuracy": "not told from chance",
@@ -131,61 +139,60 @@ def test_reference_scores_stand_beside_chance(reference_report):
         "sick_relatedness.reference/pearson": "not told from chance",
         "stsb.reference/pearson": "above chance, formally",
     }
-    assert scores_of(reference_report)["mrpc.reference/f1"]["margin"] == pytest.approx(-0.0122)
+    assert scores_of(reference_report)["mrpc.reference/f1"].margin == pytest.approx(-0.0122)
 
 
 def test_reference_run_is_like_itself(reference_report):
-    comparison = reference_report["comparison"]
-    assert comparison["not_like_for_like"] == []
-    for name in ("settings", "geometry", "downstream"):
-        table = comparison[name]
-        assert table["runs"][:2] == ["this run", "diffusion L2"]
-        assert all(row["values"][0] == row["values"][1] for row in table["rows"])
+    comparison = reference_report.comparison
+    assert comparison.not_like_for_like == []
+    for table in (comparison.settings, comparison.geometry, comparison.downstream):
+        assert table.runs[:2] == ["this run", "diffusion L2"]
+        assert table.rows and all(row.values[0] == row.values[1] for row in table.rows)
 
 
 def test_figures_need_their_data(reference_report):
-    assert [figure["id"] for figure in reference_report["figures"]] == ["singular_values", "scores"]
+    assert [figure.id for figure in reference_report.figures] == ["singular_values", "scores"]
 
 
 # ----------------------------------------------------------------------------------------------------------- composing
 
 
 def test_report_has_every_section(run, other):
-    report = read_json(run / "report.json")
-    assert report["kind"] == "report"
-    assert report["run"]["name"] == "sample"
+    report = read_report(run)
+    assert read_json(run / "report.json")["kind"] == "report"
+    assert report.run.name == "sample"
     files = ["pretrain.json", "geometry.json", "ledger.json", "reading.json"]
-    assert report["run"]["files"][:5] == [*files, "finetune/microworld_entailment.reference.json"]
-    assert report["missing"] == {}
-    assert {figure["id"] for figure in report["figures"]} == set(FIGURES)
+    assert report.run.files[:5] == [*files, "finetune/microworld_entailment.reference.json"]
+    assert report.missing == {}
+    assert {figure.id for figure in report.figures} == set(FIGURES)
     assert report == build_report(run, other)
-    assert report["training"]["curves"]["loss"][0] == [0, pytest.approx(report["summary"][0]["value"], abs=6)]
-    assert report["training"]["settings"]["texts per step"] == 64
+    assert report.folder == run
+    assert curve(report.training, "loss")[0] == (0, pytest.approx(report.summary[0].value, abs=6))
+    assert "| texts per step | 64 |" in render_markdown(report)
+
+
+def table(report: Report, section: str) -> list[list]:
+    """Rows of the first table of a section."""
+    (blocks,) = [each.blocks for each in sections(report) if each.id == section]
+    return next(block.rows for block in blocks if isinstance(block, Table))
 
 
 def test_metrics_that_the_layer_norm_fixes_are_marked(run):
-    rows = {row["id"]: row for row in read_json(run / "report.json")["geometry"]["metrics"]}
+    report = read_report(run)
     for name in ("isotropy", "collapsed_dimensions", "mean_concept_norm"):
-        assert rows[name]["by_construction"]
-        assert "LayerNorm" in rows[name]["note"]
-    assert not rows["mean_concept_similarity"]["by_construction"]
-    findings = " ".join(read_json(run / "report.json")["verdict"]["findings"])
+        assert name in report.geometry.by_construction
+        assert "LayerNorm" in NOTES[name]
+    assert "mean_concept_similarity" not in report.geometry.by_construction
+    rows = {row[0].text: row for row in table(report, "dimensions")}
+    assert rows["isotropy"][3].text == "by construction"
+    assert rows["isotropy"][4].text.endswith("The reference would say POOR.")
+    findings = " ".join(report.verdict.findings)
     assert "1 GOOD, 1 OK, 1 POOR. Not counted, because fixed by construction: isotropy." in findings
-
-
-def test_metrics_unknown_to_the_report_are_shown(tmp_path):
-    geometry = synthetic_geometry()
-    geometry["metrics"]["within_rankme"] = 9.5
-    geometry["intervals"] = {"within_rankme": [9.0, 10.0]}
-    report = build_report(write_run(tmp_path / "run", geometry=geometry))
-    row = report["geometry"]["metrics"][-1]
-    assert (row["id"], row["group"], row["interval"]) == ("within_rankme", "other", [9.0, 10.0])
-    assert "(9 to 10)" in render_markdown(report)
 
 
 def test_differences_from_the_reference_are_said(tmp_path):
     report = build_report(write_run(tmp_path / "run", pretrain=synthetic_pretrain()))
-    lines = report["comparison"]["not_like_for_like"]
+    lines = report.comparison.not_like_for_like
     assert [line.split(":")[0] for line in lines] == [
         "pretraining corpus",
         "tokenizer",
@@ -198,12 +205,12 @@ def test_differences_from_the_reference_are_said(tmp_path):
 
 
 FULL = {
-    "training": ("pretrain", synthetic_pretrain(), "pretrain.py"),
-    "geometry": ("geometry", synthetic_geometry(), "analyze.py"),
-    "ledger": ("ledger", synthetic_ledger(), "analyze.py"),
-    "reading": ("reading", synthetic_reading(), "analyze.py"),
-    "downstream": ("finetune", [STSB], "finetune.py"),
-    "similarity": ("similarity", [synthetic_similarity()], "similarity.py"),
+    "training": ("pretrain", synthetic_pretrain(), "pretrain"),
+    "geometry": ("geometry", synthetic_geometry(), "analyze"),
+    "ledger": ("ledger", synthetic_ledger(), "analyze"),
+    "reading": ("reading", synthetic_reading(), "analyze"),
+    "downstream": ("finetune", [STSB], "finetune"),
+    "similarity": ("similarity", [synthetic_similarity()], "similarity"),
 }
 
 
@@ -211,14 +218,14 @@ FULL = {
 def test_one_part_is_enough_and_the_others_are_named(kept, tmp_path):
     name, content, _ = FULL[kept]
     report = build_report(write_run(tmp_path / "run", **{name: content}))
-    steps = " ".join(step["do"] for step in report["next_steps"])
+    steps = " ".join(step.do for step in report.next_steps)
     page = render_markdown(report)
-    assert set(report["missing"]) == set(FULL) - {kept}
-    for part in report["missing"]:
+    assert set(report.missing) == set(FULL) - {kept}
+    for part in report.missing:
         if (kept, part) == ("geometry", "ledger"):
             continue
-        command = f"scripts/{FULL[part][2]}"
-        assert PARTS[part].absent in report["verdict"]["findings"]
+        command = f"concept-encoder {FULL[part][2]} "
+        assert PARTS[part].absent in report.verdict.findings
         assert command in PARTS[part].command
         assert command in steps
         assert command in page
@@ -230,9 +237,9 @@ def test_one_part_is_enough_and_the_others_are_named(kept, tmp_path):
 
 def test_a_checkpoint_that_can_have_no_ledger_is_not_sent_for_one(tmp_path):
     report = build_report(write_run(tmp_path / "run", geometry=synthetic_geometry(), reading=synthetic_reading()))
-    assert report["missing"]["ledger"]["command"] is None
-    assert not any("analyze.py" in step["do"] for step in report["next_steps"])
-    report["figures"] = []  # none was drawn
+    assert report.missing["ledger"].command is None
+    assert not any("concept-encoder analyze" in step.do for step in report.next_steps)
+    report.figures = []  # none was drawn
     for page in (render_markdown(report), render_html(report, tmp_path / "run")):
         section = page.partition("No ledger: the checkpoint holds no decoder of masked diffusion")[2][:250]
         assert section and "None" not in section and "To do so" not in section.partition("#")[0].partition("</p>")[0]
@@ -240,7 +247,7 @@ def test_a_checkpoint_that_can_have_no_ledger_is_not_sent_for_one(tmp_path):
 
 def test_one_step_names_a_command_once(tmp_path):
     report = build_report(write_run(tmp_path / "run", finetune=[STSB]))
-    steps = [step["do"] for step in report["next_steps"] if "analyze.py" in step["do"]]
+    steps = [step.do for step in report.next_steps if "concept-encoder analyze" in step.do]
     assert len(steps) == 1
 
 
@@ -253,28 +260,31 @@ def test_one_step_names_a_command_once(tmp_path):
     ],
 )
 def test_gates_take_the_best_justified_protocol(protocols, decided, tmp_path):
-    runs = [{**STSB, "protocol": name, "metrics": {"pearson": value}} for name, value in protocols.items()]
+    runs = [
+        synthetic_finetune("stsb", {"pearson": value}, {"pearson": 0.0}, 1500, protocol=name)
+        for name, value in protocols.items()
+    ]
     report = build_report(write_run(tmp_path / "run", finetune=runs))
     for gate_set, position in (("gate_1", 1), ("strict", 2)):
-        (rows,) = [row["rows"] for row in report["gates"] if row["id"] == gate_set]
-        assert rows[position]["verdict"] == "PASS"
-        assert rows[position]["value"] == protocols[decided]
-        assert rows[position]["explanation"].endswith(f"by downstream/stsb.{decided}/scores/pearson")
+        (rows,) = [row.rows for row in report.gates if row.id == gate_set]
+        assert rows[position].verdict == "PASS"
+        assert rows[position].value == protocols[decided]
+        assert rows[position].explanation.endswith(f"by downstream/stsb.{decided}/scores/pearson")
 
 
 def test_strict_gate_compares_with_a_null_of_the_same_report(run):
-    (rows,) = [row["rows"] for row in read_json(run / "report.json")["gates"] if row["id"] == "strict"]
+    (rows,) = [row.rows for row in read_report(run).gates if row.id == "strict"]
     rank = rows[-1]
-    assert (rank["threshold"], rank["verdict"]) == (0.5 * 14.6, "PASS")
-    assert rank["asks"] == ">= 0.5 × geometry/spectrum/views/within_centred/rankme/nulls/gaussian"
+    assert (rank.threshold, rank.verdict) == (0.5 * 14.6, "PASS")
+    assert rank.asks == ">= 0.5 × geometry/spectrum/views/within_centred/rankme/nulls/gaussian"
 
 
 def test_ledger_holds_the_differences(run):
-    ledger = read_json(run / "report.json")["ledger"]
-    assert len(ledger["by_timestep"]) == 10
-    for row in ledger["by_timestep"]:
-        assert row["bits_shuffled"] == pytest.approx(row["shuffled_nll_bits"] - row["true_nll_bits"])
-        assert row["bits_null"] == pytest.approx(row["null_nll_bits"] - row["true_nll_bits"])
+    ledger = read_report(run).ledger
+    assert len(ledger.by_timestep) == 10
+    for row in ledger.by_timestep:
+        assert row.bits_shuffled == pytest.approx(row.shuffled_nll_bits - row.true_nll_bits)
+        assert row.bits_null == pytest.approx(row.null_nll_bits - row.true_nll_bits)
 
 
 @pytest.mark.parametrize(("bits", "noted"), [(0.84, False), (0.02, True)])
@@ -282,45 +292,48 @@ def test_bits_that_cannot_be_told_from_zero_are_not_divided(bits, noted, tmp_pat
     report = build_report(write_run(tmp_path / "run", ledger=synthetic_ledger(bits=bits)))
     assert (IGNORED in render_markdown(report)) == noted
     words = "cannot be shown to read the concepts" if noted else "beyond their template; 9 of 16 concepts carry 90 %"
-    assert words in " ".join(report["verdict"]["findings"])
+    assert words in " ".join(report.verdict.findings)
 
 
 def test_an_unmeasured_timestep_stays_unknown(tmp_path):
     ledger = synthetic_ledger()
-    ledger["by_timestep"][0].update(true_nll_bits=None, tokens=0)
+    ledger.by_timestep[0] = replace(ledger.by_timestep[0], true_nll_bits=None, tokens=0)
     report = build_report(write_run(tmp_path / "run", ledger=ledger))
-    assert report["ledger"]["by_timestep"][0]["bits_shuffled"] is None
+    assert report.ledger.by_timestep[0].bits_shuffled is None
     assert "| 0.05 | – |" in render_markdown(report)
 
 
 def test_most_read_concepts_are_chosen(run):
-    reading = read_json(run / "report.json")["reading"]
-    shares = [row["share_read"] for row in reading["concepts"]]
+    report = read_report(run)
+    shares = [row.share_read for row in report.reading.most_read]
     assert shares == sorted(shares, reverse=True)
-    assert [row["index"] for row in reading["chosen"]] == [row["index"] for row in reading["concepts"][:6]]
-    index = reading["chosen"][0]["index"]
-    assert [weight for _, weight in reading["chosen"][0]["tokens"]] == reading["example"]["encoder_weights"][index]
+    (blocks,) = [section.blocks for section in sections(report) if section.id == "reading"]
+    marked = [block for block in blocks if block.name == "marked"]
+    assert [block.index for block in marked] == [row.index for row in report.reading.most_read[:6]]
+    weights = report.reading.example.encoder_weights[marked[0].index]
+    assert [words for _, _, words in marked[0].tokens] == [f"{weight:.3f}" for weight in weights]
+    assert max(weight for block in marked for _, weight, _ in block.tokens) == 1
 
 
 def test_reading_without_a_decoder(tmp_path):
     reading = synthetic_reading()
-    for row in reading["concepts"]:
-        row.update(share_read=None, read_by_entropy_bits=None)
-    reading["example"]["decoder_weights"] = None
-    folder = write_run(tmp_path / "run", reading=reading)
-    report = build_report(folder)
-    assert [figure["id"] for figure in report["figures"]] == ["encoder_attention"]
-    assert [row["index"] for row in report["reading"]["chosen"]] == list(range(6))
+    for row in reading.concepts:
+        row.share_read = row.read_by_entropy_bits = None
+    reading.example.decoder_weights = None
+    report = build_report(write_run(tmp_path / "run", reading=reading))
+    assert [figure.id for figure in report.figures] == ["encoder_attention"]
+    assert [row.index for row in report.reading.most_read] == list(range(16))
 
 
 def test_controls_and_published_lines_stand_beside_a_score(run):
-    report = read_json(run / "report.json")
-    task = next(row for row in report["downstream"] if row["id"] == "microworld_similarity.tuned")
-    twin = task["scores"][0]["controls"]["random_init"]
-    assert twin["value"] == pytest.approx(0.49)
-    assert (twin["difference"], twin["p_value"]) == (0.12, 0.012)
-    assert twin["difference_interval"] == pytest.approx([0.09, 0.15])
-    assert (task["learning_rate"], task["batch_size"], task["epochs"], task["seeds"]) == (3e-4, 32, 6, [0, 1, 2])
+    report = read_report(run)
+    task = next(task for task in report.downstream if task.id == "microworld_similarity.tuned")
+    twin = task.primary.controls["random_init"]
+    assert twin.value == pytest.approx(0.49)
+    assert (twin.difference, twin.p_value) == (0.12, 0.012)
+    assert twin.difference_interval == pytest.approx((0.09, 0.15))
+    assert vars(task.selected) == {"learning_rate": 3e-4, "batch_size": 32, "epochs": 6}
+    assert task.seeds == [0, 1, 2]
     drawn = FIGURES["scores"].data(report)["groups"]
     labels = next([row["label"] for row in group["rows"]] for group in drawn if "similarity.tuned" in group["label"])
     assert labels == ["this run", "other_run", "bag of tokens", "random-init twin", "BERT-Tiny"]
@@ -329,49 +342,46 @@ def test_controls_and_published_lines_stand_beside_a_score(run):
 
 
 def test_undefined_scores_and_differences_are_shown_as_such(tmp_path):
-    task = with_controls(STSB, 0.1, 0.1)
-    task["metrics"], task["intervals"] = {"pearson": None}, {"pearson": None}
-    task["at_chance"] = {"pearson": True}
-    for control in task["controls"].values():
-        control["paired"] = {"pearson": {"difference": None, "interval": None, "p_value": None}}
+    task = with_controls(synthetic_finetune("stsb", {"pearson": None}, {"pearson": 0.0}, 1500), 0.1, 0.1)
     folder = write_run(tmp_path / "run", finetune=[task])
     report = write_report(folder)
-    assert report["downstream"][0]["verdict"] == "at or below chance"
-    assert "twin" not in " ".join(report["verdict"]["findings"])
+    assert report.downstream[0].verdict == "at or below chance"
+    assert "twin" not in " ".join(report.verdict.findings)
 
 
 def test_frozen_scores_stand_beside_the_twin(run):
-    (task,) = read_json(run / "report.json")["similarity"]
-    rows = {(row["method"], row["metric"]): row for row in task["rows"]}
-    assert rows["cosine, mean whitened", "pearson"]["value"] == pytest.approx(0.43)
-    assert rows["cosine, mean whitened", "pearson"]["random_init"]["value"] == pytest.approx(0.3)
-    assert rows["linear probe", "pearson"]["random_init"]["difference"] == 0.13
-    assert rows["cosine, mean", "spearman"]["value"] is None
-    assert not any("description" in metric for _, metric in rows)
+    (task,) = read_report(run).similarity
+    rows = {(row.method, row.metric): row for row in task.rows}
+    assert rows["cosine, mean whitened", "pearson"].value == pytest.approx(0.43)
+    assert rows["cosine, mean whitened", "pearson"].random_init.value == pytest.approx(0.3)
+    assert rows["linear probe", "pearson"].random_init.difference == 0.13
+    assert rows["cosine, mean", "spearman"].value is None
+    assert [row[1].text for row in table(read_report(run), "frozen")][:2] == ["cosine, mean"] * 2
 
 
 def test_another_run_is_laid_beside(run, other):
-    report = read_json(run / "report.json")
-    assert set(report["other"]) == set(report)
-    assert report["other"]["run"]["name"] == "other_run"
-    assert report["other"]["other"] is None
-    assert {**build_report(other), "figures": []} == report["other"]
-    assert report["comparison"]["geometry"]["runs"][:3] == ["this run", "other_run", "diffusion L2"]
+    report = read_report(run)
+    assert report.other.run.name == "other_run"
+    assert report.other.other is None
+    alone = build_report(other)
+    alone.figures = []
+    assert alone == report.other
+    assert report.comparison.geometry.runs[:3] == ["this run", "other_run", "diffusion L2"]
     assert not (other / "report.json").exists()
-    for page, ledger in (("report.md", "0.31 (0.26 to 0.36)"), ("report.html", "0.260 to 0.360")):
+    for page in ("report.md", "report.html"):
         text = (run / page).read_text(encoding="utf-8")
-        assert text.count("other_run") + text.count("other\\_run") > 8
-        assert ledger in text
+        assert text.count("other_run") + text.count("other\\_run") + text.count("other_<wbr>run") > 8
+        assert "0.260 to 0.360" in text
 
 
 def test_runs_with_other_parts_lie_beside_each_other(tmp_path):
     one = write_run(tmp_path / "one", finetune=[STSB])
-    geometry = {**synthetic_geometry(), **NOT_DRAWN}
-    two = write_run(tmp_path / "two", geometry=geometry, ledger=synthetic_ledger(concepts=4))
+    two = write_run(tmp_path / "two", geometry=NOT_DRAWN, ledger=synthetic_ledger(concepts=4))
     for first, second in ((one, two), (two, one)):
-        report = {**build_report(first, second), "figures": []}
+        report = build_report(first, second)
+        report.figures = []
         for page in (render_markdown(report), render_html(report, first)):
-            assert f"beside {second.name}" in page or f"with {second.name}" in page
+            assert f"with {second.name} and the reference runs" in page
 
 
 def test_a_run_is_not_laid_beside_itself(tmp_path):
@@ -395,13 +405,13 @@ def test_folder_without_results(tmp_path):
     ("text", "message"),
     [
         ("{", r"geometry.json cannot be read as JSON: Expecting property name"),
-        ('{"kind": "geometry", "x": NaN}', r"geometry.json cannot be read as JSON: NaN is not JSON"),
-        ('{"kind": "pretrain"}', r"geometry.json must be a JSON object with kind 'geometry', got kind 'pretrain'"),
-        ("[]", "geometry.json must hold a JSON object, got list"),
         (
-            '{"kind": "geometry", "metrics": {}}',
-            r"lacks num_concepts, hidden_size, grades; write it anew with: python",
+            '{"kind": "pretrain", "schema": 1}',
+            r"geometry.json: kind must be 'geometry', got 'pretrain'; remove it and",
         ),
+        ("[]", r"geometry.json must hold a JSON object, got \[\]; remove it and run `concept-encoder analyze` again"),
+        ('{"kind": "geometry"}', "geometry.json: schema must be 1, got none, as older versions wrote it; remove it"),
+        ('{"kind": "geometry", "schema": 1}', "geometry.json: checkpoint is missing; remove it and run `concept-enc"),
     ],
 )
 def test_bad_result_file(text, message, tmp_path):
@@ -458,8 +468,8 @@ def test_html_is_one_well_formed_file(run):
 def test_html_escapes_what_it_is_given(tmp_path):
     folder = write_synthetic_run(tmp_path / "run", corpus=HOSTILE)
     report = build_report(folder)
-    report["run"]["name"] = HOSTILE
-    report["figures"] = []
+    report.run.name = HOSTILE
+    report.figures = []
     text = render_html(report, folder)
     page = Page(text)
     assert "script" not in page.tags
@@ -484,7 +494,7 @@ def test_markdown_tables_are_whole(run):
         tables += width is None
         assert width in (None, cells), line
         width = cells
-    assert tables == 24
+    assert tables == 29
     html = markdown.markdown("\n".join(lines), extensions=["tables"])
     assert Page(html).tags.count("table") == tables
 
@@ -513,7 +523,7 @@ def test_markdown_names_the_figures_that_exist(run):
 
 
 def test_pages_come_from_the_json_alone(run):
-    report = read_json(run / "report.json")
+    report = read_report(run)
     assert render_markdown(report) == (run / "report.md").read_text(encoding="utf-8")
     assert render_html(report, run) == (run / "report.html").read_text(encoding="utf-8")
 
@@ -564,8 +574,8 @@ def test_command_prints_the_results(tmp_path, capsys):
     [("gate_1", 0.8, 0), ("gate_1", 0.2, 1), ("gate_1", 0.7, 2), ("strict", 0.8, 2), ("strict", 0.2, 1)],
 )
 def test_exit_code_is_the_verdict_of_the_named_gate(gate, pearson, code, tmp_path):
-    task = {**STSB, "metrics": {"pearson": pearson}}
-    run = write_run(tmp_path / "run", geometry={**synthetic_geometry(), **NOT_DRAWN}, finetune=[task])
+    task = synthetic_finetune("stsb", {"pearson": pearson}, {"pearson": 0.0}, 1500)
+    run = write_run(tmp_path / "run", geometry=NOT_DRAWN, finetune=[task])
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(SCRIPT))["main"]([str(run), "--gate", gate])
     assert stop.value.code == code

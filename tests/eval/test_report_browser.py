@@ -21,7 +21,7 @@ ATTACKS = (
     "' onmouseover='x' {{ 7 * 7 }} </style></title><script>document.title='ran'</script>",
 )
 # What the report reads as one of a few words, not as text of the data.
-WORDS = {"kind", "primary_metric", "grade"}
+WORDS = {"kind", "primary_metric", "grade", "metric", "verdict", "by_construction"}
 
 
 def hostile(node, attacks, key=""):

@@ -1,6 +1,7 @@
 """Frozen similarity: each method against its definition, what is fitted on what, the file, what is refused."""
 
 import json
+import os
 import re
 
 import numpy as np
@@ -12,7 +13,7 @@ from small_tasks import pair_table, small_task
 from concept_encoder.eval.benchmarks import similarity as module
 from concept_encoder.eval.benchmarks.registry import BENCHMARKS, load_benchmark
 from concept_encoder.eval.benchmarks.similarity import (
-    ZERO_SHOT,
+    METHODS,
     cosine,
     max_sim,
     pair_features,
@@ -23,6 +24,7 @@ from concept_encoder.eval.concepts.whitening import whitening
 from concept_encoder.eval.loading.checkpoints import load, random_twin
 from concept_encoder.scripts.similarity import main
 from concept_encoder.trainers.data.microworld import microworld_tokenizer
+from concept_encoder.utils.results import SimilarityResult
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* resamples leave:RuntimeWarning")
 
@@ -99,38 +101,43 @@ def test_scores_are_those_of_the_definitions(pretrained, stsb):
     weights = (variance / variance.sum()).float()
     mean, matrix = whitening(torch.cat(train).mean(1).double().numpy())
     expected = {
-        "mean": cosine(a.mean(1).numpy(), b.mean(1).numpy()),
-        "weighted": cosine(*(torch.einsum("c,bcd->bd", weights, z).numpy() for z in (a, b))),
-        "max_sim": max_sim(a, b),
-        "mean_whitened": cosine(*((z.mean(1).numpy() - mean) @ matrix for z in (a, b))),
+        "cosine, mean": cosine(a.mean(1).numpy(), b.mean(1).numpy()),
+        "cosine, weighted": cosine(*(torch.einsum("c,bcd->bd", weights, z).numpy() for z in (a, b))),
+        "cosine, max sim": max_sim(a, b),
+        "cosine, mean whitened": cosine(*((z.mean(1).numpy() - mean) @ matrix for z in (a, b))),
     }
     for name, scores in expected.items():
-        assert scored["zero_shot"][name] == pytest.approx(scores, abs=1e-3), name
+        assert scored.predictions[name] == pytest.approx(scores, abs=1e-3), name
 
 
 def test_result(pretrained, stsb, tmp_path):
     (result,) = similarity(str(pretrained), ["stsb"], tmp_path)
     path = tmp_path / "similarity" / "stsb.json"
-    assert json.loads(path.read_text(), parse_constant=pytest.fail) == result
-    assert result["kind"] == "similarity"
-    assert (result["train_examples"], result["validation_examples"]) == (96, 40)
-    assert list(result["zero_shot"]) == list(ZERO_SHOT) == ["mean", "weighted", "max_sim", "mean_whitened"]
-    twin = result["controls"]["random_init"]
+    assert SimilarityResult.load(path) == result
+    assert json.loads(path.read_text(), parse_constant=pytest.fail) == result.as_dict()
+    assert os.fspath(result) == str(tmp_path)
+    assert (result.train_examples, result.validation_examples) == (96, 40)
+    names = ["cosine, mean", "cosine, weighted", "cosine, max sim", "cosine, mean whitened", "linear probe"]
+    assert list(result.methods) == list(METHODS) == names
+    assert [row.id for row in result.rows] == [f"{name}, {metric}" for name in names for metric in stsb.metrics]
     labels = pair_table(40, seed=40, similarity=True)["label"][:]
     data = load_benchmark(stsb)
-    folders = {"run": load(pretrained), "twin": random_twin(load(pretrained), tmp_path)}
-    for name, row in (("run", result), ("twin", twin)):
-        scored = score_frozen(folders[name].encoder, microworld_tokenizer(64), data, stsb, 64, name)
-        for method in ZERO_SHOT:
-            pearson = pearsonr(scored["zero_shot"][method], labels).statistic
-            assert row["zero_shot"][method]["pearson"] == pytest.approx(pearson)
-            low, high = row["zero_shot"][method]["intervals"]["pearson"]
-            assert low <= pearson <= high
-        assert row["probe"]["metrics"]["pearson"] == pytest.approx(pearsonr(scored["probe"], labels).statistic)
-    difference = result["zero_shot"]["mean"]["pearson"] - twin["zero_shot"]["mean"]["pearson"]
-    assert twin["zero_shot"]["mean"]["paired"]["pearson"]["difference"] == pytest.approx(difference)
-    assert "paired" in twin["probe"]
-    assert "ridge" in result["probe"]["protocol"]
+    checkpoints = {"run": load(pretrained), "twin": random_twin(load(pretrained), tmp_path)}
+    run, twin = (
+        score_frozen(checkpoint.encoder, microworld_tokenizer(64), data, stsb, 64, name)
+        for name, checkpoint in checkpoints.items()
+    )
+    for method in names:
+        row = result.primary(method)
+        assert row.value == pytest.approx(pearsonr(run.predictions[method], labels).statistic)
+        assert row.random_init.value == pytest.approx(pearsonr(twin.predictions[method], labels).statistic)
+        for value, (low, high) in ((row.value, row.interval), (row.random_init.value, row.random_init.interval)):
+            assert low <= value <= high
+        assert row.random_init.difference == pytest.approx(row.value - row.random_init.value)
+    assert (result.alpha, result.alpha_of_twin) == (run.alpha, twin.alpha)
+    assert "ridge" in result.methods["linear probe"]
+    with pytest.raises(ValueError, match="the similarity result of stsb has no row magic, pearson"):
+        result.primary("magic")
 
 
 def test_nothing_is_fitted_on_validation(pretrained, stsb):
@@ -140,17 +147,16 @@ def test_nothing_is_fitted_on_validation(pretrained, stsb):
     whole = score_frozen(encoder, tokenizer, data, stsb, 64, "run")
     data["validation"] = data["validation"].select(range(10))
     part = score_frozen(encoder, tokenizer, data, stsb, 64, "run")
-    for name in ZERO_SHOT:
-        assert part["zero_shot"][name] == pytest.approx(whole["zero_shot"][name][:10], abs=1e-3)
-    assert part["probe"] == pytest.approx(whole["probe"][:10], abs=1e-3)
-    assert part["alpha"] == whole["alpha"]
+    for name in METHODS:
+        assert part.predictions[name] == pytest.approx(whole.predictions[name][:10], abs=1e-3)
+    assert part.alpha == whole.alpha
 
 
 def test_a_task_of_ones_own(pretrained, stsb, tmp_path, capsys):
     own = tmp_path / "my_grades.yaml"
     own.write_text(f"like: stsb\ndataset_id: {stsb.dataset_id}\nsentence_columns: [sentence1, sentence2]\n")
     main([str(pretrained), "--tasks", str(own), "--output_dir", str(tmp_path / "out"), "--max_train_examples", "50"])
-    assert re.search(r"\nmy_grades +probe ", capsys.readouterr().out)
+    assert re.search(r"\nmy_grades +linear probe +pearson ", capsys.readouterr().out)
     own.write_text(own.read_text().replace("stsb", "mrpc", 1))
     with pytest.raises(SystemExit):
         main([str(pretrained), "--tasks", str(own), "--output_dir", str(tmp_path / "out")])
@@ -162,9 +168,9 @@ def test_command_line(pretrained, stsb, tmp_path, capsys):
     arguments = [str(pretrained), "--tasks", "stsb", "--output_dir", str(tmp_path / "out")]
     main([*arguments, "--max_train_examples", "50"])
     printed = capsys.readouterr().out
-    for method in (*ZERO_SHOT, "probe"):
+    for method in METHODS:
         assert re.search(rf"\nstsb +{method} ", printed)
-    assert json.loads((tmp_path / "out" / "similarity" / "stsb.json").read_text())["train_examples"] == 50
+    assert SimilarityResult.load(tmp_path / "out" / "similarity" / "stsb.json").train_examples == 50
     for extra, message in (
         ([], "stsb.json exists; give --overwrite to replace it"),
         (

@@ -23,6 +23,7 @@ from concept_encoder.modeling_concept import (
     ConceptEncoderForSentencePairClassification,
     ConceptEncoderForSequenceClassificationPerceiver,
 )
+from concept_encoder.utils.results import PredictionsResult, SweepCell
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* resamples leave:RuntimeWarning")
 CHANGES = {"learning_rates": (3e-4, 3e-3), "seeds": (42, 43), "epochs": 3, "patience": 2}
@@ -84,19 +85,17 @@ def spy_on_training(patch) -> list[dict]:
 
 def test_tuned_result(straight):
     folder, row, result, _ = straight
-    name = f"stsb.{result['protocol']}"
+    name = f"stsb.{result.protocol}"
     assert {path.stem for path in (folder / "out" / "finetune" / name).iterdir()} == set(CELLS)
-    assert [(cell["learning_rate"], cell["batch_size"]) for cell in result["sweep"]] == [(3e-4, 32), (3e-3, 32)]
-    best = max(result["sweep"], key=lambda cell: cell["metrics"]["pearson"])
-    assert result["selected"] == {key: best[key] for key in ("learning_rate", "batch_size", "epochs")}
-    assert {key: result[key] for key in result["selected"]} == result["selected"]
-    assert [run["seed"] for run in result["per_seed"]] == [42, 43]
+    assert [(row.learning_rate, row.batch_size) for row in result.sweep] == [(3e-4, 32), (3e-3, 32)]
+    best = max(result.sweep, key=lambda row: row.metrics["pearson"])
+    assert vars(result.selected) == {key: getattr(best, key) for key in ("learning_rate", "batch_size", "epochs")}
+    assert result.seeds == [42, 43]
     for metric in row.metrics:
-        mean = np.mean([run["metrics"][metric] for run in result["per_seed"]])
-        assert result["metrics"][metric] == pytest.approx(mean)
-    twin = result["controls"]["random_init"]
-    assert len(twin["sweep"]) == 2  # as well tuned as the run
-    assert twin["metrics"] != result["metrics"]
+        score = result.scores[metric]
+        assert score.value == pytest.approx(np.mean(score.per_seed))
+    assert len(result.controls["random_init"].sweep) == 2  # as well tuned as the run
+    assert result.primary.controls["random_init"].value != result.primary.value
 
 
 def test_validation_is_never_seen_in_the_sweep(straight):
@@ -156,7 +155,7 @@ def test_a_killed_run_goes_on_where_it_was(killed_in, straight, pretrained, tmp_
 def test_cells_of_other_settings_are_refused(straight, pretrained, tmp_path):
     folder, row, result, _ = straight
     out = Path(shutil.copytree(folder / "out", tmp_path / "out"))
-    path = out / "finetune" / f"stsb.{result['protocol']}.json"
+    path = out / "finetune" / f"stsb.{result.protocol}.json"
     path.unlink()
     other = save_pretrained(tmp_path / "other")
     weights = ConceptEncoderForSequenceClassificationPerceiver.from_pretrained(other).encoder
@@ -167,8 +166,35 @@ def test_cells_of_other_settings_are_refused(straight, pretrained, tmp_path):
     with pytest.raises(ValueError, match=r"lr=0\.0003.*json has other settings \(weights '.*', now '.*give --overw"):
         finetune_task(str(other), row, protocol, out)
     redone = finetune_task(str(other), row, protocol, out, overwrite=True)
-    assert redone["per_seed"] != result["per_seed"]
-    assert redone["controls"]["random_init"]["metrics"] == result["controls"]["random_init"]["metrics"]
+    assert redone.primary.per_seed != result.primary.per_seed
+    twins = [each.primary.controls["random_init"].value for each in (redone, result)]
+    assert twins[0] == twins[1]
+
+
+@pytest.mark.parametrize(
+    ("cell", "change", "message"),
+    [
+        (
+            0,
+            {"schema": 0},
+            r"lr=0\.0003\.batch=32\.json: schema must be 1, got 0; remove it and run `concept-encoder fin",
+        ),
+        (0, {"row": None}, r"lr=0\.0003\.batch=32\.json: row must be an object, got None"),
+        (2, {"predictions": ["x"]}, r"run\.seed=42\.json: predictions\[0\] must be a valid number, got 'x'"),
+        (2, {"settings": 3}, r"run\.seed=42\.json: settings must be an object, got 3"),
+    ],
+)
+def test_an_edited_cell_is_named(straight, pretrained, tmp_path, cell, change, message):
+    folder, row, result, _ = straight
+    out = Path(shutil.copytree(folder / "out", tmp_path / "out"))
+    written = out / "finetune" / f"stsb.{result.protocol}.json"
+    written.unlink()
+    names = ("run.sweep.lr=0.0003.batch=32", "run.sweep.lr=0.003.batch=32", "run.seed=42")
+    path = written.parent / written.stem / f"{names[cell]}.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ValueError, match=message):
+        finetune_task(str(pretrained), row, PROTOCOLS["tuned"].override(**CHANGES), out)
+    assert not written.exists()
 
 
 def test_training_stops_at_the_best_epoch_and_when_nothing_improves(pretrained, tmp_path, monkeypatch):
@@ -178,21 +204,20 @@ def test_training_stops_at_the_best_epoch_and_when_nothing_improves(pretrained, 
     protocol = PROTOCOLS["tuned"].override(learning_rates=(1e-3,), seeds=(7,), epochs=6, patience=2)
     task = prepared(pretrained, row, protocol)
     monkeypatch.setattr(tuning, "benchmark_score", lambda *arguments: {"accuracy": next(scores)})
-    own = tuning.run_protocol(
-        "run", load(pretrained), task, tuning.Cells(tmp_path / "cells", tuning.tqdm(disable=True))
-    )
-    sweep = json.loads((tmp_path / "cells" / "run.sweep.lr=0.001.batch=32.json").read_text())
-    assert [metrics["accuracy"] for metrics in sweep["metrics_by_epoch"]] == [0.1, 0.5, 0.4, 0.3]
-    assert own["selected"]["epochs"] == 2
-    assert own["runs"][0]["steps"] == 2 * 3  # 96 examples in batches of 32
+    cells = tuning.Cells(tmp_path / "cells", tuning.tqdm(disable=True))
+    own = tuning.run_protocol("run", load(pretrained), task, cells)
+    sweep = SweepCell.load(tmp_path / "cells" / "run.sweep.lr=0.001.batch=32.json")
+    assert [metrics["accuracy"] for metrics in sweep.metrics_by_epoch] == [0.1, 0.5, 0.4, 0.3]
+    assert own.selected.epochs == 2
+    assert own.runs[0].steps == 2 * 3  # 96 examples in batches of 32
 
 
 def test_a_diverging_setting_is_not_selected(pretrained, tmp_path):
     row = small_task("rte", tmp_path)
     protocol = PROTOCOLS["tuned"].override(learning_rates=(1e30, 1e-3), seeds=(7,), epochs=2)
     result = finetune_task(str(pretrained), row, protocol, tmp_path / "out")
-    assert result["sweep"][0]["metrics"] == {"accuracy": None}
-    assert result["selected"]["learning_rate"] == 1e-3
+    assert result.sweep[0].metrics == {"accuracy": None}
+    assert result.selected.learning_rate == 1e-3
 
 
 def test_predictions_are_in_the_order_of_the_split(pretrained, tmp_path):
@@ -208,12 +233,12 @@ def test_predictions_are_in_the_order_of_the_split(pretrained, tmp_path):
         table = table.add_column(name, encoded[name])
     task.encoded["validation"] = table
     cells = tuning.Cells(tmp_path / "cells", tuning.tqdm(disable=True))
-    cell = tuning.run_protocol("run", load(pretrained), task, cells, save_model=True)["runs"][0]
+    cell = tuning.run_protocol("run", load(pretrained), task, cells, save_model=True).runs[0]
     model = ConceptEncoderForSequenceClassificationPerceiver.from_pretrained(tmp_path / "cells" / "model").eval()
     batch = task.tokenizer(long, validation["sentence2"][:], padding=True, return_tensors="pt")
     with torch.no_grad():
         logits = model(batch["input_ids"], batch["attention_mask"]).logits[:, 0].numpy()
-    assert cell["predictions"] == pytest.approx(logits, abs=1e-5)
+    assert cell.predictions == pytest.approx(logits, abs=1e-5)
     assert np.ptp(logits) > 1e-3
 
 
@@ -272,8 +297,8 @@ def test_cells_of_another_batching_are_refused(pretrained, tmp_path, monkeypatch
     task = prepared(pretrained, small_task("rte", tmp_path), PROTOCOLS["quick"].override(epochs=1))
     cells = tuning.Cells(tmp_path / "cells", tuning.tqdm(disable=True))
     monkeypatch.setattr(tuning, "BATCHING", "random")
-    cell = tuning.run_protocol("run", load(pretrained), task, cells)["runs"][0]
-    assert 0 <= cell["padding_share"] < 1
+    cell = tuning.run_protocol("run", load(pretrained), task, cells).runs[0]
+    assert 0 <= cell.padding_share < 1
     monkeypatch.undo()
     with pytest.raises(ValueError, match=r"other settings \(batching 'random', now 'length-grouped'\); give --overwr"):
         tuning.run_protocol("run", load(pretrained), task, cells)
@@ -284,7 +309,7 @@ def test_capped_training_examples(pretrained, tmp_path):
     result = finetune_task(
         str(pretrained), row, PROTOCOLS["quick"].override(max_train_examples=48, epochs=1), tmp_path
     )
-    assert (result["train_examples"], result["steps"]) == (48, 1)
+    assert (result.train_examples, result.steps) == (48, 1)
     assert "finetune/mrpc.quick+epochs=1+max_train_examples=48.json" in files(tmp_path)
 
 
@@ -312,8 +337,8 @@ def test_texts_of_a_pair_can_be_encoded_apart(task, pretrained, tmp_path, monkey
     result = finetune_task(
         str(pretrained), row, PROTOCOLS["quick"].override(comparison="bi_encoder"), tmp_path / "out"
     )
-    assert result["protocol"] == "quick+comparison=bi_encoder"
-    assert result["head"] == "ConceptEncoderForSentencePairClassification"
+    assert result.protocol == "quick+comparison=bi_encoder"
+    assert result.head == "ConceptEncoderForSentencePairClassification"
     comparison, first = seen[0]
     assert comparison == ("cosine" if task == "stsb" else "features")
     assert set(first) == {"input_ids_a", "attention_mask_a", "input_ids_b", "attention_mask_b", "labels"}
@@ -322,14 +347,12 @@ def test_texts_of_a_pair_can_be_encoded_apart(task, pretrained, tmp_path, monkey
         assert (ids[:, 0] == tokenizer.cls_token_id).all()
         assert ((ids == tokenizer.sep_token_id).sum(1) == 1).all()
     assert set(first["labels"].tolist()) == {0, 1}
-    kept = json.loads(
-        (tmp_path / "out" / "finetune" / "predictions" / f"{task}.{result['protocol']}.json").read_text()
-    )
+    kept = PredictionsResult.load(tmp_path / "out" / "finetune" / "predictions" / f"{task}.{result.protocol}.json")
     if task == "stsb":  # equal words have equal embeddings: whoever has the right two side by side can tell
-        assert result["metrics"]["pearson"] > 0.6
-        assert np.max(kept["predictions"]["42"]) > 2  # on the scale of the labels
+        assert result.scores["pearson"].value > 0.6
+        assert np.max(kept.run["42"]) > 2  # on the scale of the labels
     else:
-        assert set(kept["predictions"]["42"]) <= {0, 1}
+        assert set(kept.run["42"]) <= {0, 1}
 
 
 def test_pairs_encoded_apart_are_sorted_by_both_lengths(pretrained, tmp_path):

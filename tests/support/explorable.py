@@ -1,9 +1,10 @@
 """Checkpoints for the tests of the concept explorer: one that can do everything, and ones that cannot."""
 
-import json
+from dataclasses import replace
 from pathlib import Path
 
 from helpers import randomised
+from run_files import synthetic_pretrain
 
 from concept_encoder import ConceptEncoderConfig, ConceptEncoderForDiffusionMLM, ConceptEncoderForMaskedLMPerceiver
 from concept_encoder.trainers.data.microworld import microworld_tokenizer
@@ -26,12 +27,8 @@ def explorable(folder: Path, head: type = ConceptEncoderForDiffusionMLM, **confi
     model = head(ConceptEncoderConfig(vocab_size=len(tokenizer), **sizes, **names, **options))
     randomised(model).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    run = {
-        "steps": 3,
-        "data": {"dataset_name": "microworld"},
-        "objective": {"corruption": {"diffusion": {}}, "nested_concepts": False},
-    }
-    (folder / "pretrain.json").write_text(json.dumps(run), encoding="utf-8")
+    objective = {"corruption": {"diffusion": {}}, "nested_concepts": False}
+    replace(synthetic_pretrain(), steps=3, objective=objective).save(folder / "pretrain.json")
     return folder
 
 

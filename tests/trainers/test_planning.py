@@ -29,9 +29,9 @@ def test_a_plan_takes_steps_and_leaves_nothing(tmp_path, capsys):
 def test_what_is_planned_is_what_then_happens(tmp_path):
     recipe = tiny_recipe(tmp_path / "out", "--max_steps", "6", "--max_train_documents", "96", "--disable_tqdm", "true")
     plan, result = plan_pretraining(recipe), pretrain(recipe)
-    assert plan["tokens"] == result["tokens_seen"]  # the same six batches of the same 96 documents
-    assert plan["parameters"] == {name: result["parameters"][name] for name in ("total", "encoder")}
-    assert plan["steps"] == result["steps"]
+    assert plan["tokens"] == result.tokens_seen  # the same six batches of the same 96 documents
+    assert plan["parameters"] == {name: getattr(result.parameters, name) for name in ("total", "encoder")}
+    assert plan["steps"] == result.steps
 
 
 def test_the_first_steps_are_not_timed(tmp_path, monkeypatch):

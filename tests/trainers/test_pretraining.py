@@ -15,6 +15,7 @@ from concept_encoder import ConceptEncoderForDiffusionMLM
 from concept_encoder.eval.benchmarks.comparison import Variant, find_variants
 from concept_encoder.scripts.pretrain import main
 from concept_encoder.trainers.pretraining import checkpoint_to_resume, pretrain
+from concept_encoder.utils.results import PretrainResult
 
 ROOT = Path(__file__).parents[2]
 # The small recipes on microworld: its tokenizer, two steps of a few texts.
@@ -46,14 +47,15 @@ def run(tmp_path_factory):
 
 def test_a_run_leaves_a_checkpoint_its_recipe_and_its_figures(run):
     folder, result = run
-    assert result == json.loads((folder / "pretrain.json").read_text())
-    assert result["steps"] == 6 and result["tokens_seen"] > 0
-    assert 0 < result["data_wait_share"] < 1
-    assert len(result["evaluation"]["by_timestep"]) == 10
-    assert result["evaluation"]["by_timestep"][0]["timestep"] == 0.05
-    assert result["eval_loss"][1] < result["eval_loss"][0]
+    assert result == PretrainResult.load(folder / "pretrain.json")
+    assert os.fspath(result) == str(folder)
+    assert result.steps == 6 and result.tokens_seen > 0
+    assert 0 < result.data_wait_share < 1
+    assert len(result.evaluation.by_timestep) == 10
+    assert result.evaluation.by_timestep[0].timestep == 0.05
+    assert result.eval_loss[1] < result.eval_loss[0]
     model = ConceptEncoderForDiffusionMLM.from_pretrained(folder)
-    assert result["parameters"]["total"] == model.num_parameters()
+    assert result.parameters.total == model.num_parameters()
     assert AutoTokenizer.from_pretrained(folder, trust_remote_code=True).mask_token_id == model.config.mask_token_id
     assert yaml.safe_load((folder / "recipe.yaml").read_text())["training"]["max_steps"] == 6
     names = {path.name for path in folder.iterdir()}
@@ -78,11 +80,11 @@ FAST = ("tsdae", "prefix", "contrastive")
 def test_every_small_recipe_and_variant_trains(tmp_path, variant):
     recipe = variant.load(0, tmp_path / "run", TWO_STEPS)
     result = pretrain(recipe)
-    evaluation, corruption = result["evaluation"], recipe.objective.built_corruption.name
-    assert result["steps"] == 2 and result["recipe"] == variant.name
-    assert (evaluation["rebuilding"] is None) == (corruption == "diffusion")
+    evaluation, corruption = result.evaluation, recipe.objective.built_corruption.name
+    assert result.steps == 2 and result.recipe == variant.name
+    assert (evaluation.rebuilding is None) == (corruption == "diffusion")
     bound = corruption in ("diffusion", "prefix", "two_view")
-    assert (evaluation["nelbo_bits_per_token"] is not None) == bound and len(evaluation["by_timestep"]) == 2 * bound
+    assert (evaluation.nelbo_bits_per_token is not None) == bound and len(evaluation.by_timestep) == 2 * bound
     head = recipe.objective.built_corruption.head
     _, loading = head.from_pretrained(tmp_path / "run", output_loading_info=True)
     assert not loading["missing_keys"] and not loading["unexpected_keys"]
@@ -93,8 +95,8 @@ def test_every_small_recipe_and_variant_trains(tmp_path, variant):
 def test_a_recipe_in_bfloat16_with_gradient_checkpointing(run, tmp_path):
     saving = ["--bf16", "true", "--gradient_checkpointing", "true", "--max_steps", "2"]
     result = pretrain(tiny_recipe(tmp_path / "saving", *saving))
-    assert result["training"]["bf16"] is True and result["training"]["gradient_checkpointing"] is True
-    assert result["train_loss"][0] == pytest.approx(run[1]["train_loss"][0], rel=0.01)
+    assert result.training.bf16 is True and result.training.gradient_checkpointing is True
+    assert result.train_loss[0] == pytest.approx(run[1].train_loss[0], rel=0.01)
 
 
 def test_a_finished_run_is_never_overwritten(run):
@@ -116,7 +118,7 @@ def test_an_unfinished_run_goes_on_by_the_same_line(tmp_path, caplog):
     assert checkpoint_to_resume(str(tmp_path), None) == str(tmp_path / "checkpoint-6")
     caplog.clear()
     more = ("--max_steps", "8", "--save_strategy", "steps", "--save_steps", "1", "--save_total_limit", "1")
-    assert pretrain(tiny_recipe(tmp_path, *constant, *more))["steps"] == 8
+    assert pretrain(tiny_recipe(tmp_path, *constant, *more)).steps == 8
     assert f"{tmp_path} holds an unfinished run, which goes on from checkpoint-6" in caplog.text
 
 

@@ -6,7 +6,7 @@ Targets are data in, verdicts out, so that the page can be rendered anew from th
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from concept_encoder.eval.report.pages import number
+from concept_encoder.eval.report.blocks import number
 
 Result = Mapping[str, Any]
 
