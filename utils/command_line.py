@@ -5,6 +5,7 @@ Nothing heavy is imported before the arguments are read, so that `--help` and co
 
 import argparse
 import difflib
+import io
 import os
 import shlex
 import sys
@@ -66,8 +67,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args=None, namespace=None):
         """As ever, with a home folder (~) written out, which a shell leaves behind a `=`."""
-        words = sys.argv[1:] if args is None else args
-        return super().parse_known_args([_at_home(word) for word in words], namespace)
+        return super().parse_known_args(None if args is None else [_at_home(word) for word in args], namespace)
 
 
 class Command(Parser):
@@ -198,7 +198,8 @@ def run(main: Callable[[], None]) -> None:
     """`main` of a command that was started from a shell: no traceback where a pipe is closed or Ctrl-C is typed."""
     _Shell.started_this = True
     for stream in (sys.stdout, sys.stderr):  # a terminal that has no such letter is shown its number
-        stream.reconfigure(errors="backslashreplace")
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         try:
             main()

@@ -184,7 +184,7 @@ def _infill_tab(explorer: Explorer) -> None:
     infill = _button("Fill in", "infill")
     result = gr.HTML(elem_id="infill-result")
 
-    def on_infill(text: str, num_steps: int, temperature: float, seed: float) -> str:
+    def on_infill(text: str, num_steps: int, temperature: float, seed: int) -> str:
         return pages.infilling(explorer.infill(text, num_steps, temperature, seed), mask, frame)
 
     _run([infill.click], on_infill, [text, steps, temperature, seed], [result], "infill")
@@ -200,7 +200,7 @@ def _rebuild_tab(explorer: Explorer) -> None:
     rebuild = _button("Rebuild", "rebuild")
     result = gr.HTML(elem_id="rebuild-result")
 
-    def on_rebuild(text: str, count: int, num_steps: int, temperature: float, seed: float) -> str:
+    def on_rebuild(text: str, count: int, num_steps: int, temperature: float, seed: int) -> str:
         return pages.rebuilding(explorer.rebuild(text, count, num_steps, temperature, seed), count)
 
     _run([rebuild.click, count.release], on_rebuild, [text, count, steps, temperature, seed], [result], "rebuild")

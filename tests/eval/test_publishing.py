@@ -200,7 +200,7 @@ def test_a_forged_report_publishes_nothing_as_a_figure(run, tmp_path, name):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_bytes(b"secret")
     (tmp_path / "set").mkdir()
-    with pytest.raises(ValueError, match=r"as a figure, which is none of figures/\*\.png; write the report again"):
+    with pytest.raises(ValueError, match=r"report\.json: figures\[0\]\.dark .*, got .*; .*concept-encoder report"):
         assemble(source, tmp_path / "set", "me/example")
     assert not any(b"secret" in path.read_bytes() for path in (tmp_path / "set").rglob("*") if path.is_file())
 
@@ -393,7 +393,7 @@ def leads_out(source: Path, how: str) -> None:
     (source.parent / "secret.png").write_bytes(b"of nobody else")
     (source.parent / "secret.safetensors").write_bytes((source / "model.safetensors").read_bytes())
     forged = json.loads((source / "report.json").read_text())
-    index = {"weight_map": {"lm_head.weight": "../secret.safetensors"}}
+    index = {"metadata": {"total_size": 1}, "weight_map": {"lm_head.weight": "../secret.safetensors"}}
     if how == "figure":
         forged["figures"][0]["light"] = "../secret.png"
         (source / "report.json").write_text(json.dumps(forged))
@@ -413,7 +413,7 @@ def test_nothing_from_outside_the_folder_is_published(run, tmp_path, how):
     source = shutil.copytree(run, tmp_path / "run")
     leads_out(source, how)
     (tmp_path / "deep" / "set").mkdir(parents=True)
-    figure = r"report\.json: figures\[0\]\.light string should match pattern .*, got '.*secret\.png'"
+    figure = r"report\.json: figures\[0\]\.light string should match pattern .*, got '[./].*"
     with pytest.raises(ValueError, match=rf"leads out of .*run; put the file itself into the folder|{figure}"):
         assemble(source, tmp_path / "deep" / "set", "me/example")
     assert not any(b"of nobody else" in path.read_bytes() for path in (tmp_path / "deep").rglob("*") if path.is_file())

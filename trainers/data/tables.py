@@ -14,7 +14,7 @@ import lzma
 import os
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -452,7 +452,8 @@ def _kind(path: Path) -> str:
 
 def _lines(path: Path) -> Iterator[str]:
     """Lines of a file, plain or compressed; ValueError for one that is not UTF-8."""
-    with _OPENERS.get(path.suffix, open)(path, "rb") as file:
+    opener: Callable = _OPENERS.get(path.suffix, open)
+    with opener(path, "rb") as file:
         try:
             for number, line in enumerate(file, start=1):
                 try:
@@ -510,7 +511,7 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
             rows = json.loads(text)
         except ValueError as error:
             raise ValueError(f"{path} is no JSON: {error}") from error
-        numbered = enumerate(rows, start=1)
+        numbered: Iterable[tuple[int, Any]] = enumerate(rows, start=1)
     else:
         numbered = ((number, line) for number, line in enumerate(filter(str.strip, _lines(path)), start=1))
     for number, row in numbered:
