@@ -1,4 +1,5 @@
-"""What a tokenizer and a model have to agree on: how long a text may be, and how many ids there are."""
+"""What a tokenizer and a model have to agree on: how long a text may be, how many ids there are, and what
+parts two texts in one sequence."""
 
 import json
 from pathlib import Path
@@ -10,6 +11,7 @@ from .files import write_atomically
 from .untrusted import read_object
 
 CONFIG_FILE = "tokenizer_config.json"
+PAIR_HEAD = "ConceptEncoderForSentencePairClassification"  # of bi-encoders
 
 
 def longest_text(config: PreTrainedConfig, max_length: int) -> int:
@@ -25,14 +27,17 @@ def limit_length(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -
     return tokenizer
 
 
-def limit_saved_length(folder: Path, config: PreTrainedConfig) -> None:
-    """As `limit_length`, for the files of a tokenizer that are copied as they are."""
+def fit_saved_tokenizer(folder: Path, config: PreTrainedConfig) -> None:
+    """As `limit_length`, for the files of a tokenizer as they are; of a pair head they also say that it gives the
+    `token_type_ids` by which that head parts two texts in one sequence."""
     content = read_object(folder / CONFIG_FILE)
     given = content.get("model_max_length")
     limit = longest_text(config, int(given) if isinstance(given, int | float) else VERY_LARGE_INTEGER)
-    if limit not in (given, VERY_LARGE_INTEGER):
-        text = json.dumps({**content, "model_max_length": limit}, indent=2, ensure_ascii=False)
-        write_atomically(folder / CONFIG_FILE, text + "\n")
+    fitted = content if limit in (given, VERY_LARGE_INTEGER) else {**content, "model_max_length": limit}
+    if PAIR_HEAD in (config.architectures or ()):
+        fitted = {**fitted, "model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
+    if fitted != content:
+        write_atomically(folder / CONFIG_FILE, json.dumps(fitted, indent=2, ensure_ascii=False) + "\n")
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -35,13 +35,12 @@ from ...configuration_concept import ConceptEncoderConfig
 from ...trainers.data.tables import check_varied
 from ...utils.files import whole_folder
 from ...utils.results import BagCell, SeedCell, Setting, SweepCell, SweepRow
-from ...utils.tokenizer import longest_text
+from ...utils.tokenizer import PAIR_HEAD, fit_saved_tokenizer, longest_text
 from ..loading.checkpoints import Checkpoint
 from ..metrics.benchmark_score import benchmark_score
 from .protocols import Protocol
 from .registry import Task, load_benchmark
 
-PAIR_HEAD = "ConceptEncoderForSentencePairClassification"  # of bi-encoders
 SUBSET_SEED = 0  # of the share to select on and of `max_train_examples`: the same for every seed and control
 MODEL_FOLDER = "model"
 BATCHING = "length-grouped"  # part of what decides a cell: those of other batching are not its like
@@ -527,4 +526,5 @@ def _save_model(trainer: Trainer, folder: Path) -> None:
         # Not the Trainer's own, which pickles its arguments beside the weights.
         trainer.model.save_pretrained(staged)
         trainer.processing_class.save_pretrained(staged)
+        fit_saved_tokenizer(staged, trainer.model.config)
         shutil.rmtree(folder, ignore_errors=True)

@@ -30,7 +30,7 @@ from ...trainers.training.saving import SUMS_FILE, find_checkpoints
 from ...trainers.weights.tensors import weight_files
 from ...utils.files import TOKENIZER_FILES, write_atomically
 from ...utils.results import Report
-from ...utils.tokenizer import limit_saved_length
+from ...utils.tokenizer import fit_saved_tokenizer
 from ...utils.untrusted import inside, read_object
 from ..loading.checkpoints import HEAD_PREFIXES, Checkpoint
 from ..report.report import PARTS, build_report, read_results
@@ -99,7 +99,7 @@ def assemble(source: Path, target: Path, repo_id: str, **card: Any) -> list[str]
     for path in CODE:
         shutil.copyfile(path, target / path.name)
     config["auto_map"] = _auto_map(source, config.get("auto_map"), opened.head)
-    limit_saved_length(target, opened.config)
+    fit_saved_tokenizer(target, opened.config)
     texts = {"config.json": json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"}
     texts |= opened.config.sentence_transformers_files()
     facts = CardFacts(repo_id=repo_id, config=config, task_id=task_id, **card)

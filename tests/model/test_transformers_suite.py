@@ -73,7 +73,7 @@ def outcomes(tmp_path_factory) -> dict[str, dict[str, str]]:
     path = tmp_path_factory.mktemp("suite") / "report.xml"
     # Its marks are unknown to our configuration, which is strict about them.
     command = [sys.executable, "-m", "pytest", "-c", os.devnull, "-q", "-p", "no:cacheprovider", "-p", "no:warnings"]
-    command += [f"--junitxml={path}", str(ROOT / "tests" / "shared_model_tests.py")]
+    command += [f"--junitxml={path}", str(ROOT / "tests" / "support" / "shared_model_tests.py")]
     environment = {**os.environ, "PYTHONPATH": str(fetched_suite()), "HF_HUB_OFFLINE": "1"}
     result = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False

@@ -8,10 +8,10 @@ from small_runs import make_trainer, tiny_recipe
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from concept_encoder import ConceptEncoderForDiffusionMLM
+from concept_encoder import ConceptEncoderForDiffusionMLM, ConceptEncoderForSentencePairClassification
 from concept_encoder.eval.loading.checkpoints import load
 from concept_encoder.trainers.data.microworld import microworld_tokenizer
-from concept_encoder.utils.tokenizer import limit_length, limit_saved_length, longest_text, vocabulary_size
+from concept_encoder.utils.tokenizer import fit_saved_tokenizer, limit_length, longest_text, vocabulary_size
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -43,7 +43,7 @@ def test_the_limit_of_copied_files(tmp_path, given, kept):
     path = tmp_path / "tokenizer_config.json"
     content = {name: value for name, value in json.loads(path.read_text()).items() if name != "model_max_length"}
     path.write_text(json.dumps(content if given is None else content | {"model_max_length": given}))
-    limit_saved_length(tmp_path, tiny_config())
+    fit_saved_tokenizer(tmp_path, tiny_config())
     assert json.loads(path.read_text()) == content | {"model_max_length": kept}
     assert AutoTokenizer.from_pretrained(tmp_path).model_max_length == kept
 
@@ -51,8 +51,16 @@ def test_the_limit_of_copied_files(tmp_path, given, kept):
 def test_without_learned_positions_the_files_stay_as_they_are(tmp_path):
     microworld_tokenizer(max_length=512).save_pretrained(tmp_path)
     before = (tmp_path / "tokenizer_config.json").read_bytes()
-    limit_saved_length(tmp_path, tiny_config(position_embedding_type="sinusoidal"))
+    fit_saved_tokenizer(tmp_path, tiny_config(position_embedding_type="sinusoidal"))
     assert (tmp_path / "tokenizer_config.json").read_bytes() == before
+
+
+def test_the_tokenizer_of_a_pair_head_parts_two_texts(tmp_path):
+    microworld_tokenizer(max_length=16).save_pretrained(tmp_path)
+    fit_saved_tokenizer(tmp_path, tiny_config(architectures=["ConceptEncoderForSequenceClassificationPerceiver"]))
+    assert "token_type_ids" not in AutoTokenizer.from_pretrained(tmp_path)("cat", "dog")
+    fit_saved_tokenizer(tmp_path, tiny_config(architectures=[ConceptEncoderForSentencePairClassification.__name__]))
+    assert AutoTokenizer.from_pretrained(tmp_path)("cat", "dog")["token_type_ids"] == [0, 0, 0, 1, 1]
 
 
 def test_a_trainer_saves_a_tokenizer_that_cuts_what_the_model_cannot_read(tmp_path):

@@ -36,7 +36,7 @@ from ...modeling_concept import (
     sinusoidal_embedding,
 )
 from ...utils.files import TOKENIZER_FILES, whole_folder, write_json
-from ...utils.tokenizer import limit_saved_length
+from ...utils.tokenizer import fit_saved_tokenizer
 from ...utils.untrusted import inside, is_hub_id, read_object
 
 # Classes of the original and what they become.
@@ -144,7 +144,7 @@ def import_checkpoint(
             if (folder / name).is_file():
                 shutil.copy(inside(folder, name), fresh)
         if (fresh / "tokenizer_config.json").is_file():
-            limit_saved_length(fresh, model.config)
+            fit_saved_tokenizer(fresh, model.config)
         content = {
             "source": folder.name if Path(source).is_dir() else source,
             "source_class": original["architectures"][0],
