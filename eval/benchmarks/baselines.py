@@ -1,4 +1,4 @@
-"""What every score stands beside: a bag of tokens fitted to the same examples, and scores published elsewhere."""
+"""What every score is compared with: a bag of tokens fitted to the same examples, and scores published elsewhere."""
 
 import json
 from pathlib import Path

@@ -44,7 +44,7 @@ def test_the_table_is_about_fields_that_there_are():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"learning_rate": 1e-3}, "learning_rate was 0.003 when checkpoint-3 was written, got 0.001: go on with"),
+        ({"learning_rate": 1e-3}, "learning_rate was 0.003 when checkpoint-3 was written, got 0.001: continue with"),
         ({"weight_decay": 0.1}, "weight_decay was 0 when checkpoint-3 was written, got 0.1: "),
         (
             {"lr_scheduler_type": "cosine"},
