@@ -316,7 +316,7 @@ def find_in_report(report: Any, path: str) -> tuple[str, Any, str | None]:
 
 
 def _only_replaced(ids: Collection[str], wanted: str) -> str:
-    """The id itself if it is there or several have it with values replaced, of which scores must not choose one."""
+    """The id itself if it is there or several have it with values replaced: scores must not choose between them."""
     replaced = [name for name in ids if name.startswith(f"{wanted}+")]
     return replaced[0] if wanted not in ids and len(replaced) == 1 else wanted
 

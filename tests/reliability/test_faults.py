@@ -316,7 +316,7 @@ def test_a_killed_data_worker_ends_the_run_with_its_checkpoints_kept(tmp_path):
             break
     said = child.communicate(timeout=120)[1]
     assert child.returncode == 2, said
-    (line,) = (line for line in said.split("\n") if "error: " in line)  # torch may go on talking of the worker
+    (line,) = (line for line in said.split("\n") if "error: " in line)  # torch may say more about the worker
     assert "a data worker was lost, perhaps killed for lack of memory: " in line
     step, last = find_checkpoints(run)[-1]
     assert f"checkpoint-{step} is kept, the same command continues from it" in line and damage(last) is None
