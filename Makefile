@@ -49,7 +49,7 @@ run: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	@# mypy knows the package by its folder's name, which for a root-mapped package is whatever the checkout is called.
+	@# mypy knows the package by its folder's name, which for a root-mapped package is the name of the checkout.
 	@mkdir -p $(TYPES) && ln -sfn ../.. $(TYPES)/concept_encoder
 	$(BIN)/mypy
 

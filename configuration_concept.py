@@ -36,10 +36,10 @@ class ConceptEncoderConfig(PreTrainedConfig):
         position_embedding_type (`str`, default `"learned"`): token positions, `"learned"`, `"sinusoidal"` (any
             length) or `"none"`: the encoder reads a token without its place (any length); a decoder's are sinusoidal.
         position_counting (`str`, default `"tokens"`): what a token's place counts: the real `"tokens"` before it,
-            wherever padding stands, or `"columns"`, padding too, as in the reference run and in imported checkpoints.
+            wherever the padding is, or `"columns"`, padding too, as in the reference run and in imported checkpoints.
         embedding_layer_norm (`bool`, default False): LayerNorm on the sum of token and position embeddings, after its
             projection, in the encoder and in the diffusion decoder: keys and values then start at the same scale
-            whatever `initializer_range`. Off: raw embeddings, as in the reference run and in imported checkpoints.
+            for any `initializer_range`. Off: raw embeddings, as in the reference run and in imported checkpoints.
         latent_init (`str`, default `"normal"`): how the latent queries start. `"normal"`: independent draws;
             `"orthogonal"`: rows of a random orthogonal matrix, scaled to the norm that normal ones have on average.
         concept_position_type (`str`, default `"none"`): positions added to the latent queries: `"none"`,
@@ -206,7 +206,7 @@ class ConceptEncoderConfig(PreTrainedConfig):
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
-                raise ValueError(f"{name} must lie in [0, 1), got {value}")
+                raise ValueError(f"{name} must be in [0, 1), got {value}")
         for name in ("layer_norm_eps", "final_layer_norm_eps", "initializer_range", "timestep_scale"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
@@ -234,12 +234,12 @@ class ConceptEncoderConfig(PreTrainedConfig):
         for name in ("pad_token_id", "mask_token_id", "bos_token_id", "eos_token_id"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < self.vocab_size:
-                raise ValueError(f"{name} must lie in [0, vocab_size = {self.vocab_size}), got {value}")
+                raise ValueError(f"{name} must be in [0, vocab_size = {self.vocab_size}), got {value}")
 
     def _validate_reading(self):
         summed, each, size = self.concept_aggregation == "sum", self.concepts_per_token, self.projection_size
         if not 0 <= self.aggregation_power <= 1:
-            raise ValueError(f"aggregation_power must lie in [0, 1], got {self.aggregation_power}")
+            raise ValueError(f"aggregation_power must be in [0, 1], got {self.aggregation_power}")
         if not summed and (each is not None or self.count_saturation or self.aggregation_power != 0.5):
             raise ValueError(
                 "concepts_per_token, count_saturation and aggregation_power say how sums of tokens are made, and "
@@ -247,7 +247,7 @@ class ConceptEncoderConfig(PreTrainedConfig):
             )
         if each is not None and not 1 <= each <= min(4, self.num_concepts):
             raise ValueError(
-                f"concepts_per_token must lie in [1, 4] and be at most num_concepts ({self.num_concepts}), got {each}"
+                f"concepts_per_token must be in [1, 4] and at most num_concepts ({self.num_concepts}), got {each}"
             )
         if summed and self.concept_position_type != "none":
             raise ValueError(
@@ -257,7 +257,7 @@ class ConceptEncoderConfig(PreTrainedConfig):
         if self.tokens_per_concept is not None and self.tokens_per_concept < 1:
             raise ValueError(f"tokens_per_concept must be at least 1, got {self.tokens_per_concept}")
         if size is not None and not 1 <= size <= self.hidden_size:
-            raise ValueError(f"projection_size must lie in [1, hidden_size = {self.hidden_size}], got {size}")
+            raise ValueError(f"projection_size must be in [1, hidden_size = {self.hidden_size}], got {size}")
         if self.pooler_whitening and self.pooled_output != "mean":
             raise ValueError(
                 f"pooler_whitening=True maps the mean concept; pooled_output={self.pooled_output!r} is another vector"

@@ -454,7 +454,7 @@ def check_labels(labels: Tensor | None, loss_weights: Tensor | None, shape: torc
     if labels is not None and labels.numel() and readable(labels):
         low, high = labels.where(labels != -100, 0).aminmax()
         if low < 0 or high >= vocab_size:
-            raise ValueError(f"labels must be -100 or lie in [0, {vocab_size}), got {low.item()} to {high.item()}")
+            raise ValueError(f"labels must be -100 or in [0, {vocab_size}), got {low.item()} to {high.item()}")
 
 
 def token_positions(config, attention_mask: Tensor | None, length: int, device: torch.device) -> Tensor:
@@ -507,7 +507,7 @@ class ConceptTokenEmbeddings(nn.Module):
         low, high = input_ids.aminmax()
         if low < 0 or high >= self.config.vocab_size:
             raise ValueError(
-                f"token ids must lie in [0, {self.config.vocab_size}), got {low.item()} to {high.item()}; "
+                f"token ids must be in [0, {self.config.vocab_size}), got {low.item()} to {high.item()}; "
                 "the tokenizer does not belong to this model, or its added tokens need resize_token_embeddings"
             )
 
@@ -698,7 +698,7 @@ class ConceptPooledOutput(nn.Module):
         """Of all concepts, or those that are `visible` (B, C), and the first `dim` numbers of each."""
         concepts = self.projection(concepts)  # (B, C, d)
         if dim is not None and not 1 <= dim <= concepts.shape[-1]:
-            raise ValueError(f"dim must lie in [1, {concepts.shape[-1]}], the numbers of a concept, got {dim}")
+            raise ValueError(f"dim must be in [1, {concepts.shape[-1]}], the numbers of a concept, got {dim}")
         hidden = None if visible is None else ~visible.unsqueeze(-1)  # (B, C, 1)
         if self.kind == "weighted":
             scores = self.scorer(concepts)
@@ -811,7 +811,7 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
         "attentions": OutputRecorder(ConceptAttention, index=1, layer_name="self_attn"),
         "cross_attentions": OutputRecorder(ConceptAttention, index=1, layer_name="cross_attn"),
     }
-    # A pretraining checkpoint or a classifier loads here with what lies beyond the encoder left out.
+    # A pretraining checkpoint or a classifier loads here without what comes after the encoder.
     _keys_to_ignore_on_load_unexpected = [r"^(decoder|lm_head|pooling|token_pooling|classifier)\."]
 
     def __init__(self, config: ConceptEncoderConfig):
@@ -920,14 +920,14 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
             return None
         if num_concepts != "auto":
             if isinstance(num_concepts, str) or not 1 <= num_concepts <= most:
-                raise ValueError(f"num_concepts must lie in [1, {most}] or be 'auto', got {num_concepts!r}")
+                raise ValueError(f"num_concepts must be in [1, {most}] or be 'auto', got {num_concepts!r}")
             return torch.tensor([num_concepts])
         if each is None:
             raise ValueError("num_concepts='auto' needs tokens_per_concept in the configuration: ceil(N / r)")
         if self.layers and (self.config.concept_attention == "slot" or self.config.token_update == "bixt"):
             raise ValueError(
-                "num_concepts='auto' needs layers in which no other concept is felt: concept_attention='softmax' and "
-                "token_update='none'"
+                "num_concepts='auto' needs layers in which one concept does not affect another: "
+                "concept_attention='softmax' and token_update='none'"
             )
         length = torch.full((len(given),), given.shape[1], device=given.device)
         if attention_mask is not None and attention_mask.ndim == 2:
@@ -958,7 +958,7 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
 def visible_concept_mask(config, queries: Tensor, concepts: Tensor, num_visible: Tensor | int | None):
     """Attention mask from queries (B, Q, D) to the first `num_visible` of concepts (B, C, D); `None` shows them all.
 
-    With a draw per text the concepts become an ordered code of which any first k will do.
+    With a draw per text the concepts become an ordered code: the first k are enough, for any k.
     Source: nested dropout (Rippel et al. 2014, arXiv:1402.0915).
     """
     if num_visible is None:
@@ -968,7 +968,7 @@ def visible_concept_mask(config, queries: Tensor, concepts: Tensor, num_visible:
     if counts.shape not in ((), concepts.shape[:1]):
         raise ValueError(f"num_visible_concepts must be an int or ({len(concepts)},), got {tuple(counts.shape)}")
     if readable(counts) and not ((counts > 0) & (counts <= total)).all():
-        raise ValueError(f"num_visible_concepts must lie in [1, {total}], got {counts.tolist()}")
+        raise ValueError(f"num_visible_concepts must be in [1, {total}], got {counts.tolist()}")
     counts = counts.to(concepts.device).expand(len(concepts))
     visible = torch.arange(total, device=concepts.device) < counts[:, None]  # (B, C)
     return create_bidirectional_mask(
@@ -1296,7 +1296,7 @@ class ConceptEncoderForDiffusionMLM(ConceptMaskedLMModel):
         elif timesteps.shape != noised.shape[:1]:
             raise ValueError(f"timesteps must be ({len(noised)},), one per text, got {tuple(timesteps.shape)}")
         elif readable(timesteps) and not ((timesteps >= 0) & (timesteps <= 1)).all():
-            raise ValueError(f"timesteps must lie in [0, 1], got {timesteps.tolist()}")
+            raise ValueError(f"timesteps must be in [0, 1], got {timesteps.tolist()}")
 
         def decode(positions: Tensor | None) -> ConceptDecoderOutput:
             states = encoded.last_hidden_state
@@ -1344,7 +1344,7 @@ class ConceptEncoderForDiffusionMLM(ConceptMaskedLMModel):
                 "ancestral" commits a uniformly random subset (Sahoo et al. 2024, arXiv:2406.07524); "blocks" goes
                 from left to right over blocks of `block_length` positions and by confidence inside a block
                 (semi-autoregressive remasking of Nie et al. 2025, arXiv:2502.09992). Differs: a step that has more to
-                commit than a block holds goes on in the next one.
+                commit than a block holds continues in the next one.
             block_length: positions of a block of the canvas, for order "blocks" alone.
             temperature: factor 1 / temperature on the logits; 0 takes the most probable token.
             top_k: keep the k most probable tokens; 0 keeps all.

@@ -1,6 +1,6 @@
 """Makes the root's own documents pages of the site, and links between files links between pages.
 
-A link is written as it works in the repository, from one file to another; a page may lie elsewhere on the site.
+A link is written as it works in the repository, from one file to another; a page may be elsewhere on the site.
 """
 
 import posixpath

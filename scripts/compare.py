@@ -4,7 +4,7 @@
     concept-encoder compare prose_small tsdae --output_dir runs/compared
 
 Trains, analyses, scores and fine-tunes each, and prints one table, kept as comparison.json and comparison.md in the
-folder. A killed call goes on where it was when it is made again. Fields of a recipe that follow hold for all of them.
+folder. Type a killed command again and it continues where it was. Fields of a recipe that follow apply to all of them.
 """
 
 import sys

@@ -2,7 +2,7 @@
 
     concept-encoder export runs/mine --output_dir runs/mine-onnx --format onnx
 
-Writes one graph with dynamic batch size and length, configuration and tokenizer beside it, and only if it computes
+Writes one graph with dynamic batch size and length, configuration and tokenizer next to it, and only if it computes
 what the model computes. A classifier is exported with its head, any other checkpoint as its encoder.
 """
 

@@ -2,8 +2,8 @@
 
     concept-encoder finetune runs/mine --tasks mrpc stsb --protocol tuned
 
-Writes one JSON file per task into the folder finetune of the run and prints the scores beside chance, a bag of tokens
-and the same architecture without pretraining. A killed call goes on where it was when it is made again. Fields of the
+Writes one JSON file per task into the folder finetune of the run and prints the scores next to chance, a bag of tokens
+and the same architecture without pretraining. Type a killed command again and it continues where it was. Fields of the
 protocol that follow replace its values, and are then part of its name in the results.
 """
 

@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     print(format_table(table))
     say(f"\nWritten to {folder}: {type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} parameters.")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        say("The original holds no tokenizer; save the one it was trained with beside the weights.")
+        say("The original holds no tokenizer; save the one it was trained with next to the weights.")
     suggest("similarity", folder, "--tasks", "stsb")
 
 

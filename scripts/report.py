@@ -4,7 +4,7 @@
 
 Reads what the other commands left in RUN_DIR (pretrain.json, geometry.json, ledger.json, reading.json,
 finetune/*.json, similarity/*.json; at least one of them), writes report.json, report.md, report.html and figures/
-there, and prints the results in short. OTHER_RUN_DIR is laid beside it and only read.
+there, and prints the results in short. OTHER_RUN_DIR is laid next to it and only read.
 
 Exit code 0, or with --gate its verdict: 0 PASS, 1 FAIL, 2 INCONCLUSIVE. Bad input exits with 2 as well, with one line
 on stderr.
@@ -23,7 +23,7 @@ def command() -> Command:
     subject = parser.add_mutually_exclusive_group(required=True)
     subject.add_argument("run_dir", type=Path, nargs="?", help="folder of a run")
     subject.add_argument("--reference", type=Path, metavar="DIR", help="report on the reference run's figures, in DIR")
-    parser.add_argument("other_run_dir", type=Path, nargs="?", help="folder of a run to lay beside it")
+    parser.add_argument("other_run_dir", type=Path, nargs="?", help="folder of a run to lay next to it")
     parser.add_argument("--gate", choices=GATES, help="set of gates whose verdict is the exit code")
     return parser
 

@@ -2,8 +2,8 @@
 
     concept-encoder similarity runs/mine --tasks stsb
 
-Cosines without any training and a linear probe, beside the same architecture with random weights. Writes one JSON file
-per task into the folder similarity of the run.
+Cosines without any training and a linear probe, next to the same architecture with random weights. Writes one JSON
+file per task into the folder similarity of the run.
 """
 
 from typing import TYPE_CHECKING

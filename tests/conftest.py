@@ -110,7 +110,7 @@ def seeded_hub(hub):
 
 @pytest.fixture(scope="session")
 def shared():
-    """Folder of real data beside the checkout."""
+    """Folder of real data next to the checkout."""
     if not SHARED.is_dir():
         pytest.skip("../shared is not here")
     return SHARED

@@ -37,7 +37,7 @@ def plan_pretraining(recipe: Recipe) -> dict[str, Any]:
         GPU or this process; `processes` and `device`; `tokens` and `hours` of the whole training, None with `steps`.
 
     Raises:
-        ValueError: whatever `pretrain` would raise before its first step.
+        ValueError: anything that `pretrain` would raise before its first step.
     """
     training = recipe.training
     checkpoint_to_resume(training.output_dir, training.resume_from_checkpoint)

@@ -54,7 +54,7 @@ RESULT_FILE = "pretrain.json"
 
 
 def checkpoint_to_resume(output_dir: str, named: str | None) -> str | None:
-    """The checkpoint that training in `output_dir` goes on from: the one that is named, else the last that is whole.
+    """The checkpoint that training in `output_dir` continues from: the one that is named, else the last that is whole.
 
     Returns:
         Its folder; None in a folder without checkpoints, where training begins.
@@ -70,8 +70,8 @@ def checkpoint_to_resume(output_dir: str, named: str | None) -> str | None:
         trouble = damage(Path(named)) if Path(named).is_dir() else "there is no such folder"
         if trouble is not None:
             raise ValueError(
-                f"resume_from_checkpoint={named} is no whole checkpoint: {trouble}; leave it out to go on from the "
-                f"last one of {output_dir} that is whole"
+                f"resume_from_checkpoint={named} is not a whole checkpoint: {trouble}; leave it out to continue from "
+                f"the last one of {output_dir} that is whole"
             )
         return named
     names = [folder.name for _, folder in find_checkpoints(output_dir)]
@@ -84,7 +84,7 @@ def checkpoint_to_resume(output_dir: str, named: str | None) -> str | None:
 
 
 def _claim(training: ConceptTrainingArguments, held: ExitStack) -> str | None:
-    """The checkpoint to go on from, in a folder that is locked now; the main process looks, the others follow it."""
+    """The checkpoint to continue from, in a folder that is locked now; the main process looks, the others follow."""
     found: list[Any] = [None, None]
     if PartialState().is_main_process:
         try:
@@ -93,7 +93,7 @@ def _claim(training: ConceptTrainingArguments, held: ExitStack) -> str | None:
         except (ValueError, OSError) as error:
             found[1] = error
         if found[0] is not None and training.resume_from_checkpoint is None:
-            logger.warning(f"{training.output_dir} holds an unfinished run, which goes on from {Path(found[0]).name}")
+            logger.warning(f"{training.output_dir} holds an unfinished run; continuing from {Path(found[0]).name}")
     broadcast_object_list(found)
     if found[1] is not None:
         raise found[1]
@@ -110,7 +110,7 @@ def pretrain(
 ) -> PretrainResult:
     """Train `recipe` and leave model, tokenizer, `recipe.yaml` and `pretrain.json` in its output folder.
 
-    Called again with the same recipe after it was stopped, it goes on from the last checkpoint, bit for bit.
+    Called again with the same recipe after it was stopped, it continues from the last checkpoint, bit for bit.
 
     Args:
         recipe: from `Recipe.load`; or, with `fields`, what that takes.
@@ -237,7 +237,8 @@ def _way_on_named(recipe: Recipe) -> Iterator[None]:
         lost = _lost_worker(error)
         if lost is not None:
             raise ChildProcessError(
-                f"a data worker was lost, killed for its memory perhaps: {lost}. Lower dataloader_num_workers{go_on}"
+                f"a data worker was lost, perhaps killed for lack of memory: {lost}. "
+                f"Lower dataloader_num_workers{go_on}"
             ) from error
         if isinstance(error, ConnectionError | HTTPError) and recipe.data.streaming:
             raise ConnectionError(f"the corpus cannot be read any further: {said}{go_on}") from error
@@ -252,7 +253,7 @@ def _way_on_named(recipe: Recipe) -> Iterator[None]:
 def _kept(recipe: Recipe) -> str:
     """What to say of the last checkpoint, and nothing where there is none."""
     last = next((folder.name for _, folder in reversed(find_checkpoints(recipe.training.output_dir))), None)
-    return "" if last is None else f"; {last} is kept, the same command goes on from it"
+    return "" if last is None else f"; {last} is kept, the same command continues from it"
 
 
 def _hear_no_more_of_workers() -> None:

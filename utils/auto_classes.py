@@ -49,7 +49,7 @@ def _whole(name: str) -> ModuleType | None:
 
 
 class _AfterExecution:
-    """A finder of some modules, found as ever, each of which a function follows when it has been executed."""
+    """A finder of some modules, found as usual; a function is called after each of them has been executed."""
 
     waiting: dict[str, Callable[[], None]] = {
         "transformers.models.auto.configuration_auto": _register_config,

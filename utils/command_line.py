@@ -66,7 +66,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {printable(' '.join(message.split()))}\n")
 
     def parse_known_args(self, args=None, namespace=None):
-        """As ever, with a home folder (~) written out, which a shell leaves behind a `=`."""
+        """As usual, with a home folder (~) written out, which a shell leaves behind a `=`."""
         return super().parse_known_args(None if args is None else [_at_home(word) for word in args], namespace)
 
 
@@ -90,7 +90,7 @@ class Command(Parser):
         self.add_argument("-h", "--help", action="help", help="show this and stop")
 
     def add_argument(self, *words: Any, names: Iterable[str] = (), **options: Any) -> argparse.Action:
-        """As ever; `names` are what completion offers."""
+        """As usual; `names` are what completion offers."""
         action = super().add_argument(*words, **options)
         if names:
             setattr(action, "completer", lambda **_: names)  # noqa: B010 (argcomplete asks for it)
@@ -127,7 +127,7 @@ class Command(Parser):
         return arguments
 
     def typed(self, args: list[str] | None = None) -> dict[str, Any]:
-        """Name -> value of what was typed, but for the fields, and nothing else."""
+        """Name -> value of what was typed, without the fields."""
         found = vars(self.parse_args(args))
         return {name: value for name, value in found.items() if value is not None and value is not False}
 

@@ -23,7 +23,7 @@ def annotations(cls: type) -> dict[str, Any]:
 
 
 def typed(name: str, value: Any, annotation: Any) -> Any:
-    """`value` as the annotation has it: 1e-4, which YAML reads as a text, is a number, and 3 may stand for 3.0.
+    """`value` as the annotation has it: 1e-4, which YAML reads as a text, is a number, and 3 may be given for 3.0.
 
     Raises:
         ValueError: a value of another type, inf or nan; it names the field, the value and what is legal.
@@ -70,7 +70,7 @@ def words_to_fields(
     for word in words:
         if not word.startswith("--"):
             if own is None:
-                raise ValueError(f"{word!r} stands behind no field; write --field value")
+                raise ValueError(f"{word!r} follows no field; write --field value")
             own.append(word)
             continue
         name, equals, value = word[2:].partition("=")
@@ -158,7 +158,7 @@ def _converted(value: Any, annotation: Any) -> Any:
 
 
 def _number(text: str, kinds: Sequence[Any]) -> Any:
-    """The number that a text stands for, where one may stand; else the text."""
+    """The number that a text spells, where a number is allowed; else the text."""
     for kind in (int, float):
         try:
             if kind in kinds:
@@ -200,6 +200,6 @@ def _from_word(name: str, word: str, kinds: Sequence[Any]) -> Any:
     try:
         value = yaml.safe_load(word)
     except yaml.YAMLError as error:
-        raise ValueError(f"{name} cannot hold {word!r}, which is no YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{name} cannot hold {word!r}, which is not YAML: {' '.join(str(error).split())}") from None
     scalar = str in kinds and not isinstance(value, list | dict | bool)
     return word if scalar else value

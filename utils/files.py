@@ -92,7 +92,7 @@ def recorded_source(name: str | None) -> str | None:
     """A data set, tokenizer or checkpoint as the files of a run name it, which other people read: never by a path of
     this machine.
 
-    What is below the working folder is `./path`, what lies elsewhere its last name; a Hub id stays as it is.
+    What is below the working folder is `./path`, what is elsewhere its last name; a Hub id stays as it is.
     """
     if name is None:
         return None

@@ -133,7 +133,7 @@ class Part:
 
 @dataclass(kw_only=True)
 class Result(Part):
-    """What a command found, and what its file holds. It stands for its run folder wherever a run is asked for."""
+    """What a command found, and what its file holds. It can be given wherever a run folder is asked for."""
 
     kind: ClassVar[str]
     schema: ClassVar[int] = 1
@@ -145,7 +145,7 @@ class Result(Part):
 
     def __fspath__(self) -> str:
         if self.folder is None:
-            raise ValueError(f"this {type(self).__name__} is of no folder; give the folder of the run")
+            raise ValueError(f"this {type(self).__name__} belongs to no folder; give the folder of the run")
         return os.fspath(self.folder)
 
     def as_dict(self) -> dict[str, Any]:
@@ -165,7 +165,7 @@ class Result(Part):
 
         Args:
             path: of the file.
-            folder: of the run; `None`: where the file lies.
+            folder: of the run; `None`: where the file is.
 
         Raises:
             ValueError: no JSON; another kind or schema; a field that is missing, unknown, of another type or not
@@ -405,7 +405,7 @@ class AnalysisResult(Result):
 
 @dataclass(kw_only=True)
 class GeometryResult(AnalysisResult):
-    """geometry.json: how the concepts of a sample of documents lie. C concepts of width D."""
+    """geometry.json: how the concepts of a sample of documents are spread. C concepts of width D."""
 
     kind: ClassVar = "geometry"
     num_samples: Count
@@ -993,4 +993,4 @@ class Report(Result):
     figures: list[FigureFacts]
     missing: dict[PartName, Missing]
     other: "Report | None"
-    """the run beside, without figures of its own"""
+    """the other run, without figures of its own"""

@@ -2,7 +2,7 @@
 with them has a name.
 
 Pickles are not among them: weights are safetensors, and `use_safetensors=True` keeps transformers from taking the
-pickle beside them.
+pickle next to them.
 """
 
 import json
@@ -33,7 +33,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> Any:
-    """What a YAML file holds, as plain values; ValueError where it is no YAML, OSError where it cannot be opened."""
+    """What a YAML file holds, as plain values; ValueError where it is not YAML, OSError where it cannot be opened."""
     with path.open(encoding="utf-8") as file:
         try:
             return parse_yaml(file.read(MOST_CHARACTERS + 1))
@@ -44,7 +44,7 @@ def read_yaml(path: Path) -> Any:
 def parse_yaml(text: str) -> Any:
     """What a YAML text holds, as plain values.
 
-    A few lines can stand for more values than memory holds, or for themselves: their number, aliases written out, is
+    A few lines can expand to more values than memory holds, or to themselves: their number, aliases written out, is
     bounded before any of them is made.
 
     Raises:

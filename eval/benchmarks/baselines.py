@@ -1,4 +1,4 @@
-"""What every score stands beside: a bag of tokens fitted to the same examples, and scores published elsewhere."""
+"""What every score is compared with: a bag of tokens fitted to the same examples, and scores published elsewhere."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def bag_of_tokens(benchmark: Task, train: Dataset, validation: Dataset) -> np.nd
     A pair (a, b) is [|a - b|; a * b; their cosine; the share of common words in a, in b and in their union]; a and b
     themselves are left out, which was better in cross-validation on the training splits of STS-B, RTE and both SICK
     tasks, worse on MRPC. Logistic regression for classes, ridge regression for values; its regularisation is the one
-    whose primary metric is best in 5-fold cross-validation on the training split, of which at most 10,000 examples
+    whose primary metric is best in 5-fold cross-validation on the training split; at most 10,000 of its examples
     take part. Nothing is random but the folds and that sample, and those have a fixed seed.
 
     Args:

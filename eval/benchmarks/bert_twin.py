@@ -41,9 +41,9 @@ SHARED_FIELDS = (
 
 
 class BertTwinConfig(ConceptEncoderConfig):
-    """Configuration of a concept encoder, of which `SHARED_FIELDS` make a BERT.
+    """Configuration of a concept encoder whose `SHARED_FIELDS` make a BERT.
 
-    `num_concepts` is 1 whatever is given, and the other fields say nothing to a BERT: so a recipe serves both.
+    `num_concepts` is always 1, and the other fields mean nothing to a BERT: so one recipe serves both.
     """
 
     model_type = "bert_twin"

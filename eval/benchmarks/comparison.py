@@ -173,8 +173,8 @@ def compare(
 ) -> ComparisonResult:
     """Train, analyse, score and fine-tune each variant with each seed, and lay the figures side by side.
 
-    A killed call, made again, goes on where it was: with the last checkpoint of a run, and with what is not measured
-    yet. Runs lie in `output_dir/<recipe>/seed-<seed>` and are ordinary run folders.
+    Make a killed call again and it continues where it was: with the last checkpoint of a run, and with what is not
+    measured yet. Runs are in `output_dir/<recipe>/seed-<seed>` and are ordinary run folders.
 
     Args:
         recipes, variants: what to compare, as `find_variants` has it.
@@ -189,8 +189,8 @@ def compare(
         What comparison.json holds: a row per recipe and seed with every figure, and means over seeds.
 
     Raises:
-        ValueError: recipes that are not comparable or unknown tasks, before anything is trained; whatever the steps
-            raise.
+        ValueError: recipes that are not comparable or unknown tasks, before anything is trained; anything that the
+            steps raise.
     """
     output_dir = Path(output_dir)
     protocol = Protocol.load(protocol) if isinstance(protocol, str) else protocol
@@ -241,7 +241,7 @@ def plan_comparison(
         those that were interrupted counted whole; no `hours_left` where only the size of the corpus decides the steps.
 
     Raises:
-        ValueError: recipes that are not comparable; whatever `plan_pretraining` raises.
+        ValueError: recipes that are not comparable; anything that `plan_pretraining` raises.
     """
     output_dir, chosen = Path(output_dir), find_variants(recipes, variants)
     _check_fields(fields)

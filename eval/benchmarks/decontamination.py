@@ -55,8 +55,8 @@ def load_plan(name_or_path: str | os.PathLike) -> CorpusPlan:
         name_or_path: name in scripts/corpora, or a path that ends in .yaml.
 
     Raises:
-        ValueError: not such a file, an unknown field or task, a value of the wrong kind, or sources of which some are
-            pairs and some are not.
+        ValueError: not such a file, an unknown field or task, a value of the wrong kind, or sources of which some
+            are pairs and some are not.
     """
     path = find_recipe(name_or_path, PLANS)
     plan = read_yaml(path)
@@ -96,7 +96,7 @@ def build_corpus(plan: CorpusPlan | str | os.PathLike, output_dir: str | os.Path
         What contamination.json holds.
 
     Raises:
-        ValueError: output_dir holds something; nothing is left of a source; whatever `load_corpus` raises.
+        ValueError: output_dir holds something; nothing is left of a source; anything that `load_corpus` raises.
     """
     plan = plan if isinstance(plan, CorpusPlan) else load_plan(plan)
     output_dir = Path(output_dir)
@@ -183,7 +183,7 @@ class SentenceIndex:
         return exact, near
 
     def rows_that_match(self, corpus: Dataset, description: str) -> tuple[np.ndarray, np.ndarray]:
-        """(rows,) bool each: rows of which some sentence matches."""
+        """(rows,) bool each: rows with a sentence that matches."""
         sentences, owners = [], []
         for row, texts in enumerate(zip(*(corpus[name] for name in corpus.column_names), strict=True)):
             own = [sentence for text in texts for sentence in re.split(r"(?<=[.!?])\s+|\n+", text)]

@@ -1,4 +1,4 @@
-"""Fine-tuning of a checkpoint on benchmarks under a named protocol: one JSON file of scores beside their controls."""
+"""Fine-tuning of a checkpoint on benchmarks under a named protocol: one JSON file of scores next to their controls."""
 
 import os
 import platform
@@ -43,7 +43,7 @@ def predictions_path(output_dir: str | os.PathLike, task: str, protocol: Protoco
 
 
 def cells_folder(output_dir: str | os.PathLike, task: str, protocol: Protocol) -> Path:
-    """Where the finished pieces of a result lie, and its model: beside it, under its name without `.json`."""
+    """Where the finished pieces of a result and its model are: next to it, under its name without `.json`."""
     path = result_path(output_dir, task, protocol)
     return path.parent / path.stem
 
@@ -92,8 +92,8 @@ def finetune_task(
     """Fine-tune a checkpoint and its controls, score each seed once on the validation split, write the result.
 
     Learning rate, batch size and epoch are selected on a share of the training split, if the protocol selects any;
-    then each seed trains on all of it. The random twin goes through the same. A killed call, made again, goes on after
-    the last finished piece.
+    then each seed trains on all of it. The random twin goes through the same. A killed call, made again, continues
+    after the last finished piece.
 
     Args:
         checkpoint: folder or Hub id of a pretrained concept encoder, with its tokenizer.
@@ -113,7 +113,7 @@ def finetune_task(
     Raises:
         FileExistsError: the result exists and `overwrite` is not set.
         ValueError: not a pretrained concept encoder, or weights or vocabulary that do not fit; several devices;
-            predictions that are not finite; pieces or a twin of other settings; whatever `load_benchmark` raises.
+            predictions that are not finite; pieces or a twin of other settings; anything that `load_benchmark` raises.
     """
     _refuse_existing(output_dir, benchmark.name, protocol, overwrite)
     opened = Checkpoint.open(checkpoint, revision, FAMILIES)

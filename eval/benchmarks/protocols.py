@@ -74,7 +74,7 @@ class Protocol:
                 f"lr_scheduler_type must be one of {', '.join(schedules)}, got {self.lr_scheduler_type!r}"
             )
         if not 0 <= self.selection_size < 1:
-            raise ValueError(f"selection_size must lie in [0, 1), got {self.selection_size}")
+            raise ValueError(f"selection_size must be in [0, 1), got {self.selection_size}")
         if self.selection_size == 0 and len(self.grid) > 1:
             raise ValueError(
                 f"{len(self.grid)} settings (learning_rates {_listed(self.learning_rates)}; batch_sizes "

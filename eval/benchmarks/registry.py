@@ -296,7 +296,7 @@ def load_benchmark(benchmark: str | Task, splits: Sequence[str] = ("train", "val
         if rows["validation"] <= rows["train"]:
             raise ValueError(
                 f"Task {row.name}: every row of {row.validation_split} is in {row.train_split} too, so that it would "
-                "score what was learned by heart; give other rows"
+                "score memorised rows; give other rows"
             )
     return DatasetDict(loaded)
 

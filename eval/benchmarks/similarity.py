@@ -78,7 +78,7 @@ def similarity(
 ) -> list[SimilarityResult]:
     """Score the frozen concepts of a checkpoint on similarity tasks, write `similarity/<task>.json` for each.
 
-    Nothing of the encoder is trained. Whatever is fitted (weights, whitening, probe) sees training pairs only; the
+    Nothing of the encoder is trained. Anything fitted (weights, whitening, probe) sees training pairs only; the
     validation split is scored once per method.
 
     Args:
@@ -97,7 +97,7 @@ def similarity(
     Raises:
         FileExistsError: a result exists and `overwrite` is not set.
         ValueError: a task without graded similarity; not a pretrained concept encoder; max_length or
-            max_train_examples too small; whatever `load_benchmark` raises.
+            max_train_examples too small; anything that `load_benchmark` raises.
     """
     if max_length < 3:
         raise ValueError(f"max_length must be at least 3, got {max_length}")

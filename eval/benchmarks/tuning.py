@@ -1,4 +1,4 @@
-"""Fine-tuning under a protocol, in cells that a killed run goes on from: sweep on a share of train, then seeds."""
+"""Fine-tuning under a protocol, in cells that a killed run continues from: sweep on a share of train, then seeds."""
 
 import hashlib
 import json
@@ -43,7 +43,7 @@ from .registry import Task, load_benchmark
 
 SUBSET_SEED = 0  # of the share to select on and of `max_train_examples`: the same for every seed and control
 MODEL_FOLDER = "model"
-BATCHING = "length-grouped"  # part of what decides a cell: those of other batching are not its like
+BATCHING = "length-grouped"  # part of what decides a cell: cells of other batching do not match
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +107,8 @@ def prepare_task(
     """Load, cap and tokenise a benchmark.
 
     Raises:
-        ValueError: whatever `load_benchmark` raises; training examples of one label after the cap; a tokenizer without
-            a template for texts that are encoded as one.
+        ValueError: anything that `load_benchmark` raises; training examples of one label after the cap; a tokenizer
+            without a template for texts that are encoded as one.
     """
     bi_encoder = is_bi_encoder(benchmark, protocol)
     max_length = longest_text(config, protocol.max_length)
@@ -119,7 +119,7 @@ def prepare_task(
         check_varied(texts["train"]["label"])
     if not bi_encoder and len(benchmark.sentence_columns) == 2 and not tokenizer.num_special_tokens_to_add(pair=True):
         raise ValueError(
-            f"the tokenizer {tokenizer.name_or_path!r} has no template, so that nothing would part the two texts of "
+            f"the tokenizer {tokenizer.name_or_path!r} has no template, so nothing would separate the two texts of "
             f"{benchmark.name}; compare them as a bi-encoder (comparison), or give the tokenizer a post-processor"
         )
 
@@ -200,7 +200,7 @@ def run_protocol(
         checkpoint: what to train.
         task: what to train on.
         cells: where finished pieces are kept.
-        save_model: keep the model of the first seed, in `model` beside the cells.
+        save_model: keep the model of the first seed, in `model` next to the cells.
 
     Raises:
         ValueError: a seed's predictions are not finite; cells of other settings; a share too small to select on.
@@ -383,9 +383,9 @@ class ShuffledLengthGroups(LengthGroupedSampler):
 
 
 class LengthGroupedTrainer(Trainer):
-    """Trains on length-grouped batches and counts their padding; whatever it predicts on stays in order.
+    """Trains on length-grouped batches and counts their padding; what it predicts on stays in order.
 
-    `train_sampling_strategy="group_by_length"` would reorder that too, and put predictions beside wrong labels.
+    `train_sampling_strategy="group_by_length"` would reorder that too, and put predictions next to wrong labels.
     """
 
     def __init__(self, *args, **kwargs):
@@ -523,7 +523,7 @@ def _arguments(task: PreparedTask, setting: Setting, seed: int, scratch: str, ev
 def _save_model(trainer: Trainer, folder: Path) -> None:
     """Complete under its name, or not there at all."""
     with whole_folder(folder) as staged:
-        # Not the Trainer's own, which pickles its arguments beside the weights.
+        # Not the Trainer's own, which pickles its arguments next to the weights.
         trainer.model.save_pretrained(staged)
         trainer.processing_class.save_pretrained(staged)
         fit_saved_tokenizer(staged, trainer.model.config)

@@ -35,7 +35,7 @@ CORPUS_FIELDS = (  # what decides which documents are read, and how much of each
 
 @dataclasses.dataclass(frozen=True)
 class Analysis:
-    """What `analyze` found; stands for the folder that it was written into."""
+    """What `analyze` found; can be given where the folder that it was written into is asked for."""
 
     folder: Path
     geometry: GeometryResult

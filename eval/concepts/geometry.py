@@ -166,7 +166,7 @@ def geometry(
 
 
 def spectrum_section(concepts: np.ndarray, random_concepts: np.ndarray, normal: np.ndarray | None = None) -> Spectrum:
-    """Standard figures in four views and the content share, each with its interval and beside its nulls.
+    """Standard figures in four views and the content share, each with its interval and next to its nulls.
 
     The nulls: `gaussian`, independent normal vectors of the same size; `random_encoder`, the same architecture with
     random weights on the same documents; `static_slots`, the template for every document (see `static_slots_null`),

@@ -42,7 +42,7 @@ def concept_ledger(
 
         shuffled   those of another document of the sample, by a seeded derangement: everything that concepts of real
                    text have, but about the wrong text
-        null       the template, the mean matrix over the sample: all that concepts say whatever the input. Not zeros,
+        null       the template, the mean matrix over the sample: all that concepts say for every input. Not zeros,
                    which the decoder has never met: it would be charged for its surprise, not for what it misses.
 
     The noise is that of the trainer's evaluation: a function of the text alone, the same for all three, on a grid of

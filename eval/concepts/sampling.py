@@ -1,6 +1,6 @@
 """Texts sampled through their concepts: rebuilt, filled in, continued, and between two texts.
 
-Everything here ends in `ConceptEncoderForDiffusionMLM.generate`; `sampling` stands for its arguments from `num_steps`
+Everything here ends in `ConceptEncoderForDiffusionMLM.generate`; `sampling` are its arguments from `num_steps`
 to `generator`. Letters: B texts, N tokens, C concepts, D hidden size.
 """
 

@@ -29,7 +29,7 @@ def whiten(
 ) -> dict[str, int]:
     """Save `checkpoint` with a `pooler_output` that is uncorrelated and of variance 1 over training texts.
 
-    Nothing else changes: the concepts, and whatever heads read of them, stay as they are. The result is a checkpoint
+    Nothing else changes: the concepts, and all that heads read of them, stay as they are. The result is a checkpoint
     like any other, and `SentenceTransformer(output_dir)` embeds with it.
 
     Fit it to texts like those that will be embedded. Long blocks as in pretraining put every short sentence far from
@@ -47,15 +47,15 @@ def whiten(
         `texts` read, and `rank`: directions that vary.
 
     Raises:
-        ValueError: output_dir holds files; a checkpoint that is whitened already, fine-tuned, no concept encoder's or
-            without some of its weights; fewer than two texts, or only equal ones; whatever `load_corpus` raises.
+        ValueError: output_dir holds files; a checkpoint that is already whitened, fine-tuned, no concept encoder's or
+            without some of its weights; fewer than two texts, or only equal ones; anything that `load_corpus` raises.
     """
     output_dir = Path(output_dir)
     check_new(output_dir)
     opened = Checkpoint.open(checkpoint, revision)
     data = read_data(opened.folder, **fields) if data is None else data
     if opened.config.pooler_whitening:
-        raise ValueError(f"{opened.folder} is whitened already; give the checkpoint it was made from")
+        raise ValueError(f"{opened.folder} is already whitened; give the checkpoint it was made from")
     opened.check_pretrained()
     tokenizer = opened.tokenizer
     model, _ = opened.load(pooler_whitening=True)

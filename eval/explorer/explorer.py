@@ -241,7 +241,7 @@ class Explorer:
         model = self._sampler("infill", num_steps, temperature, seed)
         batch = self._encode(text, split_special_tokens=False)
         if self.tokenizer.mask_token not in text:
-            raise ValueError(f"There is no {self.tokenizer.mask_token} in the text; put one wherever a word is to be.")
+            raise ValueError(f"There is no {self.tokenizer.mask_token} in the text; put one where a word is missing.")
         canvases, logits = [], []
 
         def listen(module, args, kwargs, output) -> None:

@@ -40,7 +40,7 @@ def notice(explorer: Explorer, activity: str) -> str:
 
 
 def reading_map(reading: Reading, direction: str, concept: int) -> str:
-    """Concepts x tokens, one of `DIRECTIONS`, concepts in the order of where their attention lies."""
+    """Concepts x tokens, one of `DIRECTIONS`, concepts in the order of where they attend."""
     if direction == DIRECTIONS[0] or reading.read_by is None:
         shares, caption = reading.read, "Which tokens each concept reads"
         note = "Each row sums to 1: the attention of one concept, mean over layers and heads. Click a row."
@@ -83,7 +83,7 @@ def reading_rows(reading: Reading) -> list[list[Any]]:
 
 
 def comparison(result: Comparison) -> str:
-    """The similarities beside those of the untrained twin."""
+    """The similarities next to those of the untrained twin."""
     return PIECES.similarity(list(result.similarity.items()))
 
 

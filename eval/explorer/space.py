@@ -39,7 +39,7 @@ def write_space(checkpoint: str, revision: str | None, folder: str | Path) -> st
     folder = Path(folder)
     if Path(checkpoint).is_dir() or not is_hub_id(checkpoint):
         raise ValueError(
-            f"a Space loads its checkpoint from the Hub, and {checkpoint!r} is no Hub id; push it first with "
+            f"a Space loads its checkpoint from the Hub, and {checkpoint!r} is not a Hub id; push it first with "
             "concept-encoder push"
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

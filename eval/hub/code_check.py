@@ -94,7 +94,7 @@ class CheckpointCode(NamedTuple):
 
 
 def check_code(checkpoint: str | os.PathLike, revision: str = "main") -> CheckpointCode:
-    """The code of a folder, or of a repository on the Hub, of which nothing but Python and JSON files is fetched.
+    """The code of a folder, or of a repository on the Hub, fetching only Python and JSON files.
 
     Nothing of it is run.
 
@@ -175,7 +175,7 @@ def _is_known_type(name: Any) -> bool:
 
 @cache
 def own_classes() -> dict[str, list[str]]:
-    """Auto class to the classes of this package that can stand for it in an `auto_map`."""
+    """Auto class to the classes of this package that can take its place in an `auto_map`."""
     found: dict[str, list[str]] = {}
     for module in (configuration_concept, modeling_concept):
         for name, kind in vars(module).items():
@@ -218,7 +218,7 @@ def _compare(name: str, theirs: Path | None, ours: Path | None) -> CodeFile:
 
 
 def other_code(folder: Path) -> list[str]:
-    """Names of the files of this package that lie in a checkpoint and have another content there."""
+    """Names of the files of this package whose copies in a checkpoint differ."""
     there = [(path, folder / path.name) for path in CODE if (folder / path.name).is_file()]
     return [theirs.name for ours, theirs in there if ours.read_bytes() != theirs.read_bytes()]
 

@@ -40,7 +40,7 @@ from .code_check import CODE, COMMAND, other_code, own_classes
 REPORT_FILES = ("report.json", "report.html")
 CARD_FILE = "README.md"
 FIGURES = "figures/*.png"
-# All that an upload may hold; the star stands for no slash.
+# All that an upload may hold; the star matches no slash.
 UPLOADED = (
     *(CARD_FILE, "config.json", "generation_config.json", *(path.name for path in CODE), RECIPE_FILE),
     *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", *TOKENIZER_FILES),
@@ -120,7 +120,7 @@ def _auto_map(source: Path, given: Any, head: type[PreTrainedModel]) -> dict[str
     wrong = [f"{auto}: {name!r}" for auto, name in dict(given).items() if name not in known.get(auto, ())]
     if wrong:
         raise ValueError(
-            f"the auto_map of {source / 'config.json'} names what is no class of this package for it "
+            f"the auto_map of {source / 'config.json'} names what is not a class of this package for it "
             f"({', '.join(wrong)}); load the model with this package and save it again (save_pretrained)"
         )
     return AUTO_MAP | dict(given) | {head._auto_class: f"modeling_concept.{head.__name__}"}
@@ -129,7 +129,7 @@ def _auto_map(source: Path, given: Any, head: type[PreTrainedModel]) -> dict[str
 def _uploadable(source: Path, name: str) -> Path:
     """The file `name` of `source`; ValueError unless it is itself of `UPLOADED`, and no link to another one of it."""
     if not _is_uploaded(name):
-        raise ValueError(f"{name!r} of {source} is no file of an upload; {_what_is_uploaded()}")
+        raise ValueError(f"{name!r} of {source} is not part of an upload; {_what_is_uploaded()}")
     file = inside(source, name)
     if file.is_symlink() and file.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"{file} is a link to {file.resolve().name}; put the file itself there")
@@ -201,7 +201,7 @@ def _read_report(source: Path) -> tuple[Report | None, str | None, list[str]]:
 
 
 def _fresh_report(run: Path) -> tuple[Report | None, bool]:
-    """(report, whether it lies there): report.json, else built from the result files, else None."""
+    """(report, whether it is there): report.json, else built from the result files, else None."""
     path = run / "report.json"
     results = any(path for part in PARTS.values() for path in run.glob(part.pattern))
     if not path.is_file():
@@ -273,7 +273,7 @@ def push_folder(
 ) -> CommitInfo:
     """Make a branch hold the files of `folder`, in one commit on what it holds now.
 
-    The branch is at any time what it was or what it shall be. Files of an earlier push that would contradict the new
+    At any time the branch is the old one or the new one. Files of an earlier push that would contradict the new
     ones (weights, code, report, figures) go; others stay. Nothing is committed when nothing has changed.
 
     Args:
@@ -290,7 +290,7 @@ def push_folder(
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     stray = [name for name in files if not _is_uploaded(name)]
     if stray:
-        raise ValueError(f"{folder} holds {', '.join(stray)}, which are no files of an upload; {_what_is_uploaded()}")
+        raise ValueError(f"{folder} holds {', '.join(stray)}, which are not part of an upload; {_what_is_uploaded()}")
     api = HfApi()
     api.create_repo(repo_id, private=private or None, exist_ok=True)
     if private and not api.repo_info(repo_id).private:
@@ -387,7 +387,7 @@ def verify(folder: Path, source: str, revision: str | None = None) -> list[str]:
 
     Returns:
         What is wrong, a line each; empty when every Auto class of the map loads, one of them as the class that was
-        saved, no weight was newly initialised but those of a classifier that the checkpoint does not have, and every
+        saved, no weight is newly initialised except those of a classifier that the checkpoint lacks, and every
         tensor is the local one, bit for bit.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -72,7 +72,7 @@ def push(
         What went up, in its order.
 
     Raises:
-        ValueError: no such folder; not an owner/name; whatever `assemble` raises.
+        ValueError: no such folder; not an owner/name; anything that `assemble` raises.
         PublishError: the Hub said no; what is to go up does not load, and nothing was pushed; or what is there now
             does not, and its commit is named.
     """

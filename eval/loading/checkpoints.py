@@ -41,10 +41,10 @@ TWIN_SEED = 20_250  # no recipe's seed, so that the twin does not start where th
 class Checkpoint:
     """One checkpoint: configuration, weights and tokenizer, each read and checked at its first use and then kept.
 
-    Code that lies in it is never run, and pickles are never read. Errors are ValueErrors of one line.
+    Code in it is never run, and pickles are never read. Errors are ValueErrors of one line.
 
     Attributes:
-        folder: where it lies; for a Hub id, its download.
+        folder: where it is; for a Hub id, its download.
         hub_id: None for a folder.
     """
 
@@ -344,7 +344,7 @@ def results_folder(checkpoint: str | os.PathLike, output_dir: str | os.PathLike 
     if isinstance(checkpoint, Checkpoint) and checkpoint.hub_id:
         checkpoint = checkpoint.hub_id
     if not output_dir and not Path(checkpoint).is_dir():
-        raise ValueError(f"{checkpoint} is no folder to write results to; give --output_dir as well")
+        raise ValueError(f"{checkpoint} is not a folder to write results to; give --output_dir as well")
     return Path(output_dir or checkpoint)
 
 

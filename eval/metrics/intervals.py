@@ -12,7 +12,7 @@ from ...utils.results import ControlScore
 from .benchmark_score import benchmark_score
 
 LEVEL = 0.95  # of every interval
-CHUNK = 2**19  # elements of one (resamples, distinct examples) matrix: 4 MiB of float64, of which about ten are held
+CHUNK = 2**19  # elements of one (resamples, distinct examples) matrix: 4 MiB of float64; about ten are held
 
 # A score of each resample. weights (R, U): how often each distinct example was drawn; predictions and references (U,).
 WeightedMetric = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
@@ -33,7 +33,7 @@ def bootstrap_intervals(
 
     Each resample draws n of the n examples with replacement and, of predictions by several seeds, one seed. The
     interval is thus that of the score of one run, on other examples and with another seed; with one seed it knows
-    nothing of the variation between seeds. Ranks (Spearman) are computed anew in each resample, ties at their mean
+    nothing of the variation between seeds. Ranks (Spearman) are computed again in each resample, ties at their mean
     rank. The order of the examples does not matter.
 
     Args:
@@ -50,7 +50,7 @@ def bootstrap_intervals(
         highest for `high`; a RuntimeWarning gives their number.
 
     Raises:
-        ValueError: resamples below 1; shapes that do not fit; whatever `benchmark_score` raises.
+        ValueError: resamples below 1; shapes that do not fit; anything that `benchmark_score` raises.
 
     Source: Efron & Tibshirani 1993, An Introduction to the Bootstrap, 13.3 (percentile interval).
     Differs: seeds are drawn together with the examples.

@@ -1,4 +1,4 @@
-"""The figures of a report: which it has, what each shows, how each is drawn. Their data lie in report.json."""
+"""The figures of a report: which it has, what each shows, how each is drawn. Their data are in report.json."""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -203,7 +203,7 @@ FIGURES = {
         "spectrum",
         "Ranks and spread against their nulls",
         "Template: the mean over documents. Within: the concepts of one text, as they are or less their mean. Across: "
-        "one concept over texts. What lies at the random encoder's mark owes nothing to training.",
+        "one concept over texts. A value at the random encoder's mark owes nothing to training.",
         _spectrum_views,
         plots.plot_spectrum_views,
         "views",
@@ -220,7 +220,7 @@ FIGURES = {
     "dimension_std": FigureSpec(
         "dimensions",
         "Spread of hidden dimensions",
-        "Far left lie dimensions in which all concept vectors agree; all there means that concepts are copies.",
+        "Far left are dimensions in which all concept vectors agree; if all are there, the concepts are copies.",
         _dimension_std,
         plots.plot_dimension_std,
     ),
@@ -264,7 +264,7 @@ FIGURES = {
     ),
     "scores": FigureSpec(
         "downstream",
-        "Scores beside chance, controls and others",
+        "Scores next to chance, controls and others",
         "The primary metric of each task. A run that its random-init twin equals owes its score to fine-tuning.",
         _scores,
         plots.plot_scores,

@@ -271,7 +271,7 @@ def _no_twin(report: Report, _: Sequence[GateResult]) -> list[Advice]:
         "Fine-tune a random-initialised twin and other seeds the same way: chance is the lowest bar, the twin shows "
         "what pretraining adds."
     )
-    return [(f"Above chance, without a twin beside: {', '.join(names)}.", do)]
+    return [(f"Above chance, without a twin next to them: {', '.join(names)}.", do)]
 
 
 def _concepts_ignored(_: Report, results: Sequence[GateResult]) -> list[Advice]:

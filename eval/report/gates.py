@@ -1,4 +1,4 @@
-"""Gates as data: a figure of the report, a threshold, a verdict. Rows lie in gates.yaml, this module applies them."""
+"""Gates as data: a figure of the report, a threshold, a verdict. Rows are in gates.yaml; this module applies them."""
 
 import dataclasses
 import math
@@ -187,15 +187,15 @@ def _check_path(where: str, path: str) -> None:
             key, kind = get_args(kind)
             legal = names_of(key) or None
         elif get_origin(kind) is list and dataclasses.is_dataclass(get_args(kind)[0]):
-            (kind,) = get_args(kind)  # names of tasks and methods, of which a user may add some
+            (kind,) = get_args(kind)  # names of tasks and methods; a user may add some
         else:
-            raise ValueError(f"{where}: metric {path!r} goes on after {here}, which is a figure")
+            raise ValueError(f"{where}: metric {path!r} continues after {here}, which is a figure")
         if legal is not None and name not in legal:
             raise ValueError(f"{where}: metric {path!r}: {here} has no {name!r}; it has {', '.join(legal)}")
         kind = _without_none(kind)
         walked.append(name)
     if kind not in (int, float) and "value" not in getattr(kind, "__dataclass_fields__", ()):
-        raise ValueError(f"{where}: metric {path!r} is no figure; name one inside of it")
+        raise ValueError(f"{where}: metric {path!r} is not a figure; name one inside it")
 
 
 def _without_none(kind: Any) -> Any:
@@ -209,7 +209,7 @@ def check_gates(report: Report | Mapping[str, Any], gates: Sequence[Gate]) -> li
     """Apply gates to a report.
 
     A metric is a number, or an object with `value` and perhaps `interval` (low, high). With an interval the verdict
-    holds for all of it: PASS when all of it satisfies the gate, FAIL when none of it does, INCONCLUSIVE otherwise.
+    is for all of it: PASS when all of it satisfies the gate, FAIL when none of it does, INCONCLUSIVE otherwise.
     Without one the value decides. A metric or a threshold that is missing or null is INCONCLUSIVE.
 
     Args:
@@ -316,7 +316,7 @@ def find_in_report(report: Any, path: str) -> tuple[str, Any, str | None]:
 
 
 def _only_replaced(ids: Collection[str], wanted: str) -> str:
-    """The id itself if it is there or several have it with values replaced, of which scores must not choose one."""
+    """The id itself if it is there or several have it with values replaced: scores must not choose between them."""
     replaced = [name for name in ids if name.startswith(f"{wanted}+")]
     return replaced[0] if wanted not in ids and len(replaced) == 1 else wanted
 

@@ -146,7 +146,7 @@ def plot_singular_values(
     other: Sequence[float] | None = None,
     other_label: str = OTHER,
 ) -> None:
-    """Singular values over the largest one, on a log axis, beside Gaussian noise and the reference's leading ones.
+    """Singular values over the largest one, on a log axis, next to Gaussian noise and the reference's leading ones.
 
     Division makes runs of different width comparable, and the sum of the curve is the effective rank.
 
@@ -159,7 +159,7 @@ def plot_singular_values(
     Raises:
         ValueError: no values, or a largest value that is not positive.
     """
-    _require(bool(values) and values[0] > 0, "singular values, of which the largest must be positive")
+    _require(bool(values) and values[0] > 0, "singular values, the largest of them positive")
     with figure_file(path, theme, height=3.5) as (figure, colours):
         axes = figure.subplots()
         shown = _shares(values)
@@ -193,7 +193,7 @@ def plot_spectrum_views(
     other: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
     other_label: str = OTHER,
 ) -> None:
-    """Each spectral metric in each view, with its interval, beside its nulls. Two columns of panels, a row per view.
+    """Each spectral metric in each view, with its interval, next to its nulls. Two columns of panels, a row per view.
 
     Args:
         views: view -> metric -> {"value", "interval": [low, high] or None, "nulls": {name: float or None},
@@ -319,7 +319,7 @@ def plot_concept_attention(
     theme: str = "light",
     title: str = "Where concepts read",
 ) -> None:
-    """Shares of attention between concepts and the tokens of one text; concepts in the order of where theirs lie.
+    """Shares of attention between concepts and the tokens of one text; concepts in the order of where they attend.
 
     Args:
         tokens: N strings.
@@ -345,7 +345,7 @@ def plot_concept_attention(
         every = math.ceil(len(order) / 24)
         axes.set_yticks(range(0, len(order), every), [str(i) for i in order[::every]])
         axes.set_title(title, loc="left")
-        axes.set_ylabel("concept, by where it lies")
+        axes.set_ylabel("concept, by where it attends")
         _heat_map(axes)
         bar = figure.colorbar(image, ax=axes, label="attention share", location="right", shrink=0.85)
         bar.outline.set_visible(False)

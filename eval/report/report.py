@@ -32,7 +32,7 @@ NO_DECODER = "No ledger: the checkpoint holds no decoder of masked diffusion, wh
 
 
 class Part(NamedTuple):
-    """A part of a run: what its files hold, where they lie, and the command that writes them."""
+    """A part of a run: what its files hold, where they are, and the command that writes them."""
 
     kind: type[Result]
     pattern: str

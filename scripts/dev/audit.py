@@ -1,4 +1,4 @@
-"""Ask for known vulnerabilities of what is installed beside this.
+"""Ask for known vulnerabilities of what is installed next to this.
 
     python scripts/dev/audit.py
 

@@ -26,7 +26,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 def main(argv: list[str] | None = None) -> None:
     parser = Command(__file__, __doc__)
     default_device = "cuda" if torch.cuda.is_available() else "cpu"
-    groups = f"of {', '.join(GROUPS)} (all that fit the device, but for padding, which needs MRPC from the Hub)"
+    groups = f"of {', '.join(GROUPS)} (all that fit the device, except padding, which needs MRPC from the Hub)"
     parser.add_argument("--only", nargs="+", metavar="GROUP", help=groups)
     parser.add_argument(
         "--result",
@@ -35,13 +35,13 @@ def main(argv: list[str] | None = None) -> None:
         help="JSON file (default: docs/results/speed.json)",
     )
     parser.add_argument(
-        "--page", type=Path, default=DOCS / "SPEED.md", help="figures go beside it (default: docs/SPEED.md)"
+        "--page", type=Path, default=DOCS / "SPEED.md", help="figures go next to it (default: docs/SPEED.md)"
     )
-    parser.add_argument("--repeats", type=int, default=5, help="turns, beside one that is thrown away")
+    parser.add_argument("--repeats", type=int, default=5, help="turns, besides one that is thrown away")
     parser.add_argument("--threads", type=int, help="of torch (default: one per core)")
     parser.add_argument("--device", default=default_device, help="cpu or cuda")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, as a trial; needs --result and --page")
-    parser.add_argument("--render", action="store_true", help="measure nothing, render the page of --result anew")
+    parser.add_argument("--render", action="store_true", help="measure nothing, render the page of --result again")
     arguments = parser.parse_args(argv)
     ours = {parser.get_default("result"), parser.get_default("page")}
     if arguments.quick and ours & {arguments.result, arguments.page}:

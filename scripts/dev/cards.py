@@ -1,4 +1,4 @@
-"""Render the cards in model_cards/ anew from the reports in docs/results/.
+"""Render the cards in model_cards/ again from the reports in docs/results/.
 
     python scripts/dev/cards.py
 

@@ -67,7 +67,7 @@ class ScoreRow:
 
 
 def read_runs(folder: Path) -> dict[str, Report]:
-    """The report beside `folder`, that of the published card, and `NAME-SEED.report.json` in it.
+    """The report next to `folder`, that of the published card, and `NAME-SEED.report.json` in it.
 
     Returns:
         NAME-SEED -> report, in the order of `GROUPS` and of the seeds.
@@ -205,7 +205,7 @@ def _score_rows(runs: Mapping[str, Report]) -> list[ScoreRow]:
 
 
 def _beside(path: str, control: str) -> str:
-    """Path of a control beside a score."""
+    """Path of a control next to a score."""
     return f"{path}/controls/{control}" if path.startswith("downstream/") else f"{path}/{control}"
 
 
@@ -229,7 +229,7 @@ def _value(report: Report, path: str) -> float | None:
 def main(argv: list[str] | None = None) -> None:
     parser = Command(__file__, __doc__)
     parser.add_argument(
-        "--page", type=Path, default=DOCS / "GATE_1.md", help="figures go beside it (default: docs/GATE_1.md)"
+        "--page", type=Path, default=DOCS / "GATE_1.md", help="figures go next to it (default: docs/GATE_1.md)"
     )
     arguments = parser.parse_args(argv)
     sources = DOCS / "results" / "gate_1", DOCS / "results" / "objectives_20m.comparison.json"

@@ -60,7 +60,7 @@ def steps_table(
     mask_share: float = 0.5,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Fill texts of which a share of the tokens is masked in 1, 2, 4, 8 and 16 steps.
+    """Fill texts with a share of their tokens masked, in 1, 2, 4, 8 and 16 steps.
 
     Two measures, per masked token: `recovered`, the share of true tokens among the most probable ones, committed by
     confidence; and `nll_bits` of the true tokens under ancestral sampling, sum over steps of -log2 p(tokens of the

@@ -242,7 +242,7 @@ _PAGE = """# From 1 GPU to 64
 
 Rendered by `python scripts/dev/scaling.py`; a test keeps it fresh. **Nothing here was measured on a GPU.**
 Counted, by torch's FLOP counter and autograd's saved tensors: what a text costs. Assumed: an {gpu} of {peak} TFLOP/s
-in bfloat16, of which training reaches {share}; {nvlink} GB/s between the GPUs of a node of {node}, {network} GB/s per
+in bfloat16; training reaches {share} of it; {nvlink} GB/s between the GPUs of a node of {node}, {network} GB/s per
 GPU between nodes. Measured, on two CPU processes: DDP and FSDP2 give the losses of one process at equal global batch
 (`tests/trainers/test_trainer.py`, `tests/trainers/test_fsdp.py`).
 

@@ -64,7 +64,7 @@ def soak(command: Sequence[str], output_dir: Path, hours: float, every: float) -
     """
     if not 0 < every <= BLOCK_SECONDS or hours * 3600 < 10 * BLOCK_SECONDS:
         raise ValueError(
-            f"every must lie in (0, {BLOCK_SECONDS:.0f}] seconds and hours be at least "
+            f"every must be in (0, {BLOCK_SECONDS:.0f}] seconds and hours be at least "
             f"{10 * BLOCK_SECONDS / 3600:.2f}, got every={every}, hours={hours}"
         )
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -202,7 +202,7 @@ def _training(output_dir: Path, seen: set[int], status: int) -> dict[str, Any]:
 
 
 def verdict(result: Mapping[str, Any]) -> dict[str, Any]:
-    """`verdict` and `reasons`: a trend passes when its whole interval lies below the bound, fails when none does."""
+    """`verdict` and `reasons`: a trend passes when its whole interval is below the bound, fails when none does."""
     reasons, verdicts = [], ["PASS" if result["training"]["finite"] else "FAIL"]
     if verdicts == ["FAIL"]:
         reasons.append("a loss is not finite")
@@ -269,7 +269,7 @@ def main(argv: list[str] | None = None) -> None:
         default=DOCS / "RELIABILITY.md",
         help="whose section to write (default: docs/RELIABILITY.md)",
     )
-    parser.add_argument("--render", action="store_true", help="run nothing, write the section from --result anew")
+    parser.add_argument("--render", action="store_true", help="run nothing, write the section from --result again")
     parser.accept(RECIPE_FIELDS)
     arguments = parser.parse_args(argv)
     if arguments.render == (arguments.recipe is not None and arguments.output_dir is not None):

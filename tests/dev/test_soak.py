@@ -110,7 +110,7 @@ def test_the_command_renders_a_result_again(tmp_path, capsys):
         (["tiny"], "give RECIPE and --output_dir, or --render and neither"),
         (["--render", "tiny", "--output_dir", "x"], "give RECIPE and --output_dir, or --render and neither"),
         (["tiny", "--output_dir", "x", "--hours", "0.1"], r"hours be at least 0.33, got every=10.0, hours=0.1"),
-        (["tiny", "--output_dir", "x", "--every", "0"], "every must lie in (0, 120] seconds"),
+        (["tiny", "--output_dir", "x", "--every", "0"], "every must be in (0, 120] seconds"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message, capsys, tmp_path, monkeypatch):

@@ -458,5 +458,5 @@ def test_the_page_of_the_tree_is_fresh():
     result = json.loads(RESULT.read_text(encoding="utf-8"))
     written = (ROOT / "docs" / "SPEED.md").read_text(encoding="utf-8")
     assert written == render_page(result, "results/speed.json"), (
-        "render it anew: python scripts/dev/benchmark.py --render"
+        "render it again: python scripts/dev/benchmark.py --render"
     )

@@ -154,7 +154,7 @@ def test_isoscore_leaves_out_what_the_trained_layer_norm_removes(checkpoint: Pat
 
 
 def test_checkpoint_without_the_decoder(checkpoint: Path, corpus: Path) -> None:
-    """An encoder has geometry and the encoder's reading; a ledger of other weights does not stay beside them."""
+    """An encoder has geometry and the encoder's reading; a ledger of other weights does not stay next to them."""
     run(checkpoint, corpus)
     assert (checkpoint / "ledger.json").exists()
     ConceptEncoderModel.from_pretrained(checkpoint).save_pretrained(checkpoint)
@@ -260,7 +260,7 @@ def test_folder_without_config(tmp_path: Path) -> None:
 
 
 def test_no_folder() -> None:
-    with pytest.raises(ValueError, match="nowhere/at-all is no folder to write results to; give --output_dir"):
+    with pytest.raises(ValueError, match="nowhere/at-all is not a folder to write results to; give --output_dir"):
         run("nowhere/at-all", Path("unread.jsonl"))
 
 

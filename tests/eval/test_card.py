@@ -66,7 +66,7 @@ def test_there_is_a_card_for_every_report(cards):
 @pytest.mark.parametrize("path", REPORTS, ids=name_of)
 def test_cards_of_the_tree_are_fresh(cards, path):
     written = (ROOT / "model_cards" / f"{name_of(path)}.md").read_text(encoding="utf-8")
-    assert written == cards[name_of(path)], "render them anew: python scripts/dev/cards.py"
+    assert written == cards[name_of(path)], "render them again: python scripts/dev/cards.py"
 
 
 def test_the_script_writes_them(cards, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Recipes side by side: what has to be equal is checked, a killed comparison goes on, the table holds the figures."""
+"""Recipes side by side: what has to be equal is checked, a killed one continues, the table holds the figures."""
 
 import functools
 import re

@@ -346,7 +346,7 @@ def test_bad_normal() -> None:
 def test_bad_resampling() -> None:
     with pytest.raises(ValueError, match="num_resamples must be at least 2, got 1"):
         bootstrap_intervals(gaussian(4, 3, 5), seed=0, num_resamples=1)
-    with pytest.raises(ValueError, match=r"confidence must lie in \(0, 1\), got 1"):
+    with pytest.raises(ValueError, match=r"confidence must be in \(0, 1\), got 1"):
         bootstrap_intervals(gaussian(4, 3, 5), seed=0, confidence=1)
     with pytest.raises(ValueError, match="2 documents are too few to resample pairs"):
         bootstrap_intervals(gaussian(2, 3, 5), seed=0)

@@ -147,7 +147,7 @@ def test_rebuilding_from_fewer_sees_only_those(explorer, monkeypatch):
         (lambda e: e.read("cat " * 63), "The text has 65 tokens; at most 64 can be shown. Shorten it."),
         (lambda e: e.compare(TEXT, ""), "There is no text"),
         (lambda e: e.swap(TEXT, OTHER, [], 4), r"indices in \[0, 5\), got \[\]"),
-        (lambda e: e.infill(TEXT, 4, 0.0, 0), r"There is no \[MASK\] in the text; put one wherever"),
+        (lambda e: e.infill(TEXT, 4, 0.0, 0), r"There is no \[MASK\] in the text; put one where a word"),
         (lambda e: e.rebuild(TEXT, 6, 4, 0.0, 0), r"must be a whole number in \[1, 5\], got 6"),
         (lambda e: e.read("cat " * 1_300_000), "The text has 5,200,000 characters; at most 10,000 are read"),
         (lambda e: e.read(None), "There is no text; type one."),
@@ -173,7 +173,7 @@ def test_bad_input_is_named(explorer, act, message):
 
 
 def test_words_that_it_does_not_know_are_masked_and_filled_like_others(explorer):
-    """[UNK] stands for a word, though it is a special token."""
+    """[UNK] counts as a word, though it is a special token."""
     rebuilt = explorer.rebuild("the xyzzy cat", 5, 2, 0.0, 0)
     assert rebuilt.original == ["the", "[UNK]", "cat"]
     assert len(rebuilt.right) == len(rebuilt.rebuilt) == 3

@@ -1,4 +1,4 @@
-"""Fine-tuning of small checkpoints: what is written, what it stands beside, what is refused."""
+"""Fine-tuning of small checkpoints: what is written, what it is compared with, what is refused."""
 
 import json
 import os
@@ -142,7 +142,7 @@ def test_a_score_is_paired_with_the_constant_prediction():
 
 
 def test_metrics_are_those_of_the_saved_model(checkpoint, tmp_path, protocol):
-    """The kept model, loaded anew, predicts what was scored."""
+    """The kept model, loaded again, predicts what was scored."""
     row = small_task("mrpc", tmp_path)
     result = finetune_task(str(checkpoint), row, protocol, checkpoint, save_model=True)
     folder = checkpoint / "finetune" / "mrpc.quick+batch_sizes=32+epochs=2" / "model"
@@ -241,7 +241,7 @@ def without_pad_token(folder: Path) -> None:
         (lambda folder: (folder / "model.safetensors").unlink(), r"it has no model\.safetensors"),
         (lambda folder: [p.unlink() for p in folder.glob("tokenizer*")], "has no tokenizer; save the one it was"),
         (without_pad_token, "has no padding token; set pad_token"),
-        (lambda folder: shutil.rmtree(folder), "No checkpoint folder|is no folder to write results to"),
+        (lambda folder: shutil.rmtree(folder), "No checkpoint folder|is not a folder to write results to"),
     ],
 )
 def test_bad_checkpoint(spoil, message, checkpoint, small_tasks, capsys):
@@ -290,7 +290,7 @@ def test_from_the_hub(hub, pretrained, tmp_path, small_tasks, capsys):
     HfApi().create_repo("me/pretrained", exist_ok=True)
     HfApi().upload_folder(folder_path=pretrained, repo_id="me/pretrained")
     arguments = ["me/pretrained", "--tasks", "mrpc", "--protocol", "quick", "--epochs", "1"]
-    fails(arguments, "me/pretrained is no folder to write results to; give --output_dir", capsys)
+    fails(arguments, "me/pretrained is not a folder to write results to; give --output_dir", capsys)
     main([*arguments, "--output_dir", str(tmp_path / "out")])
     written = {"finetune/mrpc.quick+epochs=1.json", "finetune/predictions/mrpc.quick+epochs=1.json"}
     assert written <= files(tmp_path / "out")

@@ -251,9 +251,9 @@ def test_bad_gate_file(text, message, tmp_path):
         ),
         ("ledger/bits_per_token/nul", "ledger/bits_per_token has no 'nul'; it has shuffled, null$"),
         ("geometry/spectrum/views/raw/rankme", "has no 'raw'; it has template, within_raw, within_centred, across$"),
-        ("geometry/metrics", "metric 'geometry/metrics' is no figure; name one inside of it"),
-        ("downstream/stsb.tuned", "metric 'downstream/stsb.tuned' is no figure"),
-        ("geometry/num_concepts/x", "goes on after geometry/num_concepts, which is a figure"),
+        ("geometry/metrics", "metric 'geometry/metrics' is not a figure; name one inside it"),
+        ("downstream/stsb.tuned", "metric 'downstream/stsb.tuned' is not a figure"),
+        ("geometry/num_concepts/x", "continues after geometry/num_concepts, which is a figure"),
         ("geometry/folder", "geometry has no 'folder'; it has checkpoint, corpus, num_samples"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Geometry of concepts: grades, encoding, the fields of geometry.json and the spectrum beside its nulls."""
+"""Geometry of concepts: grades, encoding, the fields of geometry.json and the spectrum next to its nulls."""
 
 import json
 from pathlib import Path
@@ -106,7 +106,7 @@ def test_collect_concepts_is_deterministic_and_restores_the_mode() -> None:
 def test_collect_concepts_restores_the_mode_after_an_error() -> None:
     model = ConceptEncoderModel(make_config()).train()
     bad = {"input_ids": torch.full((1, 3), 10_000), "attention_mask": torch.ones(1, 3)}
-    with pytest.raises(ValueError, match="token ids must lie in"):
+    with pytest.raises(ValueError, match="token ids must be in"):
         collect_concepts(model, [bad], "cpu")
     assert model.training
 
@@ -135,7 +135,7 @@ def test_geometry_holds_what_the_functions_give() -> None:
 
 
 def test_what_a_layer_norm_fixes_is_marked() -> None:
-    """Whatever the vectors, the marked figures say the same once a LayerNorm has seen them."""
+    """For any vectors the marked figures say the same after a LayerNorm."""
     fixed = geometry(layer_normed(12, 5, 16), layer_normed(12, 5, 16), batch_size=12).by_construction
     assert fixed == [
         "collapsed_dimensions_ratio",

@@ -57,7 +57,7 @@ def test_overrides_become_part_of_the_name():
         ({"epochs": 0}, "epochs must be positive, got 0"),
         ({"warmup_steps": -0.1}, "warmup_steps must not be negative, got -0.1"),
         ({"max_train_examples": 1}, "max_train_examples must be at least 2, got 1"),
-        ({"selection_size": 1.0}, r"selection_size must lie in \[0, 1\), got 1\.0"),
+        ({"selection_size": 1.0}, r"selection_size must be in \[0, 1\), got 1\.0"),
         (
             {"learning_rates": (1e-3, 1e-4)},
             r"2 settings \(learning_rates 0\.001,0\.0001; .* selection_size is 0; give",

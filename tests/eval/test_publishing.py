@@ -85,7 +85,7 @@ def repo_id(request) -> str:
 
 @pytest.fixture
 def unverified(monkeypatch):
-    """Leaves out the two processes that load the model, of which other tests are."""
+    """Leaves out the two processes that load the model; other tests cover them."""
     monkeypatch.setattr(pushing, "verify", lambda *args: [])
 
 
@@ -183,7 +183,7 @@ def test_a_map_that_names_other_code_is_not_published(pretrained, tmp_path, auto
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps({**config, "auto_map": {auto: name}}))
     (tmp_path / "set").mkdir()
-    message = rf"the auto_map of .* names what is no class of this package for it \({auto}: '{name}'\); load"
+    message = rf"the auto_map of .* names what is not a class of this package for it \({auto}: '{name}'\); load"
     with pytest.raises(ValueError, match=message):
         assemble(source, tmp_path / "set", "me/example")
 
@@ -233,7 +233,7 @@ def test_stray_files_stay_where_they_are(run, tmp_path):
 def test_only_an_upload_set_is_pushed(folder, name):
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_bytes(b"x")
-    with pytest.raises(ValueError, match=f"holds {name}, which are no files of an upload; it holds only README.md"):
+    with pytest.raises(ValueError, match=f"holds {name}, which are not part of an upload; it holds only README.md"):
         push_folder(folder, "me/never")
 
 
@@ -285,7 +285,7 @@ def test_no_path_of_the_author_is_in_anything_that_is_published(tmp_path, tokeni
         (tmp_path / name).mkdir()
         assemble(source, tmp_path / name, "me/example")
     published = [path for name in sources for path in (tmp_path / name).rglob("*") if path.is_file()]
-    # A checkpoint-N is no result: it is what this machine goes on from.
+    # A checkpoint-N is no result: it is what this machine continues from.
     results = [path for path in run.rglob("*.json") if not any(part.startswith("checkpoint-") for part in path.parts)]
     assert {"geometry.json", "trainer_state.json", "pretrain.json", "own_pairs.json"} <= {
         path.name for path in results
@@ -389,7 +389,7 @@ def test_what_cannot_be_published(run, tmp_path, how, message, capsys):
 
 
 def leads_out(source: Path, how: str) -> None:
-    """Makes a run folder name, or link to, a file beside it."""
+    """Makes a run folder name, or link to, a file next to it."""
     (source.parent / "secret.png").write_bytes(b"of nobody else")
     (source.parent / "secret.safetensors").write_bytes((source / "model.safetensors").read_bytes())
     forged = json.loads((source / "report.json").read_text())

@@ -34,7 +34,7 @@ REAL = {
     "sick_entailment": (4439, 495, {"accuracy": 0.568}),
 }
 ENTAILMENT = ["entailment", "neutral", "contradiction"]
-# Columns of the tables that no copy was at hand of, as their Hub pages show them.
+# Columns of the tables without a local copy, as their Hub pages show them.
 UNREACHABLE = {
     "qqp": (["question1", "question2"], ["not_duplicate", "duplicate"], "idx"),
     "mnli_matched": (["premise", "hypothesis"], ENTAILMENT, "idx"),

@@ -55,7 +55,7 @@ def other(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, other) -> Path:
-    """A synthetic run with its report written, another run beside."""
+    """A synthetic run with its report written, next to another run."""
     folder = write_synthetic_run(tmp_path_factory.mktemp("runs") / "sample")
     write_report(folder, other)
     return folder

@@ -1,4 +1,4 @@
-"""The report in a real browser: whatever strings the data hold, they are shown as text."""
+"""The report in a real browser: any string that the data hold is shown as text."""
 
 import json
 import re

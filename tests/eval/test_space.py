@@ -58,7 +58,7 @@ def test_a_space_is_pinned(hub, published, tmp_path, capsys):
 
 def test_only_what_is_on_the_hub_becomes_a_space(tmp_path):
     for checkpoint in (str(tmp_path), "nowhere"):
-        with pytest.raises(ValueError, match="is no Hub id; push it first with concept-encoder push"):
+        with pytest.raises(ValueError, match="is not a Hub id; push it first with concept-encoder push"):
             write_space(checkpoint, None, tmp_path / "space")
 
 

@@ -323,7 +323,7 @@ def test_a_share_too_small_to_select_on(pretrained, tmp_path):
 
 @pytest.mark.parametrize("task", ["stsb", "mrpc"])
 def test_texts_of_a_pair_can_be_encoded_apart(task, pretrained, tmp_path, monkeypatch):
-    """What the model is fed: [CLS] a [SEP] and [CLS] b [SEP]; a cosine learns labels that lie in [0, 1]."""
+    """What the model is fed: [CLS] a [SEP] and [CLS] b [SEP]; a cosine learns labels in [0, 1]."""
     seen = []
     forward = ConceptEncoderForSentencePairClassification.forward
 
@@ -348,7 +348,7 @@ def test_texts_of_a_pair_can_be_encoded_apart(task, pretrained, tmp_path, monkey
         assert ((ids == tokenizer.sep_token_id).sum(1) == 1).all()
     assert set(first["labels"].tolist()) == {0, 1}
     kept = PredictionsResult.load(tmp_path / "out" / "finetune" / "predictions" / f"{task}.{result.protocol}.json")
-    if task == "stsb":  # equal words have equal embeddings: whoever has the right two side by side can tell
+    if task == "stsb":  # equal words have equal embeddings: with the right two side by side one can tell
         assert result.scores["pearson"].value > 0.6
         assert np.max(kept.run["42"]) > 2  # on the scale of the labels
     else:

@@ -125,7 +125,7 @@ def test_what_is_refused(checkpoint, data, tmp_path, capsys):
     assert "31 directions vary" in capsys.readouterr().out
     with pytest.raises(ValueError, match="is not empty; name a new folder"):
         whiten(str(checkpoint), tmp_path / "white", data)
-    with pytest.raises(ValueError, match="is whitened already; give the checkpoint it was made from"):
+    with pytest.raises(ValueError, match="is already whitened; give the checkpoint it was made from"):
         whiten(str(tmp_path / "white"), tmp_path / "twice", data)
     config = json.loads((checkpoint / "config.json").read_text())
     torn = shutil.copytree(checkpoint, tmp_path / "torn")

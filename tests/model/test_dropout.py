@@ -74,7 +74,7 @@ def test_attention_with_dropout_is_that_of_sdpa_where_none_is_drawn(padded):
     assert model.config._attn_implementation == "sdpa"
     ids, mask = token_batch()
     mask = mask if padded else torch.ones_like(mask)
-    mask[0] = 0 if padded else 1  # a text of which nothing may be seen
+    mask[0] = 0 if padded else 1  # a text without a visible token
     expected = model.eval()(ids, mask).last_hidden_state
     torch.manual_seed(0)
     torch.testing.assert_close(model.train()(ids, mask).last_hidden_state, expected, rtol=1e-7, atol=1e-7)

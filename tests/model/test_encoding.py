@@ -325,7 +325,7 @@ def test_chunks_are_refused_where_they_cannot_be_read():
 def test_inputs_are_checked_as_ever(chunk):
     model = encoder()
     ids, _ = long_batch()
-    with pytest.raises(ValueError, match=r"token ids must lie in \[0, 120\), got .* to 120"):
+    with pytest.raises(ValueError, match=r"token ids must be in \[0, 120\), got .* to 120"):
         model(torch.cat([ids, torch.full((4, 1), 120)], 1), **chunk)
     with pytest.raises(ValueError, match="sequence of 41 tokens is longer than max_position_embeddings"):
         model(token_batch(3, 41)[0], **chunk)

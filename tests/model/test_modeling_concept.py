@@ -474,8 +474,8 @@ def test_label_smoothing_is_cross_entropy_s():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m, ids: m(ids + 117), r"token ids must lie in \[0, 120\), got"),
-        (lambda m, ids: m(-ids), r"token ids must lie in \[0, 120\), got"),
+        (lambda m, ids: m(ids + 117), r"token ids must be in \[0, 120\), got"),
+        (lambda m, ids: m(-ids), r"token ids must be in \[0, 120\), got"),
         (lambda m, ids: m(ids.repeat(1, 4)), r"sequence of 44 tokens is longer than max_position_embeddings \(40\)"),
         (lambda m, ids: m.encoder(), "exactly one of input_ids and inputs_embeds"),
         (lambda m, ids: m(concepts=torch.zeros(1, 6, 32)), "decoder has nothing to rebuild"),
@@ -559,8 +559,8 @@ def test_the_perceiver_head_can_hide_concepts_too():
 @pytest.mark.parametrize(
     ("count", "message"),
     [
-        (0, r"must lie in \[1, 6\], got 0"),
-        (torch.tensor([1, 7, 2]), r"must lie in \[1, 6\], got \[1, 7, 2\]"),
+        (0, r"must be in \[1, 6\], got 0"),
+        (torch.tensor([1, 7, 2]), r"must be in \[1, 6\], got \[1, 7, 2\]"),
         (torch.tensor([1, 2]), r"must be an int or \(3,\), got \(2,\)"),
     ],
 )

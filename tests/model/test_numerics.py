@@ -1,4 +1,4 @@
-"""Numbers: gradients against finite differences in float64, bfloat16 beside float32, extreme inputs, determinism."""
+"""Numbers: gradients against finite differences in float64, bfloat16 next to float32, extreme inputs, determinism."""
 
 import json
 import os

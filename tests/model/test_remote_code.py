@@ -128,7 +128,7 @@ with open("report.json", "w") as file:
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory) -> Path:
-    """A folder of checkpoints, one of them laid out as a clone of the repository with weights beside the code."""
+    """A folder of checkpoints, one of them laid out as a clone of the repository with weights next to the code."""
     folder = tmp_path_factory.mktemp("checkpoints")
     config = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     config |= {"intermediate_size": 32, "num_concepts": 4, "max_position_embeddings": 16}

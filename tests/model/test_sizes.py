@@ -93,12 +93,12 @@ def test_cost_falls_with_the_concepts(variant):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ({"num_concepts": 0}, r"num_concepts must lie in \[1, 6\] or be 'auto', got 0"),
-        ({"num_concepts": 7}, r"num_concepts must lie in \[1, 6\] or be 'auto', got 7"),
-        ({"num_concepts": "all"}, r"num_concepts must lie in \[1, 6\] or be 'auto', got 'all'"),
+        ({"num_concepts": 0}, r"num_concepts must be in \[1, 6\] or be 'auto', got 0"),
+        ({"num_concepts": 7}, r"num_concepts must be in \[1, 6\] or be 'auto', got 7"),
+        ({"num_concepts": "all"}, r"num_concepts must be in \[1, 6\] or be 'auto', got 'all'"),
         ({"num_concepts": "auto"}, "num_concepts='auto' needs tokens_per_concept in the configuration"),
-        ({"dim": 0}, r"dim must lie in \[1, 32\], the numbers of a concept, got 0"),
-        ({"dim": 33}, r"dim must lie in \[1, 32\], the numbers of a concept, got 33"),
+        ({"dim": 0}, r"dim must be in \[1, 32\], the numbers of a concept, got 0"),
+        ({"dim": 33}, r"dim must be in \[1, 32\], the numbers of a concept, got 33"),
     ],
 )
 def test_sizes_that_there_are_not(call, message):
@@ -108,7 +108,9 @@ def test_sizes_that_there_are_not(call, message):
 
 def test_sizes_that_other_concepts_would_feel():
     for config in ({"concept_attention": "slot"}, {"token_update": "bixt"}):
-        with pytest.raises(ValueError, match="num_concepts='auto' needs layers in which no other concept is felt"):
+        with pytest.raises(
+            ValueError, match="num_concepts='auto' needs layers in which one concept does not affect another"
+        ):
             encoder(**config, tokens_per_concept=2)(token_batch()[0], num_concepts="auto")
     with pytest.raises(ValueError, match="pooler_whitening=True mixes all numbers of the mean concept; leave dim out"):
         encoder(pooler_whitening=True)(token_batch()[0], dim=4)

@@ -53,7 +53,7 @@ def imports(source: str, module: str, is_package: bool) -> Iterator[Import]:
 
 
 def floor(module: str) -> int:
-    """Index in FLOORS; `__init__` and `__main__` at the root show what is on all of them, and lie on the roof."""
+    """Index in FLOORS; `__init__` and `__main__` at the root show what is on all of them, and are the roof."""
     parts = module.split(".")
     return FLOORS.index(parts[1]) if parts[1:] and parts[1] in FLOORS else len(FLOORS)
 
@@ -82,7 +82,7 @@ def import_violations(source: str, module: str, is_package: bool = False) -> lis
             found.append(f"{where} absolutely; inside the package imports are relative")
         if item.name == PACKAGE:
             if own != FLOORS.index("scripts"):
-                found.append(f"{where}, the root, which shows what lies above")
+                found.append(f"{where}, the root, which shows what is above")
         elif floor(item.name) > own:
             found.append(f"{where}; imports go down only: {' <- '.join(FLOORS)}")
     return found
@@ -147,7 +147,7 @@ def imported_test_files(source: str) -> list[str]:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda path: path.name)
 def test_no_test_file_is_imported(path):
-    assert imported_test_files(path.read_text(encoding="utf-8")) == [], "what tests share lies in tests/support"
+    assert imported_test_files(path.read_text(encoding="utf-8")) == [], "what tests share is in tests/support"
 
 
 def test_an_imported_test_file_is_found():
@@ -156,7 +156,7 @@ def test_an_imported_test_file_is_found():
 
 
 def test_no_module_is_called_like_one_of_the_standard_library():
-    """Within the package and among the pieces of the tests, which lie on the path."""
+    """Within the package and among the pieces of the tests, which are on the path."""
     paths = [*package_files(), *(ROOT / "tests").rglob("*.py")]
     names = {part for path in paths for part in path.relative_to(ROOT).with_suffix("").parts}
     assert not names & sys.stdlib_module_names

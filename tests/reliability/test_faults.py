@@ -41,7 +41,7 @@ NOBODY = 65534
 
 
 def said_by(capsys, main, *arguments, code=2) -> str:
-    """The one line that a command ends with when it is refused or cannot go on."""
+    """The one line that a command ends with when it is refused or cannot continue."""
     with pytest.raises(SystemExit) as stop:
         main(list(arguments))
     assert stop.value.code == code
@@ -78,7 +78,7 @@ def files_of_at_most(size):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 1 MB, and what mounts it anew with other options."""
+    """A file system of 1 MB, and what mounts it again with other options."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
@@ -294,7 +294,7 @@ def test_without_permission_one_line_says_so_before_anything_is_done(anybodys, m
 
 
 def test_a_killed_data_worker_ends_the_run_with_its_checkpoints_kept(tmp_path):
-    # What the system does to a process that needs too much memory. In a process of its own: torch goes on raising for
+    # What the system does to a process that needs too much memory. In a process of its own: torch keeps raising for
     # a lost worker at every later SIGCHLD, wherever that comes.
     run = tmp_path / "run"
     workers = ["--dataloader_num_workers", "1", "--max_train_documents", "400"]
@@ -316,14 +316,14 @@ def test_a_killed_data_worker_ends_the_run_with_its_checkpoints_kept(tmp_path):
             break
     said = child.communicate(timeout=120)[1]
     assert child.returncode == 2, said
-    (line,) = (line for line in said.split("\n") if "error: " in line)  # torch may go on talking of the worker
-    assert "a data worker was lost, killed for its memory perhaps: " in line
+    (line,) = (line for line in said.split("\n") if "error: " in line)  # torch may say more about the worker
+    assert "a data worker was lost, perhaps killed for lack of memory: " in line
     step, last = find_checkpoints(run)[-1]
-    assert f"checkpoint-{step} is kept, the same command goes on from it" in line and damage(last) is None
+    assert f"checkpoint-{step} is kept, the same command continues from it" in line and damage(last) is None
 
 
 def test_ctrl_c_names_the_last_checkpoint(tmp_path):
-    for last, kept in ((None, ""), ("checkpoint-3", "; checkpoint-3 is kept, the same command goes on from it")):
+    for last, kept in ((None, ""), ("checkpoint-3", "; checkpoint-3 is kept, the same command continues from it")):
         if last is not None:
             (tmp_path / last).mkdir()
         with pytest.raises(KeyboardInterrupt) as stop, pretraining._way_on_named(tiny_recipe(tmp_path)):
@@ -358,8 +358,8 @@ def test_a_killed_data_worker_is_named_whatever_it_interrupts(tmp_path):
     for fails, said in named.items():
         with pytest.raises(ChildProcessError) as error, pretraining._way_on_named(tiny_recipe(tmp_path)):
             fails()
-        way_on = "Lower dataloader_num_workers; checkpoint-3 is kept, the same command goes on from it"
-        assert str(error.value) == f"a data worker was lost, killed for its memory perhaps: {said}. {way_on}"
+        way_on = "Lower dataloader_num_workers; checkpoint-3 is kept, the same command continues from it"
+        assert str(error.value) == f"a data worker was lost, perhaps killed for lack of memory: {said}. {way_on}"
     for other in (SystemError("of another kind"), EOFError("of a file")):
         with pytest.raises(type(other), match=str(other)), pretraining._way_on_named(tiny_recipe(tmp_path)):
             throw(other)
@@ -511,7 +511,7 @@ def test_a_network_that_goes_in_mid_stream_ends_the_run_with_its_checkpoints_kep
     line = train_here(capsys, tmp_path / "run", *own, "--max_steps", "300")
     step, last = find_checkpoints(tmp_path / "run")[-1]
     assert "error: the corpus cannot be read any further: " in line and said in line
-    assert line.endswith(f"; checkpoint-{step} is kept, the same command goes on from it")
+    assert line.endswith(f"; checkpoint-{step} is kept, the same command continues from it")
     assert step >= 5 and damage(last) is None
 
 

@@ -249,8 +249,8 @@ def test_a_text_without_tokens_has_finite_gradients(attention):
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        (torch.tensor([[3, 16]]), r"token ids must lie in \[0, 16\), got 3 to 16"),
-        (torch.tensor([[-1, 3]]), r"token ids must lie in \[0, 16\), got -1 to 3"),
+        (torch.tensor([[3, 16]]), r"token ids must be in \[0, 16\), got 3 to 16"),
+        (torch.tensor([[-1, 3]]), r"token ids must be in \[0, 16\), got -1 to 3"),
         (torch.zeros(1, LONGEST + 1, dtype=torch.long), r"13 tokens is longer than max_position_embeddings \(12\)"),
     ],
 )
@@ -289,16 +289,16 @@ DIFFUSION = {"input_ids": torch.tensor([[4, 5, 6]])}
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({"labels": torch.tensor([[4, 16, -100]])}, r"labels must be -100 or lie in \[0, 16\), got 0 to 16"),
-        ({"labels": torch.tensor([[4, -1, -100]])}, r"labels must be -100 or lie in \[0, 16\), got -1 to 4"),
+        ({"labels": torch.tensor([[4, 16, -100]])}, r"labels must be -100 or in \[0, 16\), got 0 to 16"),
+        ({"labels": torch.tensor([[4, -1, -100]])}, r"labels must be -100 or in \[0, 16\), got -1 to 4"),
         ({"labels": torch.tensor([[4, 5]])}, r"labels must be \(1, 3\), one per decoded position, got \(1, 2\)"),
         (
             {"labels": torch.tensor([[4, 5, 6]]), "loss_weights": torch.ones(1, 4)},
             r"loss_weights must be \(1, 3\), one per decoded position, got \(1, 4\)",
         ),
         ({"timesteps": torch.tensor([0.5, 0.5])}, r"timesteps must be \(1,\), one per text, got \(2,\)"),
-        ({"timesteps": torch.tensor([1.5])}, r"timesteps must lie in \[0, 1\], got \[1.5\]"),
-        ({"timesteps": torch.tensor([torch.nan])}, r"timesteps must lie in \[0, 1\], got \[nan\]"),
+        ({"timesteps": torch.tensor([1.5])}, r"timesteps must be in \[0, 1\], got \[1.5\]"),
+        ({"timesteps": torch.tensor([torch.nan])}, r"timesteps must be in \[0, 1\], got \[nan\]"),
     ],
 )
 def test_labels_weights_and_timesteps_that_fit_nothing(inputs, message):
@@ -319,5 +319,5 @@ def test_timesteps_outside_of_their_range(tokenizer):
     collator = DataCollatorForReconstruction(tokenizer, Diffusion())
     batch = collator.pad([{"input_ids": [5, 6, 7]}])
     for t in (0.0, -0.1, 1.1, float("nan")):
-        with pytest.raises(ValueError, match=r"timesteps must lie in \(0, 1\]"):
+        with pytest.raises(ValueError, match=r"timesteps must be in \(0, 1\]"):
             collator.corrupt(batch, collator.draw(batch, 0), torch.full((1,), t))

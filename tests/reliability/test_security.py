@@ -1,4 +1,4 @@
-"""Nothing that lies in a file from elsewhere is ever run, and nothing of this machine ends up in a file."""
+"""Nothing in a file from elsewhere is ever run, and nothing of this machine ends up in a file."""
 
 import ast
 import os

@@ -1,4 +1,4 @@
-"""The modules of the package: where they lie and what they are called."""
+"""The modules of the package: where they are and what they are called."""
 
 from pathlib import Path
 

@@ -78,7 +78,7 @@ def noise_by_text(trainer) -> ConceptTrainer:
 
 
 def weighted_terms() -> dict:
-    """Settings of a trainer with two terms beside the task, that averages and logs each step."""
+    """Settings of a trainer with two terms besides the task, that averages and logs each step."""
     # Terms of each text alone: they do not depend on how a batch is cut.
     objective = ObjectiveArguments(regularizers={"orthogonality": 3.0, "gaussian_potential": 1.0})
     return {"objective": objective, "ema_decay": 0.5, "max_steps": 3, "logging_steps": 1}

@@ -132,7 +132,7 @@ def test_position_share_draws_that_share_of_the_same_mask(tokenizer):
 
 @pytest.mark.parametrize("weighting", ["none", "elbo"])
 def test_position_share_leaves_the_expected_weight_of_every_token(tokenizer, weighting):
-    """Equal expected weights of each token at each t give an equal expected gradient, whatever the model."""
+    """Equal expected weights of each token at each t give an equal expected gradient, with any model."""
     whole, part = (
         DataCollatorForReconstruction(tokenizer, Diffusion(weighting=weighting, position_share=share))
         for share in (1.0, 0.25)

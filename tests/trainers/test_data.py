@@ -106,8 +106,8 @@ class TestArguments:
         [
             ({"packing": "tight"}, "packing must be one of packed, truncated, got 'tight'"),
             ({"max_length": 2}, "max_length must be at least 3 .* got 2"),
-            ({"validation_size": 1.0}, "validation_size must lie between 0 and 1, got 1.0"),
-            ({"validation_size": 0.0}, "validation_size must lie between 0 and 1, got 0.0"),
+            ({"validation_size": 1.0}, "validation_size must be between 0 and 1, got 1.0"),
+            ({"validation_size": 0.0}, "validation_size must be between 0 and 1, got 0.0"),
             ({"corpus_seed": -1}, "corpus_seed must not be negative, got -1"),
             ({"max_train_documents": 0}, "max_train_documents must be at least 1 or left out, got 0"),
             ({"max_validation_documents": -3}, "max_validation_documents must be at least 1 or left out, got -3"),
@@ -118,7 +118,7 @@ class TestArguments:
             ),
             (
                 {"dataset_name": "a/b", "streaming": True, "preprocessing_num_workers": 2},
-                "preprocessing_num_workers=2 has no use with streaming=True",
+                "preprocessing_num_workers=2 is of no use with streaming=True",
             ),
             ({"streaming": True}, "streaming=True has no meaning with dataset_name='microworld'"),
             ({"text_column": "body"}, "text_column='body' has no meaning with dataset_name='microworld'"),
@@ -301,7 +301,7 @@ class TestBadCorpora:
             (
                 "a.jsonl",
                 "{oops",
-                r"row 1 of .*a\.jsonl is no JSON: Expecting property name",
+                r"row 1 of .*a\.jsonl is not JSON: Expecting property name",
             ),
             ("a.txt", ["", " "], "no row of the split 'train' .* holds text in column 'text': all are null or blank"),
             ("a.parquet", [{"text": None}], "all are null or blank"),
@@ -430,7 +430,7 @@ class TestPacked:
         assert second == ids(train) != first
         train.set_epoch(0)
         assert ids(train) == first
-        # The same tokens in every epoch, but for the piece left over.
+        # The same tokens in every epoch, except for the piece left over.
         expected = naive_blocks(texts(load_corpus(args, "train")), words, 16)
         assert len(first) == len(second) == len(expected)
         assert all(len(block) == 16 and block[0] == words.cls_token_id for block in first + second)

@@ -76,9 +76,7 @@ def test_the_digest_is_of_what_the_rows_hold(rows):
 
 def test_what_was_in_memory_has_to_be_given_again(run, rows, vocabulary, tmp_path):
     again = {"output_dir": str(tmp_path / "again"), "tokenizer_name": vocabulary, "use_cpu": True, "max_steps": 1}
-    with pytest.raises(
-        ValueError, match=r"'in-memory .*' stands for rows that were in memory; give them again, as data"
-    ):
+    with pytest.raises(ValueError, match=r"'in-memory .*' names rows that were in memory; give them again, as data"):
         pretrain(run[0] / "recipe.yaml", **again)
     assert pretrain(run[0] / "recipe.yaml", data=rows, **again)["steps"] == 1
 
@@ -125,5 +123,5 @@ def test_analysis_reads_rows_in_memory(run, rows, tmp_path):
     plain = analyze(run[0], data=rows["validation"], output_dir=tmp_path / "one", **counts)
     assert plain["geometry"]["metrics"] == found["geometry"]["metrics"]  # none of them held out
     assert str(tmp_path) not in (tmp_path / "one" / "geometry.json").read_text()
-    with pytest.raises(ValueError, match="stands for rows that were in memory; give them again, as data"):
+    with pytest.raises(ValueError, match="names rows that were in memory; give them again, as data"):
         analyze(run[0], **counts)

@@ -36,7 +36,7 @@ def test_nelbo_of_uniform_scores_is_ln_v(tokenizer, tmp_path):
 
 @pytest.mark.parametrize("name", ["mlm", "tsdae", "prefix", "two_view"])
 def test_other_objectives_are_evaluated_on_their_own_task(tokenizer, tmp_path, name):
-    """Scores that are all alike cost ln V whatever is rebuilt; the bound stands beside where the head can give one."""
+    """Scores that are all alike cost ln V, no matter what is rebuilt; the bound is added where the head has one."""
     trainer = make_trainer(
         tokenizer, tmp_path, rows=20, objective=ObjectiveArguments(corruption=name, num_eval_timesteps=2)
     )

@@ -217,7 +217,7 @@ def test_contrastive_without_dropout_is_refused():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"label_smoothing": 1.0}, r"label_smoothing must lie in \[0, 1\), got 1.0"),
+        ({"label_smoothing": 1.0}, r"label_smoothing must be in \[0, 1\), got 1.0"),
         ({"num_eval_timesteps": 0}, "num_eval_timesteps must be at least 1, got 0"),
         ({"contrastive": -1.0}, "contrastive must be a weight of at least 0, got -1.0"),
         ({"contrastive": math.inf}, "contrastive must be finite, got inf"),
@@ -231,13 +231,13 @@ def test_contrastive_without_dropout_is_refused():
         ({"corruption": {}}, "corruption must be one name, or a mapping from one name to its settings, got {}"),
         ({"corruption": {"tsdae": 0.6}}, "corruption must be a text or a mapping, got {'tsdae': 0.6}"),
         ({"corruption": {"mlm": {"t_min": 0.1}}}, "Unknown setting 't_min' of corruption 'mlm'. Available: position"),
-        ({"corruption": {"tsdae": {"deletion_rate": 2}}}, "deletion_rate must lie in"),
+        ({"corruption": {"tsdae": {"deletion_rate": 2}}}, "deletion_rate must be in"),
         ({"corruption": {"tsdae": {"deletion_rate": "much"}}}, "deletion_rate of tsdae must be a number, got 'much'"),
         (
             {"corruption": {"diffusion": {"t_sampling": "even"}}},
             "t_sampling of diffusion must be one of independent, ant",
         ),
-        ({"corruption": {"mlm": {"position_share": 0.0}}}, r"position_share must lie in \(0, 1\], got 0.0"),
+        ({"corruption": {"mlm": {"position_share": 0.0}}}, r"position_share must be in \(0, 1\], got 0.0"),
         (
             {"regularizers": {"orthogonalty": 0.1}},
             "Unknown regularizer 'orthogonalty'. Available: .*mean orthogonality",

@@ -119,7 +119,7 @@ def test_an_unfinished_run_goes_on_by_the_same_line(tmp_path, caplog):
     caplog.clear()
     more = ("--max_steps", "8", "--save_strategy", "steps", "--save_steps", "1", "--save_total_limit", "1")
     assert pretrain(tiny_recipe(tmp_path, *constant, *more)).steps == 8
-    assert f"{tmp_path} holds an unfinished run, which goes on from checkpoint-6" in caplog.text
+    assert f"{tmp_path} holds an unfinished run; continuing from checkpoint-6" in caplog.text
 
 
 def test_an_unfinished_run_of_another_recipe_is_refused(tmp_path):
@@ -130,7 +130,7 @@ def test_an_unfinished_run_of_another_recipe_is_refused(tmp_path):
         (
             "--learning_rate",
             "3e-4",
-        ): "learning_rate was 0.003 when checkpoint-6 was written, got 0.0003: go on with",
+        ): "learning_rate was 0.003 when checkpoint-6 was written, got 0.0003: continue with",
         ("--num_concepts", "4"): "num_concepts was 8 when checkpoint-6 was written, got 4: ",
         ("--max_steps", "9"): "max_steps was 6 when checkpoint-6 was written, got 9: ",
         ("--corpus_seed", "1"): "corpus_seed was 0 when checkpoint-6 was written, got 1; training texts was ",
@@ -143,12 +143,12 @@ def test_an_unfinished_run_of_another_recipe_is_refused(tmp_path):
 
 def test_a_checkpoint_that_is_named_has_to_be_whole(tmp_path):
     with pytest.raises(
-        ValueError, match=r"resume_from_checkpoint=last is no whole checkpoint: there is no such folder"
+        ValueError, match=r"resume_from_checkpoint=last is not a whole checkpoint: there is no such folder"
     ):
         checkpoint_to_resume(str(tmp_path), "last")
     (tmp_path / "checkpoint-3").mkdir()
     with pytest.raises(
-        ValueError, match=r"checkpoint-3 is no whole checkpoint: it has no SHA256SUMS, which is written"
+        ValueError, match=r"checkpoint-3 is not a whole checkpoint: it has no SHA256SUMS, which is written"
     ):
         checkpoint_to_resume(str(tmp_path), str(tmp_path / "checkpoint-3"))
 

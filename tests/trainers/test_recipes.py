@@ -197,7 +197,7 @@ def test_bad_extensions_are_named(tmp_path, text, message):
             "objective: {t_min: 0.1}\n",
             r"unknown field 't_min' .*; it is a setting of a corruption: corruption: {diffusion",
         ),
-        ("objective: {label_smoothing: 2.0}\n", r"label_smoothing must lie in \[0, 1\), got 2.0"),
+        ("objective: {label_smoothing: 2.0}\n", r"label_smoothing must be in \[0, 1\), got 2.0"),
         ("objective: {label_smoothing: .nan}\n", "bad.yaml: objective.label_smoothing must be finite, got nan"),
         ("model: [1, 2]\n", r"section 'model' must map fields to values, got \[1, 2\]"),
         ("model: {num_concepts: [1, 2]}\n", r"bad.yaml: model.num_concepts must be a whole number, got \[1, 2\]"),
@@ -382,8 +382,8 @@ def test_a_mapping_is_one_word():
         ("--no_seed", "--no_seed needs a field that is true or false; seed is a whole number"),
         ("--packing loose", "packing must be one of packed, truncated, got 'loose'"),
         ("--max_grad_norm inf", "max_grad_norm must be finite, got inf"),
-        ("--regularizers {a:", "regularizers cannot hold '{a:', which is no YAML: "),
-        ("4 --seed 1", "'4' stands behind no field; write --field value"),
+        ("--regularizers {a:", "regularizers cannot hold '{a:', which is not YAML: "),
+        ("4 --seed 1", "'4' follows no field; write --field value"),
     ],
 )
 def test_wrong_words_are_named(words, message):

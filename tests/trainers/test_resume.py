@@ -1,4 +1,4 @@
-"""Killed and resumed runs against the one that was never interrupted: equal bit for bit, whatever the moment."""
+"""Killed and resumed runs against the one that was never interrupted: equal bit for bit, at any moment."""
 
 import json
 import os
@@ -60,7 +60,9 @@ def test_a_torn_checkpoint_is_passed_over_with_a_message(straight, tmp_path, cap
     (folder / ".saving" / "checkpoint-12").mkdir(parents=True)  # what a kill while saving leaves
     weights = folder / "checkpoint-10" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"checkpoint-10 is no whole checkpoint: its model\.safetensors is not what"):
+    with pytest.raises(
+        ValueError, match=r"checkpoint-10 is not a whole checkpoint: its model\.safetensors is not what"
+    ):
         checkpoint_to_resume(str(folder), str(folder / "checkpoint-10"))
     train(folder, *settings(12))
     assert f"passed over {folder / 'checkpoint-10'}, which is torn: its model.safetensors is not what" in caplog.text
@@ -74,7 +76,9 @@ def test_nothing_but_torn_checkpoints_is_said(straight, tmp_path):
     (folder / "checkpoint-5" / SUMS_FILE).unlink()
     with pytest.raises(ValueError, match=r"every checkpoint in .* is torn \(checkpoint-5\); remove the folder and"):
         checkpoint_to_resume(str(folder), None)
-    with pytest.raises(ValueError, match=r"resume_from_checkpoint=last is no whole checkpoint: there is no such fold"):
+    with pytest.raises(
+        ValueError, match=r"resume_from_checkpoint=last is not a whole checkpoint: there is no such fold"
+    ):
         checkpoint_to_resume(str(folder), "last")
 
 
@@ -148,7 +152,8 @@ def test_sigterm_at_the_command_line(straight, tmp_path):
     assert child.returncode == 143
     step, last = find_checkpoints(folder)[-1]
     line = (
-        f"concept-encoder pretrain: stopped by SIGTERM after step {step}; {last} is whole, the same command goes on\n"
+        f"concept-encoder pretrain: stopped by SIGTERM after step {step}; {last} is whole, "
+        "the same command continues\n"
     )
     assert said.endswith(line) and said.count("SIGTERM") == 1
     assert "Traceback" not in said and damage(last) is None and not (folder / "pretrain.json").exists()
@@ -171,7 +176,7 @@ def test_a_second_command_is_refused_and_ctrl_c_ends_the_first_with_one_line(tmp
     step, last = find_checkpoints(folder)[-1]
     assert child.returncode == 130 and "Traceback" not in said
     assert said.endswith(
-        f"concept-encoder pretrain: interrupted; checkpoint-{step} is kept, the same command goes on from it\n"
+        f"concept-encoder pretrain: interrupted; checkpoint-{step} is kept, the same command continues from it\n"
     )
     assert damage(last) is None and not (folder / ".lock").exists()
 

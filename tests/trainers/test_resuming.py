@@ -44,7 +44,7 @@ def test_the_table_is_about_fields_that_there_are():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"learning_rate": 1e-3}, "learning_rate was 0.003 when checkpoint-3 was written, got 0.001: go on with"),
+        ({"learning_rate": 1e-3}, "learning_rate was 0.003 when checkpoint-3 was written, got 0.001: continue with"),
         ({"weight_decay": 0.1}, "weight_decay was 0 when checkpoint-3 was written, got 0.1: "),
         (
             {"lr_scheduler_type": "cosine"},
@@ -71,7 +71,10 @@ def test_the_table_is_about_fields_that_there_are():
             "label_smoothing was 0 when checkpoint-3 was written, got 0.1: ",
         ),
         ({"rows": 40}, "training texts was '64 examples .*' when checkpoint-3 was written, got '40 examples "),
-        ({"learning_rate": 1e-3, "seed": 1, "weight_decay": 1.0, "adam_beta1": 0.8}, r"\(and 1 fields more\): go on"),
+        (
+            {"learning_rate": 1e-3, "seed": 1, "weight_decay": 1.0, "adam_beta1": 0.8},
+            r"\(and 1 fields more\): continue",
+        ),
     ],
 )
 def test_what_would_be_overruled_is_refused_by_name(tokenizer, first, tmp_path, changes, message):

@@ -131,7 +131,7 @@ def test_a_run_like_the_predecessor_finishes_at_a_lower_rate(tokenizer, tmp_path
     assert f"rollback {count} of at most 3 to {tmp_path}" in caplog.text
     assert f"with the learning rate halved to {rate:g}" in caplog.text
     assert trainer.state.log_history[-2]["learning_rate"] == pytest.approx(rate * 59 / 60)
-    # Whoever resumes goes on at that rate.
+    # A resumed run continues at that rate.
     resumed = make_trainer(tokenizer, tmp_path, max_steps=62, **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-60"))
     assert resumed.lr_scheduler.get_last_lr()[0] == rate

@@ -113,7 +113,7 @@ def test_pretrain_raises_what_the_command_makes_its_exit_status_of(tmp_path, mon
     assert stop.value.step == 2 and stop.value.checkpoint == tmp_path / "run" / "checkpoint-2"
     assert damage(stop.value.checkpoint) is None
     assert str(stop.value) == (
-        f"stopped by SIGTERM after step 2; {stop.value.checkpoint} is whole, the same command goes on"
+        f"stopped by SIGTERM after step 2; {stop.value.checkpoint} is whole, the same command continues"
     )
     assert capsys.readouterr().out == ""  # no library function prints there
     monkeypatch.undo()

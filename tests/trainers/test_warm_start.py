@@ -189,7 +189,7 @@ def test_a_run_with_another_decoder_takes_the_encoder_alone(trained, tokenizer):
 def test_an_encoder_that_computes_something_else_is_not_started_from(trained, tokenizer, bert):
     folder, _ = trained
     config = tiny_config(vocab_size=len(tokenizer), mask_token_id=4, num_attention_heads=1)
-    message = r"another architecture \(num_attention_heads is \d+ there, 1 here\); set these fields alike"
+    message = r"another architecture \(num_attention_heads is \d+ there, 1 here\); set these fields to the same values"
     with pytest.raises(ValueError, match=message):
         start_from_checkpoint(ConceptEncoderForDiffusionMLM, config, tokenizer, str(folder))
     with pytest.raises(ValueError, match="another architecture"):

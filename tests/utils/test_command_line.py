@@ -423,4 +423,4 @@ def test_a_signal_while_training_ends_it_with_its_status_and_no_traceback(tmp_pa
     assert "Traceback" not in text
     last = text.rstrip().splitlines()[-1]
     assert last.startswith("concept-encoder pretrain: ")
-    assert "the same command goes on" in last or status == 130
+    assert "the same command continues" in last or status == 130

@@ -39,7 +39,7 @@ from concept_encoder.utils.results import (
     facts,
 )
 
-WRONG = {"wrong": [True]}  # of no field's type, but for those that hold any JSON
+WRONG = {"wrong": [True]}  # of no field's type, except for those that hold any JSON
 HUGE = (1e300, 10**400)
 STSB = with_controls(synthetic_finetune("stsb", {"pearson": 0.5}, {"pearson": 0.0}, 1500), 0.1, 0.2)
 PRETRAIN = synthetic_pretrain(steps=20)
@@ -106,7 +106,7 @@ def kind_of(result: Result) -> str:
 
 
 def places(content, result, path: tuple = ()) -> Iterator[tuple[tuple, bool]]:
-    """Path of every value of a content, first entries of lists only, and whether a field of a part lies there."""
+    """Path of every value of a content, first entries of lists only, and whether a field of a part is there."""
     if isinstance(content, dict):
         typed = dataclasses.is_dataclass(result)
         for name, value in content.items():
@@ -266,7 +266,7 @@ def test_a_number_that_is_not_finite_is_saved_as_unknown_or_named(tmp_path):
 
 def test_a_result_stands_for_its_folder(tmp_path):
     result = synthetic_pretrain()
-    with pytest.raises(ValueError, match="this PretrainResult is of no folder; give the folder of the run"):
+    with pytest.raises(ValueError, match="this PretrainResult belongs to no folder; give the folder of the run"):
         os.fspath(result)
     result.save(tmp_path / "pretrain.json")
     assert os.fspath(PretrainResult.load(tmp_path / "pretrain.json")) == str(tmp_path)

@@ -18,7 +18,7 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 @pytest.fixture
 def holed() -> PreTrainedTokenizerFast:
-    """Seven tokens, the largest id of which is 90."""
+    """Seven tokens, with 90 as the largest id."""
     vocabulary = {token: i for i, token in enumerate(SPECIAL)} | {"cat": 90, "dog": 7}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -119,7 +119,7 @@ class DataArguments:
         if self.max_length < 3:
             raise ValueError(f"max_length must be at least 3 (two special tokens and a text's), got {self.max_length}")
         if self.validation_size is not None and not 0 < self.validation_size < 1:
-            raise ValueError(f"validation_size must lie between 0 and 1, got {self.validation_size}")
+            raise ValueError(f"validation_size must be between 0 and 1, got {self.validation_size}")
         if self.corpus_seed < 0:
             raise ValueError(f"corpus_seed must not be negative, got {self.corpus_seed}")
         for name in ("preprocessing_num_workers", "max_train_documents", "max_validation_documents"):
@@ -142,7 +142,7 @@ class DataArguments:
             read_rule(self.keep_rows)
         if self.streaming and self.preprocessing_num_workers is not None:
             raise ValueError(
-                f"preprocessing_num_workers={self.preprocessing_num_workers} has no use with streaming=True, which "
+                f"preprocessing_num_workers={self.preprocessing_num_workers} is of no use with streaming=True, which "
                 "tokenises while it is read; set the Trainer's dataloader_num_workers, or streaming=False"
             )
         if self.dataset_name == MICROWORLD:
@@ -391,7 +391,7 @@ def _splits(args: DataArguments, data: Dataset | DatasetDict | None) -> dict[str
     if data is None:
         if args.dataset_name.startswith(IN_MEMORY):
             raise ValueError(
-                f"dataset_name {args.dataset_name!r} stands for rows that were in memory; give them again, as data=..."
+                f"dataset_name {args.dataset_name!r} names rows that were in memory; give them again, as data=..."
             )
         return open_tables(args.dataset_name, args.dataset_config_name, args.dataset_revision, args.streaming)
     if args.streaming:

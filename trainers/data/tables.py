@@ -198,7 +198,7 @@ def read_rule(rule: str) -> tuple[str, str, str]:
 def meets_rule(
     batch: dict[str, list], indices: list[int], column: str, relation: str, wanted: str, origin: Origin
 ) -> list[bool]:
-    """Which rows of a batch a rule keeps; ValueError for a row of which it makes no sense."""
+    """Which rows of a batch a rule keeps; ValueError for a row that it does not fit."""
     kept = []
     for row, value in zip(indices, batch[column], strict=True):
         try:
@@ -268,7 +268,7 @@ def open_tables(
         field: what the user calls the source, for messages.
 
     Raises:
-        ValueError: name of no kind of source; files that are broken, ragged, differ in their columns, or lie outside
+        ValueError: name of no kind of source; files that are broken, ragged, differ in their columns, or are outside
             the folder; a format that is no table.
         FileNotFoundError, PermissionError, ConnectionError: as `datasets` raises them.
     """
@@ -287,7 +287,7 @@ def open_tables(
     elif not path.is_dir() and not _HUB_ID.fullmatch(name):
         raise ValueError(
             f"{field} must be 'microworld', a Hub id 'namespace/name', an existing folder, or a file or glob "
-            f"ending in {', '.join(FILE_MODULES)}, got {name!r} (a run records what lies outside its working folder "
+            f"ending in {', '.join(FILE_MODULES)}, got {name!r} (a run records what is outside its working folder "
             "by the last name only)"
         )
     if revision is not None and (files or path.is_dir()):
@@ -373,7 +373,7 @@ def _hub_builder(name: str, config: str | None, revision: str | None) -> Dataset
         builder = load_dataset_builder(name, config, revision=revision)
         for file in (each for found in (builder.config.data_files or {}).values() for each in found):
             if not file.startswith("hf://datasets/"):
-                raise ValueError(f"its card names {file!r}, which is no file of the Hub's")
+                raise ValueError(f"its card names {file!r}, which is not a file on the Hub")
         return _check_module(builder)
     except EmptyDatasetError:
         reason = "it holds no data files"
@@ -396,7 +396,7 @@ def _hub_builder(name: str, config: str | None, revision: str | None) -> Dataset
 
 
 def _script_found(error: RuntimeError) -> str:
-    """What it says of a loading script; any other RuntimeError goes on."""
+    """What it says of a loading script; any other RuntimeError passes."""
     if "Dataset scripts are no longer supported" not in str(error):  # datasets has no class of its own for this
         raise error
     return "it holds a loading script, which datasets no longer runs"
@@ -414,7 +414,7 @@ def _escaped(files: Sequence[str | Path]) -> list[str]:
 
 
 def _read_card(folder: Path, name: str) -> dict[str, Any]:
-    """The settings in a card, read before `datasets` reads them; ValueError where they name what lies elsewhere."""
+    """The settings in a card, read before `datasets` reads them; ValueError where they name something elsewhere."""
     path = folder / name
     if not path.is_file():
         return {}
@@ -477,7 +477,7 @@ def _csv_rows(path: Path, separator: str) -> Iterator[list[str]]:
                 raise ValueError(f"row {row} of {path} has {len(fields)} fields, its header has {len(header)}")
             yield fields
     except csv.Error as error:
-        raise ValueError(f"row {row + 1} of {path} is no CSV: {error}") from error
+        raise ValueError(f"row {row + 1} of {path} is not CSV: {error}") from error
 
 
 def _check_csv(files: Sequence[Path], separator: str) -> list[str]:
@@ -510,7 +510,7 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
         try:
             rows = json.loads(text)
         except ValueError as error:
-            raise ValueError(f"{path} is no JSON: {error}") from error
+            raise ValueError(f"{path} is not JSON: {error}") from error
         numbered: Iterable[tuple[int, Any]] = enumerate(rows, start=1)
     else:
         numbered = ((number, line) for number, line in enumerate(filter(str.strip, _lines(path)), start=1))
@@ -518,7 +518,7 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
         try:
             value = json.loads(row) if isinstance(row, str) else row
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"row {number} of {path} is no JSON: {error}") from error
+            raise ValueError(f"row {number} of {path} is not JSON: {error}") from error
         if not isinstance(value, dict):
             raise ValueError(f"row {number} of {path} must be an object of columns, got {_short(repr(value))}")
         yield value

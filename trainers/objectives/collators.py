@@ -38,7 +38,7 @@ class DataCollatorForReconstruction:
     """Pads token ids and corrupts them.
 
     Called on examples, it draws each row's noise from `seed` and the row's own ids: the same text always meets the
-    same noise, whatever its batch, process or padding. That is what an evaluation wants. Training draws anew at every
+    same noise, in any batch, process or padding. That is what an evaluation wants. Training draws again at every
     step: `ConceptTrainer` calls `pad`, `draw` with (step, micro-step, rank), then `corrupt`.
 
     Args:
@@ -139,7 +139,7 @@ class DataCollatorForReconstruction:
             ValueError: timesteps outside (0, 1], on a CPU.
         """
         if timesteps is not None and timesteps.device.type == "cpu" and not ((timesteps > 0) & (timesteps <= 1)).all():
-            raise ValueError(f"timesteps must lie in (0, 1], got {timesteps.tolist()}")
+            raise ValueError(f"timesteps must be in (0, 1], got {timesteps.tolist()}")
         ids, real = batch["input_ids"], batch["attention_mask"].bool()
         eligible = real & ~torch.isin(ids, self._special_ids.to(ids.device))
         text = Text(ids, real, eligible, self.tokenizer.mask_token_id, self.tokenizer.pad_token_id)

@@ -86,7 +86,7 @@ class Corruption:
 
     def __post_init__(self) -> None:
         if not 0 < self.position_share <= 1:
-            raise ValueError(f"position_share must lie in (0, 1], got {self.position_share}")
+            raise ValueError(f"position_share must be in (0, 1], got {self.position_share}")
 
     def __call__(self, text: Text, noise: Noise, timesteps: Tensor | None = None) -> dict[str, Tensor]:
         """Inputs of `head`, `labels` (B, N') on every position to rebuild included, and
@@ -118,7 +118,7 @@ class Corruption:
 
     def _rate(self, name: str) -> None:
         if not 0 < getattr(self, name) < 1:
-            raise ValueError(f"{name} must lie in (0, 1), got {getattr(self, name)}")
+            raise ValueError(f"{name} must be in (0, 1), got {getattr(self, name)}")
 
 
 @dataclass

@@ -78,7 +78,7 @@ class ObjectiveArguments:
     def __post_init__(self) -> None:
         check_fields(self)
         if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing must lie in [0, 1), got {self.label_smoothing}")
+            raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
         if self.num_eval_timesteps < 1:
             raise ValueError(f"num_eval_timesteps must be at least 1, got {self.num_eval_timesteps}")
         if self.contrastive < 0:

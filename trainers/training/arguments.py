@@ -56,7 +56,7 @@ class ConceptTrainingArguments(TrainingArguments):
     )
     start_from: str | None = field(
         default=None,
-        metadata={"help": "Hub id or folder of a pretrained concept encoder of this architecture, to go on from."},
+        metadata={"help": "Hub id or folder of a pretrained concept encoder of this architecture, to continue from."},
     )
     divergence_ratio: float = field(
         default=100.0,
@@ -95,7 +95,7 @@ class ConceptTrainingArguments(TrainingArguments):
         refuse_unused(self)
         super().__post_init__()
         if self.fp16 and self.device.type == "cpu":
-            raise ValueError("fp16=True would not be followed: a CPU trains in float32; leave it out, or set bf16")
+            raise ValueError("fp16=True would be ignored: a CPU trains in float32; leave it out, or set bf16")
         if self.on_divergence == "rollback":
             if self.save_strategy == SaveStrategy.NO or self.save_only_model:
                 raise ValueError(

@@ -31,7 +31,7 @@ class WeightAverage(TrainerCallback):
         self._within = False
 
     def start(self, model: nn.Module) -> None:
-        """Begin anew at the next step; the first call must come before the model is prepared for training."""
+        """Begin again at the next step; the first call must come before the model is prepared for training."""
         if self.averaged is None:
             self.averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(self.decay))
         self.reset(model)
@@ -72,7 +72,7 @@ class WeightAverage(TrainerCallback):
             self._swap(model)
 
     def save(self, model: nn.Module, folder: str) -> None:
-        """Write the weights being trained, of `model`, beside the average that `folder` holds as its model."""
+        """Write the weights being trained, of `model`, next to the average that `folder` holds as its model."""
         save_model(model, str(Path(folder) / TRAINING_WEIGHTS_FILE))
 
     def load(self, model: nn.Module, folder: str) -> None:

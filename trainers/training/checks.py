@@ -71,11 +71,11 @@ def refuse_unused(args: TrainingArguments) -> None:
     checkpointing = args.gradient_checkpointing or args.activation_checkpointing
     for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
         if getattr(args, name) is not None and not checkpointing:
-            raise ValueError(f"{name}={getattr(args, name)!r} would not be followed: set gradient_checkpointing too")
+            raise ValueError(f"{name}={getattr(args, name)!r} would be ignored: set gradient_checkpointing too")
     schedule = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
     if args.warmup_steps and schedule in NO_WARM_UP:
         raise ValueError(
-            f"warmup_steps={args.warmup_steps} would not be followed: lr_scheduler_type={schedule!r} has no warm-up; "
+            f"warmup_steps={args.warmup_steps} would be ignored: lr_scheduler_type={schedule!r} has no warm-up; "
             "constant_with_warmup has"
         )
 
@@ -149,4 +149,4 @@ def check_optimizer(args: TrainingArguments, model: nn.Module) -> None:
         for field, value in changes.items():
             setattr(other, field, value)
         if Trainer.get_optimizer_cls_and_kwargs(other, model) == (kind, options):
-            raise ValueError(f"{what} would not be followed: optim={name!r} has no use for it; leave it out")
+            raise ValueError(f"{what} would be ignored: optim={name!r} has no use for it; leave it out")

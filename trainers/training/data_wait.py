@@ -8,7 +8,7 @@ from transformers import TrainerCallback
 
 
 class DataWait(TrainerCallback):
-    """Seconds that the training loop spends on data, beside the seconds of its optimizer steps.
+    """Seconds that the training loop spends on data, next to the seconds of its optimizer steps.
 
     Data: batches fetched, padded, moved to the device and corrupted. Steps: from there to the optimizer's update.
     Evaluation, saving and logging belong to neither. The clock is the host's and synchronises nothing: on a GPU, whose

@@ -39,7 +39,7 @@ class ReconstructionEvaluator:
         corruption = dataclasses.replace(settings.built_corruption, position_share=1.0)
         points = settings.num_eval_timesteps if corruption.head is Diffusion.head else 0
         self.grid: list[float] = ((torch.arange(points) + 0.5) / settings.num_eval_timesteps).tolist()
-        # The bound is always over all of (0, 1] and all positions, whatever training does.
+        # The bound is always over all of (0, 1] and all positions, no matter what training does.
         schedule = corruption.schedule if isinstance(corruption, Diffusion) else Diffusion.schedule
         bound = DataCollatorForReconstruction(tokenizer, Diffusion(schedule))
         # Collator, number of the draw, and timestep where it is not drawn.

@@ -274,7 +274,7 @@ class ObjectiveTrainer(Trainer):
         return nullcontext() if self.average is None else self.average.applied(self.model)
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
-        """As the Trainer's, but for `dataloader_drop_last`, which is about training: every text is evaluated."""
+        """As the Trainer's, except for `dataloader_drop_last`, which is about training: every text is evaluated."""
         with self._with_args(dataloader_drop_last=False):
             return super().get_eval_dataloader(eval_dataset)
 

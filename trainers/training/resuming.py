@@ -1,4 +1,4 @@
-"""What a resumed run must share with the one that wrote its checkpoint: every field, but for those of one table."""
+"""What a resumed run must share with the one that wrote its checkpoint: every field, except those in one table."""
 
 import dataclasses
 import hashlib
@@ -106,8 +106,8 @@ def check_resumable(checkpoint: Path, now: Mapping[str, Any]) -> None:
     if differing:
         more = f" (and {len(differing) - SHOWN} fields more)" if len(differing) > SHOWN else ""
         raise ValueError(
-            f"{'; '.join(differing[:SHOWN])}{more}: go on with what it was made with, or begin a new run in another "
-            f"folder from its weights with start_from={checkpoint}"
+            f"{'; '.join(differing[:SHOWN])}{more}: continue with what it was made with, or begin a new run in "
+            f"another folder from its weights with start_from={checkpoint}"
         )
 
 

@@ -71,12 +71,12 @@ class DivergenceGuard:
         write_json(Path(folder) / GUARD_FILE, {"norms": list(self.norms)})
 
     def load(self, folder: str) -> None:
-        """Go on with the norms of a checkpoint; ValueError if it was saved without the state of training."""
+        """Continue with the norms of a checkpoint; ValueError if it was saved without the state of training."""
         file = Path(folder) / GUARD_FILE
         if not file.is_file():
             raise ValueError(
                 f"{folder} has no {GUARD_FILE}: it was saved with save_only_model, or by another program, so training "
-                "cannot go on from it exactly; choose another checkpoint"
+                "cannot continue from it exactly; choose another checkpoint"
             )
         self.norms = deque(json.loads(file.read_text())["norms"], maxlen=WINDOW)
 

@@ -16,14 +16,14 @@ class TrainingStopped(Exception):
 
     Attributes:
         step: the last one.
-        checkpoint: of that step, whole; the same call goes on from it.
+        checkpoint: of that step, whole; the same call continues from it.
         exit_status: of a command that ends so.
     """
 
     exit_status = EXIT_STATUS
 
     def __init__(self, step: int, checkpoint: Path):
-        super().__init__(f"stopped by SIGTERM after step {step}; {checkpoint} is whole, the same command goes on")
+        super().__init__(f"stopped by SIGTERM after step {step}; {checkpoint} is whole, the same command continues")
         self.step = step
         self.checkpoint = checkpoint
 

@@ -64,7 +64,7 @@ class ConceptTrainer(ObjectiveTrainer):
             raise ValueError("push_to_hub=True needs assemble, such as that of concept_encoder.eval.hub.publishing")
         self.data_args = data_args
         self.uploads = HubUploads(self, assemble)
-        self._checkpoint: Path | None = None  # that this training goes on from
+        self._checkpoint: Path | None = None  # that this training continues from
         self._record: dict[str, Any] = {}
         self._rollbacks = 0
         self._base_rates: list[float] | None = None
@@ -301,7 +301,7 @@ class ConceptTrainer(ObjectiveTrainer):
 
 
 class _Resuming(TrainerCallback):
-    """Moments of a resumed training: its first, and an epoch of which nothing is left to train."""
+    """Moments of a resumed training: its first, and an epoch with nothing left to train."""
 
     def __init__(self, trainer: ConceptTrainer):
         self.trainer = trainer

@@ -2,7 +2,7 @@
 
 Each word piece belongs to one slot and has random values; a slot is the sum of its word pieces, each weighted by its
 inverse document frequency in a corpus times log(1 + count in the text). Two texts are compared slot by slot. It is a
-checkpoint like any other, and training goes on from it.
+checkpoint like any other, and training continues from it.
 """
 
 import math
@@ -21,7 +21,7 @@ SHARPNESS = 20.0
 
 
 def inverse_document_frequency(texts: Iterable[list[int]], vocab_size: int) -> np.ndarray:
-    """(V,) log(1 + (n - df + 1/2) / (df + 1/2)) of token ids in n texts, df of which hold the id.
+    """(V,) log(1 + (n - df + 1/2) / (df + 1/2)) of token ids in n texts; df texts hold the id.
 
     Source: Robertson & Zaragoza 2009, The Probabilistic Relevance Framework, eq. 3.3, kept positive as in Lucene.
     """

@@ -32,7 +32,7 @@ def weight_files(folder: Path) -> list[str]:
     names = sorted(set(shards.values()))
     for name in names:
         if not name.endswith(".safetensors"):
-            raise ValueError(f"{index} names {name!r}, which is no .safetensors file")
+            raise ValueError(f"{index} names {name!r}, which is not a .safetensors file")
         inside(folder, name)
     absent = [name for name in names if not (folder / name).is_file()]
     if absent:

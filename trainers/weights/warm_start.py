@@ -116,11 +116,13 @@ def start_from_checkpoint(
     differing = [name for name in here if name not in FREE_FIELDS and there[name] != here[name]]
     if differing:
         shown = ", ".join(f"{name} is {there[name]!r} there, {here[name]!r} here" for name in differing[:3])
-        raise ValueError(f"start_from {source!r} has another architecture ({shown}); set these fields alike")
+        raise ValueError(
+            f"start_from {source!r} has another architecture ({shown}); set these fields to the same values"
+        )
     name = next(iter(theirs.architectures or []), ConceptEncoderModel.__name__)
     saved_by = head if head.__name__ == name else getattr(modeling_concept, name, None)
     if saved_by is None:
-        raise ValueError(f"start_from {source!r} was saved by {name!r}, which is no model of this package")
+        raise ValueError(f"start_from {source!r} was saved by {name!r}, which is not a model of this package")
     _checked(lambda: check_weights(folder, theirs, saved_by), source, field)
     trained_class = head if saved_by is head else ConceptEncoderModel
     trained, info = trained_class.from_pretrained(folder, config=config, **LOADING)

@@ -30,7 +30,7 @@ def geometry_metrics(concepts: np.ndarray, batch_size: int) -> dict[str, float]:
 
     Figures per batch are the mean over consecutive batches of `batch_size` samples (the last may be smaller);
     `global_*` and `top_1_dominance_ratio` come from the matrix averaged over all samples. `max_*` and `min_*` are thus
-    averages of batch extremes. A covariance whose eigenvalues all lie below the floor (identical vectors) has isotropy
+    averages of batch extremes. A covariance whose eigenvalues are all below the floor (identical vectors) has isotropy
     1 and participation ratio D: a property of the reference's clamp, not of the vectors.
 
     Args:

@@ -2,7 +2,7 @@
 
 Letters: S documents, C concepts, D hidden size, n rows of one matrix. A view says which matrices are measured:
 
-    template         one (C, D) matrix: the mean over documents, what the concepts say whatever the input
+    template         one (C, D) matrix: the mean over documents, what the concepts say for every input
     within_raw       one (C, D) matrix per document, averaged over documents
     within_centred   the same less the document's mean concept
     across           one (S, D) matrix per concept, averaged over concepts: what a concept says about its input;
@@ -240,7 +240,7 @@ def bootstrap_intervals(
 ) -> dict[str, tuple[float, float]]:
     """Interval of every figure over resampled documents, about the value of `spectrum_metrics`.
 
-    Percentiles of the resampled figures, moved so that their mean lies on the value: resamples repeat documents, which
+    Percentiles of the resampled figures, moved so that their mean is the value: resamples repeat documents, which
     lowers ranks across documents by itself, so only the spread is taken. A document is never paired with its own copy.
     The across view's spread is that of the mean over 8 concepts, or all if fewer; its pairs are of the first 256
     documents. Deterministic for a seed.
@@ -261,7 +261,7 @@ def bootstrap_intervals(
     if num_resamples < 2:
         raise ValueError(f"num_resamples must be at least 2, got {num_resamples}")
     if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie in (0, 1), got {confidence}")
+        raise ValueError(f"confidence must be in (0, 1), got {confidence}")
     concepts = _checked(concepts)
     center = spectrum_metrics(concepts, normal)
     unit_normal = _unit_normal(normal, concepts.shape[-1])

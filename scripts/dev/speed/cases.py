@@ -92,7 +92,7 @@ QUICK = Plan(
     chunk=32,
     square_sizes=(64, 128),
     square_seconds=0.002,
-    variants=("full", "bfloat16", "checkpointing"),  # compiling takes a minute whatever the sizes
+    variants=("full", "bfloat16", "checkpointing"),  # compiling takes a minute at any size
     batches=(1, 2),
 )
 
@@ -310,7 +310,7 @@ def _bert(plan: Plan, length: int, device: str) -> Encode:
 
 
 def _modernbert(plan: Plan, length: int, device: str) -> Encode:
-    special = {f"{name}_token_id": 0 for name in ("pad", "bos", "eos", "cls", "sep")}  # its own lie beyond a small V
+    special = {f"{name}_token_id": 0 for name in ("pad", "bos", "eos", "cls", "sep")}  # its own are beyond a small V
     model = ModernBertModel(ModernBertConfig(**_peer_sizes(plan, length), **special)).to(device).eval()
     return lambda ids: model(ids).last_hidden_state
 

@@ -30,7 +30,7 @@ def padding_case(
     seed: int = 0,
     **config: Any,
 ) -> dict[str, Any]:
-    """Seconds and FLOPs of fine-tuning steps on batches that stand for an epoch, cut in three ways.
+    """Seconds and FLOPs of fine-tuning steps on batches sampled from an epoch, cut in three ways.
 
     `fixed` pads every example to `max_length`, `random` each batch of random examples to its longest, `grouped` each
     batch of `ShuffledLengthGroups`, as `eval.tuning` trains. Repeats of the three are interleaved.
@@ -111,7 +111,7 @@ def _batchings(
 
 
 def _sample(batches: list[Batch], count: int) -> list[Batch]:
-    """Batches of an epoch that stand for all of it: in equal distances from the shortest to the longest."""
+    """A sample of an epoch's batches: at equal distances from the shortest to the longest."""
     ordered = sorted(batches, key=lambda batch: int(batch["attention_mask"].sum()))
     return [ordered[int((i + 0.5) * len(ordered) / count)] for i in range(count)]
 

@@ -1,6 +1,6 @@
 """The benchmark: how fast training and encoding are, against peers and against the machine's own matrix products.
 
-Everything in one process and one run, in turns, so that whatever else the machine does meets all alike; a figure is
+Everything in one process and one run, in turns, so that anything else the machine does affects all alike; a figure is
 the median over the repeats with the least and the greatest, a ratio is taken within a turn. FLOPs are counted, not
 estimated. The roofline is the rate of the fastest square matrix product, measured in the same turns.
 """
@@ -116,7 +116,7 @@ def measure(
     Args:
         plan: sizes.
         groups: names in `GROUPS`.
-        repeats: turns per group, at least 2, beside one that is thrown away.
+        repeats: turns per group, at least 2, besides one that is thrown away.
         device: "cpu" or "cuda".
         num_threads: of torch; default as it is.
         save: called with the result so far after each group, so that a killed run has something to show.
@@ -267,7 +267,7 @@ def _exponents(plan: Plan, seconds: Mapping[str, Mapping[int, Sequence[float]]],
 
 
 def _million(bench: Bench) -> Result:
-    """A very long text by chunks, beside the longest of the others."""
+    """A very long text by chunks, next to the longest of the others."""
     plan = bench.plan
     lengths = (plan.lengths[-1], plan.longest)
     cases = {str(length): EncodingCase(plan, "chunked", length, bench.device) for length in lengths}

@@ -1,6 +1,6 @@
 """What the benchmark is held to: each target with what was reached, and the arithmetic that bounds it.
 
-Targets are data in, verdicts out, so that the page can be rendered anew from the result alone.
+Targets are data in, verdicts out, so that the page can be rendered again from the result alone.
 """
 
 from collections.abc import Callable, Mapping
@@ -141,7 +141,7 @@ def _encoding(result: Result) -> list[Target]:
 
 
 def _beside_products(own: Result) -> str:
-    """What the time of a call has beside its products, the largest first."""
+    """What the time of a call has besides its products, the largest first."""
     rest = [each for each in own["operators"] if not each["product"]][:3]
     products = sum(each["share"] for each in own["operators"] if each["product"])
     largest = ", ".join(f"{each['operator'].removeprefix('aten::')} {_amount(each['share'], '%')}" for each in rest)

@@ -185,11 +185,11 @@ def count_products(run: Run) -> Products:
 def products_alone(products: Products, device: str) -> float:
     """Seconds that the same matrix products take at best, one by one on numbers of the same shapes.
 
-    What a call cannot be faster than with these shapes and this library, whatever is done about the rest of it.
+    What a call cannot be faster than with these shapes and this library, no matter what is done about the rest of it.
     """
     total = 0.0
     for (func, args, kwargs), count in products.signatures.items():
-        # The same numbers each time, so with warm caches, as befits a bound.
+        # The same numbers each time, so with warm caches, as a bound should be.
         made, named = _made(args, device), {name: _made(value, device) for name, value in kwargs}
         seconds = interleave({"product": lambda f=func, a=made, k=named: f(*a, **k)}, PRODUCT_REPEATS, device)  # type: ignore[misc]
         total += count * min(seconds["product"])

@@ -9,7 +9,7 @@
 All is drawn from one stream per (task, split, seed), so that equal arguments give equal data in any process, and a
 smaller size is a prefix of a larger one. Splits are disjoint by content: the CRC-32 of a text assigns it to one split,
 and what belongs to another split is drawn again. For stories the text that decides is the opening sentence, for pairs
-it is each of the two: no sentence of one split occurs in another, in either column, whatever the seeds.
+it is each of the two: no sentence of one split occurs in another, in either column, with any seeds.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ Conventions of the microworld, on which every label rests:
   "every dog" presupposes that there is one, and covers definite dogs too; "every person" covers the named.
 - Names and "the ..." refer to one individual throughout a pair of texts, by one description: "the dog" and "the small
   dog" never meet in a pair, for whether they are the same would be open.
-- A place holds all that happens in it and whoever acts there is there; "walked to the barn" ends in the barn. A
+- A place holds all that happens in it and anybody who acts there is there; "walked to the barn" ends in the barn. A
   moment ("at noon") is one and the same, and at one moment an individual is in one place and in one mood.
 - Role swap, another individual, or another indefinite ("a dog", "a cat") decides nothing: neutral.
 """
@@ -87,7 +87,7 @@ def altered(part: _Part, **fields: Any) -> _Part:
 
 
 def same_meaning(a: Meaning, b: Meaning) -> bool:
-    """Whether two meanings say the same, whatever the order of their propositions or of a symmetric action's roles."""
+    """Whether two meanings say the same, in any order of their propositions or of a symmetric action's roles."""
     return _canonical(a) == _canonical(b)
 
 
@@ -152,7 +152,7 @@ def implies(p: Proposition, h: Proposition) -> bool:
 
 
 def _implies_as_written(p: Proposition, h: Proposition) -> bool:
-    located = h.action == "be" and h.state is None  # whoever acts somewhere is there
+    located = h.action == "be" and h.state is None  # anybody who acts somewhere is there
     if not located and (
         not action_is_a(p.action, h.action)
         or p.state != h.state
@@ -203,7 +203,7 @@ def action_is_a(action: str, other: str) -> bool:
 
 
 def place_is_in(place: str, other: str) -> bool:
-    """Whether the one place is the other or lies in it: the kitchen in the house."""
+    """Whether the one place is the other or is in it: the kitchen in the house."""
     return other in (place, PLACES[place][1])
 
 

@@ -48,7 +48,7 @@ _CROWDS = (
 
 
 class _Story:
-    """A world and the telling of it. Entities are addressed by their nouns, each of which occurs once."""
+    """A world and the telling of it. Entities are addressed by their nouns; each noun occurs once."""
 
     def __init__(self, rng: Random) -> None:
         self.rng, self.choice = rng, rng.choice

@@ -42,7 +42,7 @@ Pair = tuple[str, str, float | int]
 Admits = Callable[[str], bool]
 
 _VARIETY = 0.8
-_WORDINGS = 20  # attempts at two texts that belong to the split, before the pair is drawn anew
+_WORDINGS = 20  # attempts at two texts that belong to the split, before the pair is drawn again
 _NAMES, _PLACES, _TIMES = tuple(NAMES), tuple(PLACES), tuple(TIMES)
 _SPOTS = tuple(place for place in PLACES if place not in REGIONS)
 _ACTIONS = {
@@ -58,7 +58,7 @@ _PLURALS = set(COUNTS[1:])
 
 
 class _Author:
-    """Draws propositions about entities of which no two share a noun."""
+    """Draws propositions about entities with a noun each, all different."""
 
     def __init__(self, rng: Random, taken: tuple[Entity, ...] = ()) -> None:
         self.rng, self.choice = rng, rng.choice
@@ -143,7 +143,7 @@ class _Author:
 
 
 def can_be_negated(p: Proposition) -> bool:
-    """Whether English leaves no doubt about the scope: no plurals and no "every" beside the negation."""
+    """Whether English leaves no doubt about the scope: no plurals and no "every" next to the negation."""
     return all(entity.quantity in ("name", "the", "one") for entity in p.entities)
 
 
@@ -246,7 +246,7 @@ def _with_entities(p: Proposition, other: dict[Entity, Entity]) -> Proposition:
 
 
 def coherent(meaning: Meaning) -> bool:
-    """Whether each proposition makes sense and each noun stands for one entity."""
+    """Whether each proposition makes sense and each noun names one entity."""
     entities = {entity for p in meaning for entity in p.entities}
     return len({entity.noun for entity in entities}) == len(entities) and all(map(_is_sound, meaning))
 
