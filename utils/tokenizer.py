@@ -1,6 +1,7 @@
 """What a tokenizer and a model have to agree on: how long a text may be, how many ids there are, and what
 parts two texts in one sequence."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -22,9 +23,10 @@ def longest_text(config: PreTrainedConfig, max_length: int) -> int:
 
 
 def limit_length(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer, which now cuts texts (`truncation=True`) at the longest one that the model can read."""
-    tokenizer.model_max_length = longest_text(config, tokenizer.model_max_length)
-    return tokenizer
+    """A copy that cuts texts (`truncation=True`) at the longest one that the model can read."""
+    limited = copy.deepcopy(tokenizer)
+    limited.model_max_length = longest_text(config, tokenizer.model_max_length)
+    return limited
 
 
 def fit_saved_tokenizer(folder: Path, config: PreTrainedConfig) -> None:

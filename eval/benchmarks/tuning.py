@@ -120,7 +120,7 @@ def prepare_task(
     if not bi_encoder and len(benchmark.sentence_columns) == 2 and not tokenizer.num_special_tokens_to_add(pair=True):
         raise ValueError(
             f"the tokenizer {tokenizer.name_or_path!r} has no template, so nothing would separate the two texts of "
-            f"{benchmark.name}; compare them as a bi-encoder (comparison), or give the tokenizer a post-processor"
+            f"{benchmark.name}; compare them by --comparison bi_encoder, or give the tokenizer a post-processor"
         )
 
     def encode(batch: Mapping[str, list]) -> Mapping[str, list]:

@@ -87,7 +87,7 @@ def sources(tmp_path):
     return CorpusPlan((source, source), (row,))
 
 
-@pytest.mark.parametrize(("owner", "name"), [(corpora, "write_json"), (os, "replace")])
+@pytest.mark.parametrize(("owner", "name"), [(corpora.ContaminationResult, "save"), (os, "replace")])
 def test_killed_while_it_writes_the_same_call_can_be_made_again(sources, tmp_path, owner, name):
     before = visible(tmp_path)
     assert killed_at(lambda: build_corpus(sources, tmp_path / "out"), owner, name)

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 
@@ -118,9 +119,8 @@ def terminal(folder: Path, said: str) -> None:
 
 
 def card(folder: Path, recipe: str) -> None:
-    write_run(folder, pretrain={**synthetic_pretrain(), "recipe": recipe})
+    write_run(folder, pretrain=replace(synthetic_pretrain(), recipe=recipe))
     report = build_report(folder)
-    report["training"]["settings"]["recipe"] = recipe
     text = str(render_card(report, CardFacts(repo_id="me/example", config={})))
     (line,) = (each for each in text.splitlines() if each.startswith("Recipe "))
     html = markdown.markdown(line)

@@ -172,7 +172,7 @@ def test_resuming_refuses_a_state_that_would_run(name, checkpoint, tokenizer, tm
 @pytest.fixture(scope="module")
 def checkpoint(tokenizer, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("saved")
-    make_trainer(tokenizer, folder, max_steps=2, save_strategy="steps", save_steps=2).train()
+    make_trainer(tokenizer, folder, max_steps=4, save_strategy="steps", save_steps=2).train()
     return folder / "checkpoint-2"
 
 

@@ -56,8 +56,8 @@ def assert_equal_runs(straight: Path, resumed: Path, processes: int = 1):
     step, last = find_checkpoints(straight)[-1]
     again = resumed / last.name
     assert damage(last) is None and damage(again) is None
-    files = {path.relative_to(last) for path in last.rglob("*")}
-    assert files == {path.relative_to(again) for path in again.rglob("*")}
+    files = {path.relative_to(last) for path in last.rglob("*") if path.is_file()}
+    assert files == {path.relative_to(again) for path in again.rglob("*") if path.is_file()}
     expected = {"model.safetensors", "training_weights.safetensors", "optimizer.pt"}
     expected |= {"scheduler.pt", "gradient_norms.json"}
     expected |= {f"log_sums_{rank}.pth" for rank in range(processes)}

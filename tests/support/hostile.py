@@ -567,7 +567,7 @@ CASES += rows(
 CASES += rows(
     "tokenizers",
     "pair task",
-    without_a_template=("has no template, so that nothing would separate the two texts", {}, {"template": False}),
+    without_a_template=("has no template, so nothing would separate the two texts", {}, {"template": False}),
     with_a_template=(None, {}, {"template": True}),
 )
 CASES += rows(

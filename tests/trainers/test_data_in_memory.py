@@ -59,7 +59,7 @@ def test_a_run_records_the_digest_of_its_rows(run, rows):
     folder, result = run
     name = in_memory_name(rows)
     assert name.startswith("in-memory ") and len(name.split()[1]) == 16
-    assert result["data"]["dataset_name"] == name
+    assert result.data.dataset_name == name
     assert json.loads((folder / "pretrain.json").read_text())["data"]["dataset_name"] == name
     recorded = yaml.safe_load((folder / "recipe.yaml").read_text())["data"]
     assert recorded["dataset_name"] == name and recorded["tokenizer_name"] == "words"
@@ -78,7 +78,7 @@ def test_what_was_in_memory_has_to_be_given_again(run, rows, vocabulary, tmp_pat
     again = {"output_dir": str(tmp_path / "again"), "tokenizer_name": vocabulary, "use_cpu": True, "max_steps": 1}
     with pytest.raises(ValueError, match=r"'in-memory .*' names rows that were in memory; give them again, as data"):
         pretrain(run[0] / "recipe.yaml", **again)
-    assert pretrain(run[0] / "recipe.yaml", data=rows, **again)["steps"] == 1
+    assert pretrain(run[0] / "recipe.yaml", data=rows, **again).steps == 1
 
 
 def test_another_name_of_the_same_recipe_may_be_given(rows, vocabulary, tmp_path):
@@ -86,7 +86,7 @@ def test_another_name_of_the_same_recipe_may_be_given(rows, vocabulary, tmp_path
         part.to_parquet(tmp_path / f"{split}.parquet")
     recipe = Recipe.load("tiny", output_dir=str(tmp_path / "run"), tokenizer_name=vocabulary, **SMALL)
     result = pretrain(recipe, data=tmp_path)
-    assert result["data"]["dataset_name"] == tmp_path.name and recipe.data.dataset_name == "microworld"
+    assert result.data.dataset_name == tmp_path.name and recipe.data.dataset_name == "microworld"
     with pytest.raises(ValueError, match=r"seed: give fields to Recipe.load, or the recipe by its name"):
         pretrain(recipe, seed=3)
 
@@ -118,10 +118,10 @@ def test_another_data_set_takes_its_own_configuration():
 def test_analysis_reads_rows_in_memory(run, rows, tmp_path):
     counts = {"num_batches": 3, "batch_size": 8, "ledger_documents": 4}
     found = analyze(run[0], data=rows, output_dir=tmp_path / "all", **counts)
-    assert found["geometry"]["corpus"]["dataset_name"] == in_memory_name(rows)
-    assert found["geometry"]["num_samples"] == 24
+    assert found.geometry.corpus.dataset_name == in_memory_name(rows)
+    assert found.geometry.num_samples == 24
     plain = analyze(run[0], data=rows["validation"], output_dir=tmp_path / "one", **counts)
-    assert plain["geometry"]["metrics"] == found["geometry"]["metrics"]  # none of them held out
+    assert plain.geometry.metrics == found.geometry.metrics  # none of them held out
     assert str(tmp_path) not in (tmp_path / "one" / "geometry.json").read_text()
     with pytest.raises(ValueError, match="names rows that were in memory; give them again, as data"):
         analyze(run[0], **counts)

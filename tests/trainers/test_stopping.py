@@ -117,4 +117,4 @@ def test_pretrain_raises_what_the_command_makes_its_exit_status_of(tmp_path, mon
     )
     assert capsys.readouterr().out == ""  # no library function prints there
     monkeypatch.undo()
-    assert pretraining.pretrain(recipe)["steps"] == 4
+    assert pretraining.pretrain(recipe).steps == 4

@@ -58,7 +58,7 @@ class ObjectiveTrainer(Trainer):
             raise ValueError("ConceptTrainer needs processing_class: the tokenizer knows [MASK] and [PAD]")
         refuse_replaced(kwargs)
         _check_task(model, args, objective_args, train_dataset)
-        limit_length(processing_class, model.config)
+        processing_class = limit_length(processing_class, model.config)
         check_trackers(args)
         check_schedule(args)
         check_optimizer(args, model)
