@@ -47,7 +47,7 @@ UNLABELLED = -1  # what the Hub's test splits hold where the labels are hidden
 Rows: TypeAlias = Dataset | IterableDataset
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
-_OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_OPENERS: Mapping[str, Callable] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _BROKEN = (
     *(ValueError, TypeError, KeyError, StopIteration, EOFError, RecursionError, OverflowError),
     *(DatasetsError, pa.ArrowException, zlib.error, lzma.LZMAError, gzip.BadGzipFile),
@@ -452,8 +452,7 @@ def _kind(path: Path) -> str:
 
 def _lines(path: Path) -> Iterator[str]:
     """Lines of a file, plain or compressed; ValueError for one that is not UTF-8."""
-    opener: Callable = _OPENERS.get(path.suffix, open)
-    with opener(path, "rb") as file:
+    with _OPENERS.get(path.suffix, open)(path, "rb") as file:
         try:
             for number, line in enumerate(file, start=1):
                 try:
