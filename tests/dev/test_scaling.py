@@ -38,10 +38,13 @@ def test_counts_are_those_of_the_products():
     def attention(queries, keys):
         return 2 * queries * width**2 + 2 * keys * width**2 + 2 * queries * keys * width
 
+    def absorbed(queries, keys, heads):
+        return 4 * queries * width**2 + 2 * queries * keys * heads * width
+
     def feed_forward(states):
         return 3 * states * width * inner
 
-    encoder = attention(concepts, tokens) + attention(concepts, concepts) + feed_forward(concepts)
+    encoder = absorbed(concepts, tokens, heads=2) + attention(concepts, concepts) + feed_forward(concepts)
     decoder = attention(rows, concepts) + feed_forward(rows) + 6 * width**2 + 4 * width**2
     head = rows * width * vocabulary
     assert counted.vocabulary_flops == 6 * head

@@ -44,13 +44,17 @@ def attention_by_hand(attention: nn.Module, queries: Tensor, keys: Tensor, heads
 def read_by_hand(model: ConceptEncoderForDiffusionMLM, ids: Tensor, special: Tensor) -> tuple[Tensor, Tensor]:
     """Weights (C, n) and (n, C) of a model with one layer on each side, for one document without padding."""
     config, layer, reader = model.config, model.encoder.layers[0], model.decoder.layers[0]
-    tokens = model.encoder.embeddings(ids[None])[0]
+    tokens = model.encoder.embeddings(ids[None], None, torch.arange(len(ids))[None])[0]
     queries = layer.cross_attn_norm(model.encoder.latents.weight)
     read = attention_by_hand(layer.cross_attn, queries, tokens, config.num_attention_heads)
     concepts = model.encoder(ids[None]).last_hidden_state[0]
     masked = torch.where(special, ids, config.mask_token_id)
-    scale, shift, *_ = reader.modulation(model.decoder.timestep_embedding(torch.ones(1))).chunk(6, -1)
-    positions = reader.cross_attn_norm(model.decoder.embeddings(masked[None])[0]) * (1 + scale) + shift
+    scale, shift, *_ = reader.modulation(model.decoder.timestep_embedding(torch.ones(1), torch.float32)).chunk(6, -1)
+    positions = (
+        reader.cross_attn_norm(model.decoder.embeddings(masked[None], None, torch.arange(len(ids))[None])[0])
+        * (1 + scale)
+        + shift
+    )
     return read, attention_by_hand(reader.cross_attn, positions, concepts, config.num_attention_heads)
 
 

@@ -14,6 +14,7 @@ from concept_encoder.scripts.compare import main
 from concept_encoder.trainers.recipes import Recipe
 from concept_encoder.utils.results import (
     ComparisonResult,
+    ComparisonRow,
     Figure,
     FinetuneResult,
     GeometryResult,
@@ -181,7 +182,7 @@ def test_a_seed_of_the_recipe_is_not_taken(recipes, tmp_path, capsys):
 
 def test_means_are_over_seeds_and_unknown_where_one_is():
     def row(recipe, seed, value):
-        return {"recipe": recipe, "seed": seed, "figures": {"x": {"value": value, "interval": None}}}
+        return ComparisonRow(recipe=recipe, seed=seed, figures={"x": Figure(value=value, interval=None)})
 
     means = comparison._means([row("a", 1, 1.0), row("b", 1, 5.0), row("a", 2, 2.0), row("b", 2, None)])
     assert means == {"a": {"x": 1.5}, "b": {"x": None}}

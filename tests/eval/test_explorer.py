@@ -201,9 +201,9 @@ def test_cautions_follow_the_run(explorer, without_context):
     assert "has never met [MASK] in training (corruption diffusion)" in explorer.cautions["infill"]
     assert "Trained without nested_concepts" in explorer.cautions["rebuild"]
     assert list(without_context.cautions) == ["rebuild"]  # what cannot be done needs none
-    trained = {"corruption": {"two_view": {}}, "nested_concepts": True}
-    assert dataclasses.replace(explorer, run={"objective": trained}).cautions == {}
-    assert dataclasses.replace(explorer, run={}).cautions == {}
+    trained = dataclasses.replace(explorer.run, objective={"corruption": {"two_view": {}}, "nested_concepts": True})
+    assert dataclasses.replace(explorer, run=trained).cautions == {}
+    assert dataclasses.replace(explorer, run=None).cautions == {}
 
 
 def test_examples_are_in_the_checkpoint_s_language(explorer):
@@ -211,14 +211,14 @@ def test_examples_are_in_the_checkpoint_s_language(explorer):
     known = explorer.tokenizer([text, first, second]).input_ids
     assert explorer.tokenizer.unk_token_id not in itertools.chain(*known)
     assert gaps.count("[MASK]") == len(text.split()) // 5
-    assert dataclasses.replace(explorer, run={}).examples[:3] == ENGLISH
+    assert dataclasses.replace(explorer, run=None).examples[:3] == ENGLISH
 
 
 def test_a_bare_encoder_without_a_run_file(folder, tmp_path, explorer):
     ConceptEncoderModel.from_pretrained(folder).save_pretrained(tmp_path)
     explorer.tokenizer.save_pretrained(tmp_path)
     bare = load_explorer(str(tmp_path))
-    assert bare.run == {} and list(bare.missing) == ["swap", "infill", "rebuild"]
+    assert bare.run is None and list(bare.missing) == ["swap", "infill", "rebuild"]
     np.testing.assert_allclose(bare.read(TEXT).read, explorer.read(TEXT).read, atol=1e-6)
 
 

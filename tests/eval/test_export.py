@@ -145,7 +145,7 @@ def test_unusable_arguments_are_named(tmp_path, monkeypatch):
         export("x", tmp_path, "pt2")
     with pytest.raises(FileNotFoundError, match="No checkpoint folder"):
         export(str(tmp_path / "nothing"), tmp_path / "out", "pt2")
-    monkeypatch.setattr(export, "find_spec", lambda name: None)
+    monkeypatch.setattr("concept_encoder.eval.hub.export.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"ONNX needs onnx, onnxscript, onnxruntime: pip install .*\[onnx\]"):
         export("x", tmp_path / "out", "onnx")
 

@@ -301,7 +301,7 @@ def test_a_task_in_memory_is_fine_tuned_and_recorded_by_its_digest(checkpoint, p
         {split: pair_table(rows, seed=rows, similarity=False) for split, rows in (("train", 96), ("validation", 40))}
     )
     task = Task(name="alike", data=data, like="rte")
-    (result,) = finetune_task(str(checkpoint), [task, task], protocol)
-    assert result["task"] == "alike" and result["train_examples"] == 96
-    assert result["dataset"] == {"id": task.dataset_id, "config": None, "licence": "not stated"}
+    (result,) = finetuning.finetune(str(checkpoint), [task, task], protocol)
+    assert result.task == "alike" and result.train_examples == 96
+    assert result.dataset == {"id": task.dataset_id, "config": None, "licence": "not stated"}
     assert task.dataset_id == in_memory_name(data)

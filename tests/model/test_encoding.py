@@ -111,7 +111,7 @@ def test_dropout_falls_on_weights_and_not_on_the_mean_in_parts():
     model = encoder(num_hidden_layers=1, attention_probs_dropout_prob=0.4, hidden_dropout_prob=0.0)
     read = model.layers[0].cross_attn
     ids = token_batch(3, 24)[0][:1]
-    tokens, concepts = model.embeddings(ids), model.latents(1)
+    tokens, concepts = model.embeddings(ids, None, torch.arange(24)[None]), model.latents(1)
     torch.manual_seed(0)
     exact = read(concepts, tokens)[0]
     read.train()

@@ -431,7 +431,7 @@ def test_a_damaged_model_is_named(pretrained, tmp_path, capsys, command, name, h
     folder = shutil.copytree(pretrained, tmp_path / "model")
     (folder / name).write_bytes(harm((folder / name).read_bytes()))
     calls = {
-        "analyze": (analyze.main, [str(folder), "--dataset_name", "microworld"]),
+        "analyze": (analyze.main, [str(folder), "--dataset_name", "microworld", "--max_length", "32"]),
         "finetune": (finetune.main, [str(folder), "--tasks", "microworld_similarity", "--protocol", "quick"]),
         "push": (push.main, [str(folder), "--repo_id", "me/x", "--dry_run"]),
     }

@@ -167,7 +167,7 @@ def test_a_folder_in_which_another_process_is_at_work_is_refused(tmp_path):
     other.kill()  # leaves the file, and no lock
     other.communicate()
     assert (tmp_path / "run" / ".lock").exists()
-    assert pretrain(tiny_recipe(tmp_path / "run", "--max_steps", "1"))["steps"] == 1
+    assert pretrain(tiny_recipe(tmp_path / "run", "--max_steps", "1")).steps == 1
     assert not (tmp_path / "run" / ".lock").exists()
 
 

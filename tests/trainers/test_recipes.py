@@ -423,7 +423,7 @@ PLAIN = {
     "label_smoothing": st.floats(0, 0.99),
     "learning_rate": st.floats(0, 1),
     "max_steps": st.integers(1, 10**6),
-    "lr_scheduler_type": st.sampled_from(["linear", "cosine", "constant"]),
+    "lr_scheduler_type": st.sampled_from(["linear", "cosine", "constant_with_warmup"]),
     "lr_scheduler_kwargs": st.none() | st.just({"num_cycles": 2}),
     "eval_steps": st.none() | st.integers(1, 100),
     "gradient_checkpointing": st.none() | st.booleans(),
