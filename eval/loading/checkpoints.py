@@ -344,6 +344,8 @@ def results_folder(checkpoint: str | os.PathLike, output_dir: str | os.PathLike 
     if isinstance(checkpoint, Checkpoint) and checkpoint.hub_id:
         checkpoint = checkpoint.hub_id
     if not output_dir and not Path(checkpoint).is_dir():
+        if not is_hub_id(str(checkpoint)) or Path(checkpoint).parent.is_dir():
+            raise FileNotFoundError(f"No checkpoint folder {str(checkpoint)!r}; give the folder of a run, or a Hub id")
         raise ValueError(f"{checkpoint} is not a folder to write results to; give --output_dir as well")
     return Path(output_dir or checkpoint)
 

@@ -252,3 +252,10 @@ def test_twin_of_another_architecture(checkpoint, tmp_path):
     config.save_pretrained(twin)
     with pytest.raises(ValueError, match=r"is the twin of another architecture \(num_concepts\); remove it"):
         random_twin(load(checkpoint), tmp_path)
+
+
+def test_a_run_folder_that_is_not_there_is_named_before_results_are_asked_for(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"No checkpoint folder '.*nope'; give the folder of a run, or a Hub id"
+    ):
+        results_folder(str(tmp_path / "nope"), None)
