@@ -339,6 +339,7 @@ def results_folder(checkpoint: str | os.PathLike, output_dir: str | os.PathLike 
     """Where the results on a checkpoint are written: `output_dir`, else the checkpoint itself.
 
     Raises:
+        FileNotFoundError: no `output_dir`, and no such folder.
         ValueError: no `output_dir`, and the checkpoint is no folder, or a download.
     """
     if isinstance(checkpoint, Checkpoint) and checkpoint.hub_id:
