@@ -16,7 +16,7 @@ TYPES := .cache/types
 
 # One thread per worker: torch would otherwise start one per core in each of them.
 QUIET := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
-PYTEST := -m pytest -n 2 --dist loadfile -q -rs
+PYTEST := -m pytest -n 2 --dist loadfile -q -rsfE --tb=short
 
 .PHONY: help run check test lint docs dist audit lock versions lowest newest
 

@@ -69,7 +69,7 @@ def test_recipes_on_public_data_run_on_what_stands_in_for_it(seeded_hub, tmp_pat
     small = {"max_train_documents": 200, "max_validation_documents": 8, "max_steps": 2, "eval_on_start": False}
     own = {"output_dir": str(tmp_path / "run"), "per_device_train_batch_size": 4, "use_cpu": True}
     result = pretrain(with_stand_ins(name, **small, **own))
-    assert result.steps == 2 and result.model.vocab_size == 30522
+    assert result.steps == 2 and result.model.more["vocab_size"] == 30522
 
 
 def test_the_reference_recipe_holds_every_published_hyper_parameter(shared):
