@@ -716,7 +716,9 @@ class ConceptPooledOutput(nn.Module):
                 scores = scores.masked_fill(~visible.unsqueeze(-1), torch.finfo(scores.dtype).min)
             pooled = (scores.softmax(dim=1) * concepts).sum(dim=1)
         else:
-            pooled = concepts.mean(dim=1) if visible is None else concepts.sum(dim=1) / visible.sum(dim=1, keepdim=True)
+            pooled = (
+                concepts.mean(dim=1) if visible is None else concepts.sum(dim=1) / visible.sum(dim=1, keepdim=True)
+            )
         return self._project(pooled, dim)
 
     def _project(self, x: Tensor, dim: int | None) -> Tensor:

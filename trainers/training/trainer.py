@@ -18,6 +18,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from ...utils.files import disk_trouble_named, replaced_together
 from ...utils.progress import TrainingProgress
 from ..data.corpora import DataArguments
+from ..objectives.codes import HEAD, training_head
 from ..objectives.objective import ObjectiveArguments
 from .arguments import ConceptTrainingArguments
 from .objective_trainer import ObjectiveTrainer
@@ -235,6 +236,9 @@ class ConceptTrainer(ObjectiveTrainer):
             "collapsed_in_a_row": self._collapsed_in_a_row,
             "rollbacks": self._rollbacks,
         }
+        head = training_head(self.model)
+        if head is not None:
+            sums[HEAD] = head.state_dict()
         torch.save(sums, folder / SUMS_SINCE_LOG.format(rank=self.args.process_index))
         if not self.args.should_save:
             return
@@ -255,6 +259,9 @@ class ConceptTrainer(ObjectiveTrainer):
         self._parts = {name: [tensor.to(device) for tensor in pair] for name, pair in sums["parts"].items()}
         self._collapsed_in_a_row = sums["collapsed_in_a_row"]
         self._rollbacks = max(self._rollbacks, sums["rollbacks"])
+        head = training_head(self.model)
+        if head is not None:
+            head.load_state_dict(sums[HEAD])
         if self._base_rates is not None:
             set_base_rates(self.optimizer, self.lr_scheduler, self._base_rates)
             self._base_rates = None
