@@ -43,13 +43,6 @@ class Encoded(NamedTuple):
         return (self.pooled.unflatten(1, (self.concepts.shape[1], -1)) if concat else self.pooled)[..., :dim]
 
 
-def code_size(config: ConceptEncoderConfig) -> int:
-    """P, the numbers of a pooled output."""
-    return (config.projection_size or config.hidden_size) * (
-        config.num_concepts if config.pooled_output == "concat" else 1
-    )
-
-
 class TrainingHead(nn.Module):
     """What a loss learns for itself, next to the model and never saved with it: a temperature, a map to a teacher.
 
@@ -64,7 +57,7 @@ class TrainingHead(nn.Module):
         self.log_scale = None if scale is None else nn.Parameter(torch.tensor(math.log(scale)))
         self.map = None
         if teacher_size is not None:
-            self.map = nn.Linear(code_size(config), teacher_size, bias=False)
+            self.map = nn.Linear(config.projection_dim, teacher_size, bias=False)
 
     def scale(self) -> Tensor:
         """The learned factor on similarities, at most `LARGEST_SCALE`."""

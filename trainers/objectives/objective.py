@@ -21,7 +21,6 @@ from .codes import (
     Encoded,
     Size,
     TrainingHead,
-    code_size,
     contrast,
     cosines,
     encode,
@@ -251,7 +250,7 @@ class ObjectiveArguments:
         """ValueError if codes of this configuration cannot become a teacher's vectors of `teacher_size` numbers."""
         if not self.distillation or self.distillation_map:
             return
-        size = code_size(config)
+        size = config.projection_dim
         if size != teacher_size:
             raise ValueError(
                 f"distillation_map=False makes the pooled output, {size} numbers, a teacher's vector of "
