@@ -1,13 +1,16 @@
 """Codes trained by contrast and by a teacher: values against the formulas, passes, sizes, resuming, bad input."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
+import small_codes
 import torch
 from datasets import Dataset
 from helpers import random_examples, randomised, tiny_config
-from small_runs import losses, make_trainer, parameters
+from small_codes import SLOTS, TEACHER, codes_trainer, examples
+from small_runs import launch_two, losses, parameters
 from torch import nn
 
 from concept_encoder import ConceptEncoderModel
@@ -24,38 +27,10 @@ from concept_encoder.trainers.objectives.codes import (
 from concept_encoder.trainers.objectives.collators import DataCollatorForReconstruction
 from concept_encoder.trainers.objectives.objective import ObjectiveArguments
 
-SLOTS = {
-    "concept_aggregation": "sum",
-    "num_hidden_layers": 0,
-    "position_embedding_type": "none",
-    "pooled_output": "concat",
-    "projection_size": 8,
-}
-TEACHER = 5
-
 
 def random_codes(*shapes, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True) for shape in shapes]
-
-
-def examples(tokenizer, rows=12, vectors=True, others=("partner",), longest=20):
-    """Texts, others of like or unlike length, and vectors of a teacher."""
-    found = random_examples(tokenizer, rows, 0, longest)
-    generator = np.random.default_rng(0)
-    for number, role in enumerate(others, 1):
-        for row, other in zip(found, random_examples(tokenizer, rows, number, longest * 2), strict=True):
-            row[f"{role}_ids"] = other["input_ids"]
-    for row in found if vectors else ():
-        row |= {f"{role}_vector": generator.normal(size=TEACHER).astype(np.float32) for role in ("text", "partner")}
-    return found
-
-
-def trainer_of(tokenizer, folder, config=SLOTS, rows=None, data=None, **settings):
-    names = {name for name in settings if hasattr(ObjectiveArguments(), name)}
-    objective = ObjectiveArguments(**{"reconstruction": 0.0} | {name: settings.pop(name) for name in names})
-    data = Dataset.from_list(rows or examples(tokenizer)) if data is None else data
-    return make_trainer(tokenizer, folder, objective=objective, data=data, config=config, **settings)
 
 
 # -------------------------------------------------------------------------------------------------------------- losses
@@ -250,18 +225,18 @@ EVERYTHING = {
 
 def test_resume_is_exact_with_everything(tokenizer, tmp_path):
     shared = {**EVERYTHING, "gradient_accumulation_steps": 2, "dropout": 0.1, "ema_decay": 0.5}
-    straight = trainer_of(tokenizer, tmp_path / "a", max_steps=4, **shared)
+    straight = codes_trainer(tokenizer, tmp_path / "a", max_steps=4, **shared)
     straight.train()
     settings = {**shared, "save_strategy": "steps", "save_steps": 2, "max_steps": 4}
-    trainer_of(tokenizer, tmp_path / "b", **settings).train()
-    resumed = trainer_of(tokenizer, tmp_path / "b", **settings)
+    codes_trainer(tokenizer, tmp_path / "b", **settings).train()
+    resumed = codes_trainer(tokenizer, tmp_path / "b", **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-2"))
     assert torch.equal(parameters(straight), parameters(resumed))  # those of the head among them
     assert losses(straight) == losses(resumed)
 
 
 def test_what_is_saved_is_an_encoder(tokenizer, tmp_path):
-    trainer = trainer_of(tokenizer, tmp_path, **EVERYTHING, max_steps=2)
+    trainer = codes_trainer(tokenizer, tmp_path, **EVERYTHING, max_steps=2)
     assert "training_head.map.weight" in dict(trainer.model.named_parameters())
     trainer.train()
     trainer.save_model(str(tmp_path / "saved"))
@@ -277,7 +252,7 @@ def test_what_is_saved_is_an_encoder(tokenizer, tmp_path):
 
 def test_training_brings_partners_together(tokenizer, tmp_path):
     rows = [{**row, "partner_ids": row["input_ids"][::-1]} for row in random_examples(tokenizer, 32, longest=12)]
-    trainer = trainer_of(tokenizer, tmp_path, rows=rows, contrastive=1.0, max_steps=40)
+    trainer = codes_trainer(tokenizer, tmp_path, rows=rows, contrastive=1.0, max_steps=40)
     before = trainer.evaluate()["eval_contrastive"]
     trainer.train()
     assert trainer.evaluate()["eval_contrastive"] < 0.5 * before
@@ -419,13 +394,43 @@ def test_what_a_model_cannot_be_trained_by_is_named(settings, config, message):
 
 def test_a_teacher_that_nothing_listens_to_or_of_another_size_is_named(tokenizer, tmp_path):
     with pytest.raises(ValueError, match="teacher_columns train nothing: set distillation or similarity_distillation"):
-        trainer_of(tokenizer, tmp_path, contrastive=1.0)
+        codes_trainer(tokenizer, tmp_path, contrastive=1.0)
     with pytest.raises(ValueError, match="makes the pooled output, 48 numbers, a teacher's vector of 5; choose sizes"):
-        trainer_of(tokenizer, tmp_path, distillation=1.0, distillation_map=False)
+        codes_trainer(tokenizer, tmp_path, distillation=1.0, distillation_map=False)
     config = {"projection_size": TEACHER}
     with pytest.raises(
         ValueError, match="distillation_map=False compares whole codes: leave the matryoshka sizes out"
     ):
-        trainer_of(tokenizer, tmp_path, config, distillation=1.0, distillation_map=False, matryoshka_dims=[2])
-    trainer = trainer_of(tokenizer, tmp_path, config, distillation=1.0, distillation_map=False)
+        codes_trainer(tokenizer, tmp_path, config, distillation=1.0, distillation_map=False, matryoshka_dims=[2])
+    trainer = codes_trainer(tokenizer, tmp_path, config, distillation=1.0, distillation_map=False)
     assert not hasattr(trainer.model, "training_head")
+
+
+IN_TWO_PROCESSES = """
+import sys
+sys.path[:0] = {tests!r}
+import torch
+from concept_encoder.trainers.data.microworld import microworld_tokenizer
+from small_codes import codes_trainer
+from small_runs import parameters
+
+trainer = codes_trainer(microworld_tokenizer(), {out!r}, per_device_train_batch_size=4, **{settings!r})
+assert trainer.accelerator.num_processes == 2
+trainer.train()
+torch.save(parameters(trainer), {out!r} + f"/{{trainer.args.process_index}}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does_from_twice_the_batch(tokenizer, tmp_path):
+    settings = {"contrastive": 1.0, "distillation": 1.0, "learn_temperature": True, "max_steps": 3}
+    settings |= {"mini_batch_num_tokens": 60, "gradient_caching": True}
+    script = tmp_path / "two.py"
+    support = str(Path(small_codes.__file__).parent)
+    script.write_text(IN_TWO_PROCESSES.format(tests=[support], out=str(tmp_path), settings=settings))
+    launch_two(script)
+    apart = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    trainer = codes_trainer(tokenizer, tmp_path / "one", per_device_train_batch_size=8, **settings)
+    trainer.train()
+    assert torch.equal(*apart)
+    torch.testing.assert_close(apart[0], parameters(trainer), rtol=1e-4, atol=1e-5)

@@ -206,8 +206,8 @@ class DataArguments:
                 "teacher_columns",
                 "keep_rows",
             )
-            default = f.default_factory() if f.default is dataclasses.MISSING else f.default
-            if f.name in (*source, "validation_size", *columns, "streaming") and value != default:
+            empty = f.default is dataclasses.MISSING and not value
+            if f.name in (*source, "validation_size", *columns, "streaming") and not empty and value != f.default:
                 raise ValueError(
                     f"{f.name}={value!r} has no meaning with dataset_name={MICROWORLD!r}, which is generated; "
                     f"leave {f.name} out or name another dataset"

@@ -192,7 +192,8 @@ def contrast(codes: list[Tensor], num_partners: int, interaction: str, scale: Te
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
     several = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
-    loss = MultipleNegativesRankingLoss(None, 1.0, SIMILARITIES[interaction], gather_across_devices=several)
+    no_model: Any = None  # the codes are there
+    loss = MultipleNegativesRankingLoss(no_model, 1.0, SIMILARITIES[interaction], gather_across_devices=several)
     loss.scale = scale
     text, partners, negatives = codes[0], codes[1 : 1 + num_partners], codes[1 + num_partners :]
     return torch.stack([loss.compute_loss_from_embeddings([text, each, *negatives], None) for each in partners]).mean()

@@ -374,7 +374,9 @@ class Objective:
             teacher = torch.cat([batch[vector_name(role)] for role in taught]).to(codes.dtype)
             student = torch.cat([by_role[role] for role in taught])
         if settings.distillation:
-            mapped = head.mapped(student, model.config) if settings.distillation_map else student.flatten(1)
+            mapped = student.flatten(1)
+            if head is not None and settings.distillation_map:
+                mapped = head.mapped(student, model.config)
             terms["distillation"] = (1 - nn.functional.cosine_similarity(mapped, teacher, dim=-1)).mean()
         if settings.similarity_distillation:
             own = SIMILARITIES[settings.interaction](student, student)

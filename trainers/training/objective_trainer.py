@@ -105,6 +105,13 @@ class ObjectiveTrainer(Trainer):
             self._shared_embeddings = share_tied_embeddings(self.model)
             self.add_callback(OwnClassName(type(self.model)))
 
+    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
+        """As the Trainer's; but DDP does not look for weights that the model's outputs are not made of, since those of
+        a training head, and of texts that are read in other passes, get their gradients all the same."""
+        outside = not self.settings.reconstruction or training_head(self.model) is not None
+        with self._with_args(**{"ddp_find_unused_parameters": False} if outside else {}):
+            return super()._build_accelerator_args(**kwargs)
+
     def _check_devices(self) -> None:
         """ValueError for settings that do not go with the devices that accelerate has found."""
         if self.args.use_liger_kernel and self.args.device.type != "cuda":
