@@ -717,6 +717,20 @@ class FrozenScore(Figure):
 
 
 @dataclass(kw_only=True)
+class SizeScore(Figure):
+    """The primary metric of the pooled output, cut to a size."""
+
+    value: Score | None
+    num_concepts: Count
+    dim: Count
+    """numbers of a concept"""
+    bytes: Count
+    """of a text, in float32"""
+    seconds: Number
+    """of the processor, to encode a text"""
+
+
+@dataclass(kw_only=True)
 class SimilarityResult(Result):
     """similarity/<task>.json: frozen concepts on graded similarity."""
 
@@ -737,6 +751,8 @@ class SimilarityResult(Result):
     """of the probe"""
     alpha_of_twin: Number | None
     rows: list[FrozenScore]
+    sizes: list[SizeScore] = field(default_factory=list)
+    """cosine of pooled outputs that are read and cut so; none where none was asked for"""
 
     @property
     def id(self) -> str:
