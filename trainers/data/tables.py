@@ -23,6 +23,7 @@ from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import (
     ClassLabel,
@@ -121,6 +122,29 @@ class Table:
             return
         for row, value in enumerate(self.rows[column]):
             self.origin.check_text(row, column, role, value, null)
+
+    def check_vectors(self, column: str, role: str) -> None:
+        """`check_column`, and that every row holds as many finite numbers, none of them null; those of a stream are
+        left to who reads them, but for their type."""
+        self.check_column(column, role)
+        kind = (self.rows.features or {}).get(column)
+        number = getattr(getattr(kind, "feature", None), "dtype", None)
+        if number not in ("float16", "float32", "float64"):
+            raise ValueError(f"{role}: column {column!r} of {self.origin.name} must hold lists of numbers, got {kind}")
+        if isinstance(self.rows, IterableDataset):
+            return
+        start, size = 0, None
+        for part in self.rows.select_columns([column]).with_format("arrow").iter(10_000):
+            vectors = part[column].combine_chunks()
+            sizes = set(pc.list_value_length(vectors).to_pylist())
+            size = next(iter(sizes)) if size is None else size
+            numbers = np.asarray(vectors.flatten(), dtype=np.float32)
+            if sizes != {size} or not size or not np.isfinite(numbers).all():
+                raise ValueError(
+                    f"{role}: column {column!r} of {self.origin.name} must hold as many finite numbers in every row; "
+                    f"rows {start} to {start + len(part) - 1} do not"
+                )
+            start += len(part)
 
     def rule(self, text: str) -> dict[str, Any]:
         """A rule such as label=0 or label>=4 as arguments of `meets_rule`.
