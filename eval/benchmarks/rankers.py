@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -103,12 +103,12 @@ def cosines(queries: Any, documents: Any) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------------------- BM25
 
 
-def bm25(name: str, tokenizer: PreTrainedTokenizerBase | None = None) -> Ranker:
+def bm25(name: str, weights: WordWeights) -> Ranker:
     """BM25 with the statistics of the corpus searched, k1 = 1.5, b = 0.75, idf as in Lucene.
 
     Args:
         name: one of `BM25`.
-        tokenizer: of "bm25_word_pieces".
+        weights: whose tokenizer cuts the texts of "bm25_word_pieces".
 
     Raises:
         ValueError: when called, where bm25s and PyStemmer are not installed.
@@ -130,9 +130,7 @@ def bm25(name: str, tokenizer: PreTrainedTokenizerBase | None = None) -> Ranker:
 
         def tokens(texts: Sequence[str]) -> list[list[str]]:
             if name == "bm25_word_pieces":
-                assert tokenizer is not None
-                ids = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-                return [[str(each) for each in row] for row in ids]
+                return [list(map(str, ids)) for ids in weights.tokenized(texts)]
             stemmer = Stemmer.Stemmer("english") if name == "bm25" else None
             return bm25s.tokenize(
                 list(texts), stopwords="en", stemmer=stemmer, return_ids=False, show_progress=False, allow_empty=False
@@ -153,8 +151,8 @@ def bm25(name: str, tokenizer: PreTrainedTokenizerBase | None = None) -> Ranker:
         return Scored(scores.astype(np.float32), seconds, None)
 
     settings: list[Any] = ["bm25s", _version("bm25s"), analysers[name]]
-    if tokenizer is not None:
-        settings.append(hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest())
+    if name == "bm25_word_pieces":
+        settings.append(weights.digest)
     return Ranker(name, f"BM25 with the corpus's own statistics: {analysers[name]}", score, settings)
 
 
@@ -352,10 +350,12 @@ def sentence_encoders(source: str, batch_size: int = 32) -> list[Ranker]:
                 np.maximum.at(scores.T, part, rest[i : i + 4096] @ asked.T)
         return Scored(scores.astype(np.float32), seconds, None if whole else rows.shape[1] * 4)
 
-    titles = ((name, "each text cut at what it reads", False), (f"{name}_maxp", "the best of a text's chunks", True))
+    def ranker(title: str, text: str, whole: bool) -> Ranker:
+        return Ranker(title, f"{name}: {text}", partial(score, whole=whole), [name, digest, whole])
+
     return [
-        Ranker(title, f"{name}: {text}", lambda q, d, whole=whole: score(q, d, whole), [name, digest, whole])
-        for title, text, whole in titles
+        ranker(name, "each text cut at what it reads", False),
+        ranker(f"{name}_maxp", "the best of a text's chunks", True),
     ]
 
 

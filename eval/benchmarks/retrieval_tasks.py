@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ...trainers.data.corpora import MICROWORLD
 from ...trainers.data.microworld.needles import LENGTHS, NEEDLES, needle_texts
 from ...trainers.data.tables import Table, meets_rule, open_tables, resolve_dataset_id
 from ...utils.command_line import did_you_mean
 from ...utils.untrusted import read_yaml
 from .registry import NAME
 
-GENERATED = "microworld"
 CUTOFF = 10  # of the primary metric
 
 
@@ -162,7 +162,7 @@ _ROWS = (
     _qmsum("question", query_column="question", keep_queries="kind=specific", notes="specific question to meeting"),
     _wikipedia_long(),
     *(
-        RetrievalTask(name=f"{kind}_{length}", dataset_id=GENERATED, licence="Apache-2.0", notes=f"{length} words")
+        RetrievalTask(name=f"{kind}_{length}", dataset_id=MICROWORLD, licence="Apache-2.0", notes=f"{length} words")
         for kind in NEEDLES
         for length in LENGTHS
     ),
@@ -228,41 +228,28 @@ def load_collection(task: RetrievalTask, split: str | None = None, data_dir: str
 def _loaded(task: RetrievalTask, split: str, data_dir: str | None) -> Collection:
     if task.data is not None:
         return task.data
-    if task.dataset_id == GENERATED:
+    if task.dataset_id == MICROWORLD:
         kind, _, length = task.name.rpartition("_")
-        texts, queries = zip(*needle_texts(kind, int(length)), strict=True)
-        ids = [f"{task.name}-{i}" for i in range(len(texts))]
-        return Collection(
-            dict(zip(ids, texts, strict=True)), dict(zip(ids, queries, strict=True)), {i: {i: 1} for i in ids}
-        )
+        return _of_pairs(needle_texts(kind, int(length)))
     local = Path(data_dir or "", task.dataset_id)
     source = str(local) if data_dir and local.is_dir() else resolve_dataset_id(task.dataset_id)
     if task.lead_column is not None:
         table = _table(source, task.qrels_config, split)
         leads = _column(table, task.lead_column)
-        texts = _texts(table, "text")
-        ids = [str(i) for i in range(len(texts))]
-        pairs = [
-            (text[: int(lead)].strip(), text[int(lead) :].strip()) for text, lead in zip(texts, leads, strict=True)
-        ]
-        queries, documents = zip(*pairs, strict=True)
-        return Collection(
-            dict(zip(ids, documents, strict=True)), dict(zip(ids, queries, strict=True)), {i: {i: 1} for i in ids}
-        )
+        cut = [(text, int(lead)) for text, lead in zip(_texts(table, "text"), leads, strict=True)]
+        return _of_pairs((text[lead:].strip(), text[:lead].strip()) for text, lead in cut)
     corpus = _table(source, task.corpus_config, None)
     bodies = _texts(corpus, "text")
     titles = _texts(corpus, "title") if "title" in corpus.columns else [""] * len(bodies)
-    documents = [f"{title} {body}".strip() for title, body in zip(titles, bodies, strict=True)]
+    texts = [f"{title} {body}".strip() for title, body in zip(titles, bodies, strict=True)]
     asked = _table(source, task.queries_config, None)
     if task.keep_queries is not None:
         rule = asked.rule(task.keep_queries)
         asked = Table(asked.rows.filter(meets_rule, batched=True, with_indices=True, fn_kwargs=rule), asked.origin)
     queries = _by_id(asked, _texts(asked, task.query_column), "query")
-    answers = (
-        dict.fromkeys(queries)
-        if task.answer_column is None
-        else _by_id(asked, list(map(str, _column(asked, task.answer_column))), "query")
-    )
+    answers = {}
+    if task.answer_column is not None:
+        answers = _by_id(asked, map(str, _column(asked, task.answer_column)), "query")
     relevant: dict[str, dict[str, int]] = {}
     qrels = _table(source, task.qrels_config, split)
     columns = (_column(qrels, name) for name in ("query-id", "corpus-id", "score"))
@@ -272,14 +259,21 @@ def _loaded(task: RetrievalTask, split: str, data_dir: str | None) -> Collection
             continue
         if grade is None or grade != int(grade):
             raise ValueError(f"query {query!r} has score {grade!r} for document {document!r}; give whole numbers")
-        if task.answer_column is not None:
-            document = answers.get(query) or document
+        document = answers.get(query, document)
         known = relevant.setdefault(query, {})
         if known.setdefault(document, int(grade)) != int(grade) and task.answer_column is None:
             raise ValueError(
                 f"query {query!r} has scores {known[document]} and {int(grade)} for document {document!r}"
             )
-    return Collection(_by_id(corpus, documents, "document"), queries, relevant)
+    return Collection(_by_id(corpus, texts, "document"), queries, relevant)
+
+
+def _of_pairs(pairs: Iterable[tuple[str, str]]) -> Collection:
+    """A collection of (document, its query)."""
+    documents, queries = {}, {}
+    for i, (document, query) in enumerate(pairs):
+        documents[str(i)], queries[str(i)] = document, query
+    return Collection(documents, queries, {i: {i: 1} for i in documents})
 
 
 def _table(source: str, config: str | None, split: str | None) -> Table:

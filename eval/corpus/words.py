@@ -97,7 +97,7 @@ class WordWeights:
         if isinstance(texts, str):
             raise ValueError(f"texts must be a list of strings, got {texts!r}; one text is a list of one")
         columns, values = [], []
-        for ids in _tokenized(self.tokenizer, texts):
+        for ids in self.tokenized(texts):
             found, counts = np.unique(_columns(ids, self.vocab_size) if pairs else ids, return_counts=True)
             weights = np.log1p(counts.astype(np.float32)) * self.idf[found]
             if pairs:
@@ -106,6 +106,10 @@ class WordWeights:
             columns.append(found[kept])
             values.append(weights[kept])
         return _unit_rows(columns, values, self.vocab_size + PAIRS * pairs)
+
+    def tokenized(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
+        """(n,) int64 ids of the word pieces of each text, whole."""
+        return _tokenized(self.tokenizer, texts)
 
     @cached_property
     def digest(self) -> str:
