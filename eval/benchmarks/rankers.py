@@ -73,12 +73,9 @@ def kept(
         )
     if ranker.settings is None:
         return ranker.score(queries, documents)
-    digest = hashlib.sha256(json.dumps([ranker.name, ranker.settings]).encode())
-    for texts in (queries, documents):
-        digest.update(str(len(texts)).encode())
-        for text in texts:
-            digest.update(hashlib.sha256(text.encode("utf-8", "replace")).digest())
-    path = Path(cache_dir or default_cache(), f"{ranker.name}-{digest.hexdigest()[:20]}.safetensors")
+    content = json.dumps([ranker.name, ranker.settings, digest_of(queries), digest_of(documents)])
+    digest = hashlib.sha256(content.encode()).hexdigest()[:20]
+    path = Path(cache_dir or default_cache(), f"{ranker.name}-{digest}.safetensors")
     try:
         with safe_open(path, "numpy") as file:
             facts = json.loads(file.metadata()["facts"])
@@ -88,6 +85,32 @@ def kept(
     facts = json.dumps({"seconds": found.seconds, "bytes_per_text": found.bytes_per_text})
     write_atomically(path, save({"scores": found.scores}, {"facts": facts}))
     return found
+
+
+def digest_of(texts: Sequence[str]) -> str:
+    digest = hashlib.sha256(str(len(texts)).encode())
+    for text in texts:
+        digest.update(hashlib.sha256(text.encode("utf-8", "replace")).digest())
+    return digest.hexdigest()
+
+
+class Remembered:
+    """What `encode` gives for texts, and the seconds that it took, not made again for the next ranker or task that has
+    the same texts; of the last few."""
+
+    def __init__(self, encode: Callable[..., Any], most: int = 4) -> None:
+        self.encode, self.most = encode, most
+        self.found: dict[tuple, tuple[Any, float]] = {}
+
+    def __call__(self, texts: Sequence[str], *options: Any) -> tuple[Any, float]:
+        key = digest_of(texts), *options
+        if key not in self.found:
+            start = time.perf_counter()
+            made = self.encode(texts, *options)
+            self.found[key] = made, time.perf_counter() - start
+            while len(self.found) > self.most:
+                del self.found[next(iter(self.found))]
+        return self.found[key]
 
 
 def default_cache() -> Path:
@@ -171,7 +194,7 @@ def _version(package: str) -> str | None:
 
 def words_codes(words: WordWeights, sizes: Iterable[int] = SIZES) -> list[Ranker]:
     """The heaviest word pieces, and word pieces with pairs, cut to each of some sizes in bytes, and whole."""
-    read = _Remembered(lambda texts, pairs: words.encode(texts, pairs=pairs))
+    read = Remembered(lambda texts, pairs: words.encode(texts, pairs=pairs))
     digest = words.digest
     rankers = []
     for pairs, name, what in ((False, "words", "word pieces"), (True, "words_pairs", "word pieces and pairs")):
@@ -195,7 +218,7 @@ def sketches(words: WordWeights) -> list[Ranker]:
     Source: Dhulipala et al. 2024, MUVERA, arXiv:2405.19504.
     Differs: slots by word piece and not by the direction of its vector; sums weighted by rarity; 1 or 2 bits a number.
     """
-    read = _Remembered(lambda texts, pairs: words.encode(texts, pairs=pairs))
+    read = Remembered(lambda texts, pairs: words.encode(texts, pairs=pairs))
     shapes = ((128, 16, 1), (1024, 64, 2), (4096, 256, 2))
     rankers = []
     for size, slots, bits in shapes:
@@ -232,23 +255,6 @@ def quantized(codes: np.ndarray, bits: int) -> np.ndarray:
     return normalize(signs)
 
 
-class _Remembered:
-    """Rows of texts and the seconds that reading them took, read once for all codes that are made from them."""
-
-    def __init__(self, encode: Callable[[Sequence[str], bool], sp.csr_matrix]) -> None:
-        self.encode = encode
-        self.last: dict[tuple[int, bool], tuple[Sequence[str], sp.csr_matrix, float]] = {}
-
-    def __call__(self, texts: Sequence[str], pairs: bool) -> tuple[sp.csr_matrix, float]:
-        found = self.last.get((id(texts), pairs))
-        if found is None or found[0] is not texts:
-            start = time.perf_counter()
-            if len(self.last) >= 4:  # queries and documents, with and without pairs
-                self.last.clear()
-            found = self.last[id(texts), pairs] = texts, self.encode(texts, pairs), time.perf_counter() - start
-        return found[1], found[2]
-
-
 # ------------------------------------------------------------------------------------------------------ static tokens
 
 
@@ -260,31 +266,27 @@ def token_means(table: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> list[R
         tokenizer: of the run.
     """
 
-    def read(texts: Sequence[str], parts: Sequence[str]) -> np.ndarray:
-        rows = np.zeros((len(texts), len(parts), table.shape[1]), np.float32)
+    def encode(texts: Sequence[str]) -> np.ndarray:
+        rows = np.zeros((len(texts), 3, table.shape[1]), np.float32)
         for start in range(0, len(texts), 64):
             some = list(texts[start : start + 64])
             for i, ids in enumerate(tokenizer(some, add_special_tokens=False, verbose=False)["input_ids"], start):
                 if ids:
                     distinct, counts = np.unique(ids, return_counts=True)
                     vectors = table[distinct]
-                    for part, name in enumerate(parts):
-                        rows[i, part] = (
-                            counts @ vectors / len(ids) if name == "mean" else getattr(vectors, name)(axis=0)
-                        )
-        return normalize(rows.reshape(len(texts), -1))
+                    rows[i] = counts @ vectors / len(ids), vectors.max(0), vectors.min(0)
+        return rows
 
-    def ranker(name: str, description: str, parts: Sequence[str]) -> Ranker:
-        def score(queries: Sequence[str], documents: Sequence[str]) -> Scored:
-            start = time.perf_counter()
-            rows = read(documents, parts)
-            return Scored(cosines(read(queries, parts), rows), time.perf_counter() - start, rows.shape[1] * 4)
+    read = Remembered(encode)
 
-        return Ranker(name, description, score)
+    def score(queries: Sequence[str], documents: Sequence[str], parts: int) -> Scored:
+        (asked, _), (rows, seconds) = read(queries), read(documents)
+        both = (normalize(each[:, :parts].reshape(len(each), -1)) for each in (asked, rows))
+        return Scored(cosines(*both), seconds, parts * table.shape[1] * 4)
 
     return [
-        ranker("token_mean", "mean of the run's token embeddings, cosine", ("mean",)),
-        ranker("token_mean_max_min", "their mean, largest and smallest side by side", ("mean", "max", "min")),
+        Ranker("token_mean", "mean of the run's token embeddings, cosine", partial(score, parts=1)),
+        Ranker("token_mean_max_min", "their mean, largest and smallest side by side", partial(score, parts=3)),
     ]
 
 
@@ -306,7 +308,6 @@ def sentence_encoders(source: str, batch_size: int = 32) -> list[Ranker]:
     name, weights = Path(source).name, sorted(Path(source).glob("*.safetensors"))
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in weights)).hexdigest() if weights else str(source)
     model: list[Any] = []
-    memory: dict[str, tuple[np.ndarray, float]] = {}
 
     def loaded() -> Any:
         if not model:
@@ -319,35 +320,23 @@ def sentence_encoders(source: str, batch_size: int = 32) -> list[Ranker]:
             model.append(SentenceTransformer(source, trust_remote_code=False, model_kwargs={"dtype": torch.float32}))
         return model[0]
 
-    def encode(texts: Sequence[str]) -> tuple[np.ndarray, float]:
-        start = time.perf_counter()
-        rows = [
-            loaded().encode(
-                list(texts[i : i + 256]), batch_size=batch_size, normalize_embeddings=True, show_progress_bar=False
-            )
-            for i in progress(range(0, len(texts), 256), desc=f"Encoding by {name}", unit="batch", leave=False)
-        ]
-        return np.concatenate(rows), time.perf_counter() - start
+    def encode(texts: Sequence[str]) -> np.ndarray:
+        options = {"batch_size": batch_size, "normalize_embeddings": True, "show_progress_bar": False}
+        starts = progress(range(0, len(texts), 256), desc=f"Encoding by {name}", unit="batch", leave=False)
+        return np.concatenate([loaded().encode(list(texts[i : i + 256]), **options) for i in starts])
 
-    def first(documents: Sequence[str], pieces: Sequence[Sequence[str]]) -> tuple[np.ndarray, float]:
-        key = hashlib.sha256("\0".join(each[0] for each in pieces).encode("utf-8", "replace")).hexdigest()
-        if key not in memory:
-            memory.clear()
-            memory[key] = encode([each[0] for each in pieces])
-        return memory[key]
+    read = Remembered(encode)
 
     def score(queries: Sequence[str], documents: Sequence[str], whole: bool) -> Scored:
         pieces = chunks(documents, loaded().tokenizer, loaded().get_max_seq_length())
-        rows, seconds = first(documents, pieces)
-        asked, _ = encode(queries)
+        (asked, _), (rows, seconds) = read(queries), read([each[0] for each in pieces])
         scores = asked @ rows.T
-        if whole:
-            owner = [i for i, each in enumerate(pieces) for _ in each[1:]]
-            rest, more = encode([piece for each in pieces for piece in each[1:]]) if owner else (rows[:0], 0.0)
+        owner = [i for i, each in enumerate(pieces) for _ in each[1:]]
+        if whole and owner:
+            rest, more = read([piece for each in pieces for piece in each[1:]])
             seconds += more
             for i in range(0, len(owner), 4096):
-                part = owner[i : i + 4096]
-                np.maximum.at(scores.T, part, rest[i : i + 4096] @ asked.T)
+                np.maximum.at(scores.T, owner[i : i + 4096], rest[i : i + 4096] @ asked.T)
         return Scored(scores.astype(np.float32), seconds, None if whole else rows.shape[1] * 4)
 
     def ranker(title: str, text: str, whole: bool) -> Ranker:
@@ -382,8 +371,8 @@ def fused_ranks(*scores: np.ndarray) -> np.ndarray:
 
     Source: Cormack, Clarke & Büttcher 2009, Reciprocal Rank Fusion.
     """
-    total = np.zeros(scores[0].shape, np.float32)
-    order = np.random.default_rng(0).permutation(total.shape[1])
+    total = np.zeros_like(scores[0], dtype=np.float32)
+    order = np.random.default_rng(0).permutation(scores[0].shape[1])
     for each in scores:
         places = order[np.argsort(-each[:, order], axis=1, kind="stable")]
         ranks = np.empty_like(places)

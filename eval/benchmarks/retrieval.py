@@ -1,7 +1,6 @@
 """Retrieval without fine-tuning: which documents the run finds, next to BM25, codes of words and other encoders."""
 
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -24,6 +23,7 @@ from .rankers import (
     BM25,
     SIZES,
     Ranker,
+    Remembered,
     Scored,
     bm25,
     cosines,
@@ -105,11 +105,12 @@ def retrieval(
     done = {row.name: _existing(result_path(output_dir, row.name), settings, overwrite) for row in rows}
     others = [*(bm25(name, weights) for name in BM25), *words_codes(weights), *sketches(weights)]
     others += [each for name in compare for each in sentence_encoders(name)]
-    results = []
+    results: list[RetrievalResult] = []
+    own: list[Ranker] = []
     for row in progress(rows, desc="Retrieval", unit="task"):
         result = done[row.name]
         if result is None:
-            own = _own_rankers(opened, random_twin(opened, output_dir), max_length)
+            own = own or _own_rankers(opened, random_twin(opened, output_dir), max_length)
             result = _judged(row, own, others, settings, data_dir, cache_dir)
             result.save(result_path(output_dir, row.name))
         result.folder = Path(output_dir)
@@ -148,11 +149,11 @@ def _own_rankers(run: Checkpoint, twin: Checkpoint, max_length: int | None) -> l
     """The run, its random twin, and its static tokens; what they give is never kept."""
 
     def by(encode: Callable[[Sequence[str]], np.ndarray]) -> Callable[[Sequence[str], Sequence[str]], Scored]:
+        read = Remembered(encode)
+
         def score(queries: Sequence[str], documents: Sequence[str]) -> Scored:
-            start = time.perf_counter()
-            rows = encode(documents)
-            seconds = time.perf_counter() - start
-            return Scored(cosines(encode(queries), rows), seconds, rows.shape[1] * 4)
+            (asked, _), (rows, seconds) = read(queries), read(documents)
+            return Scored(cosines(asked, rows), seconds, rows.shape[1] * 4)
 
         return score
 

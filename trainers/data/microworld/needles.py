@@ -6,6 +6,7 @@ in the texts: who matches words, as BM25 does, finds nothing.
 
 import re
 from collections.abc import Iterator
+from functools import cache
 from random import Random
 
 from .lexicon import ANCESTORS, COUNTS, LEAVES, NAMES, TIMES, VERBS
@@ -17,7 +18,7 @@ _ACTIONS = "chase push hug help greet scare watch hide lose break pick eat find"
 _MOMENTS = tuple(phrases for phrases in TIMES.values() if len(phrases) == 2)
 _DIGITS = dict(zip("12345", ("one", *COUNTS[2:]), strict=True))
 MOST = len(_ACTIONS) * len(_MOMENTS)  # needles that differ in what happens, or when
-_POOL = 20_000  # sentences that the texts are stretches of
+_POOL = 8_000  # sentences that the texts are stretches of
 _WORDS = re.compile(r"\w+|[^\w\s]")
 
 
@@ -44,7 +45,7 @@ def needle_texts(kind: str, length: int, size: int = 50, seed: int = 0) -> Itera
     if not 2 <= size <= MOST:
         raise ValueError(f"size must be from 2 to {MOST} texts, got {size}")
     rng = Random(f"{kind} {length} {seed}")
-    hay = _hay(Random(f"hay {seed}"))
+    hay = _hay(seed)
     hidden = _events(rng, size) if kind == "needle" else _passkeys(rng, size)
     depths = list(range(size))
     rng.shuffle(depths)
@@ -74,12 +75,13 @@ def _passkeys(rng: Random, size: int) -> Iterator[tuple[str, str]]:
         yield f"The key was {' '.join(_DIGITS[digit] for digit in digits)}.", " ".join(digits)
 
 
-def _hay(rng: Random) -> list[str]:
+@cache
+def _hay(seed: int) -> list[str]:
     """Sentences of stories that hold no word of a needle, or of what is asked for it."""
     kept = {"key", "keys", *COUNTS} | {phrase.split()[-1] for moment in _MOMENTS for phrase in moment}
     kept |= {form for action in _ACTIONS for forms in VERBS[action].forms for form in forms}
     sentences: list[str] = []
-    told = stories(rng, lambda opening: True)
+    told = stories(Random(f"hay {seed}"), lambda opening: True)
     while len(sentences) < _POOL:
         for sentence in re.split(r"(?<=\.)\s+", next(told)):
             if not kept.intersection(_WORDS.findall(sentence.lower())):
