@@ -263,7 +263,7 @@ def _loaded(task: RetrievalTask, split: str, data_dir: str | None) -> Collection
         known = relevant.setdefault(query, {})
         if known.setdefault(document, int(grade)) != int(grade) and task.answer_column is None:
             raise ValueError(
-                f"query {query!r} has scores {known[document]} and {int(grade)} for document {document!r}"
+                f"query {query!r} has scores {known[document]} and {int(grade)} for document {document!r}; keep one"
             )
     return Collection(_by_id(corpus, texts, "document"), queries, relevant)
 

@@ -160,3 +160,13 @@ def test_tasks_that_cannot_be():
         RetrievalTask(name="mine", dataset_id="a/b", data=data)
     with pytest.raises(ValueError, match="Task mine: with lead_column there are no tables of queries and answers"):
         RetrievalTask(name="mine", dataset_id="a/b", lead_column="n", answer_column="answer")
+
+
+def test_a_folder_that_was_changed_is_read_again_and_another_of_its_name_is_another(tmp_path):
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+    first = folder_of(tmp_path / "here" / "set")
+    second = folder_of(tmp_path / "there" / "set", qrels=QRELS[2:])
+    assert [len(load_collection(task_of(folder)).queries) for folder in (first, second)] == [2, 1]
+    Dataset.from_list(QRELS[:1]).to_parquet(first / "test.parquet")
+    assert load_collection(task_of(first)).relevant == {"q1": {"d1": 1}}
