@@ -9,6 +9,7 @@ import bz2
 import csv
 import glob
 import gzip
+import hashlib
 import json
 import lzma
 import os
@@ -34,6 +35,7 @@ from datasets import (
     Value,
     load_dataset_builder,
 )
+from datasets.config import HF_DATASETS_CACHE
 from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns
 from datasets.exceptions import DatasetsError
 from huggingface_hub import HfApi
@@ -376,6 +378,10 @@ def _folder_builder(folder: Path, config: str | None) -> DatasetBuilder:
         base = glob.escape(str(folder.resolve()))
         found = DataFilesDict.from_patterns(get_data_patterns(base), base_path=base)
         options["data_files"] = {split: _escaped(files) for split, files in found.items()}
+    if any("configs" in card for card in cards):
+        # Of files that a card names, datasets knows a copy by the folder's last name: it would answer with those of
+        # another folder, or of this one before they were changed.
+        options["cache_dir"] = str(Path(HF_DATASETS_CACHE, "folders", _state_of(folder)))
     try:
         builder = load_dataset_builder(str(folder), config, **options)
     except RuntimeError as error:
@@ -389,6 +395,13 @@ def _folder_builder(folder: Path, config: str | None) -> DatasetBuilder:
     columns = _check_csv(files, builder.config.sep)
     features = Features(dict.fromkeys(columns, Value("string")))
     return load_dataset_builder(str(folder), config, **options, features=features, keep_default_na=False)
+
+
+def _state_of(folder: Path) -> str:
+    """Digest of where a folder is and which files it has, by their sizes and times."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    facts = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr((str(folder.resolve()), facts)).encode()).hexdigest()[:16]
 
 
 def _hub_builder(name: str, config: str | None, revision: str | None) -> DatasetBuilder:
