@@ -994,3 +994,83 @@ class Report(Result):
     missing: dict[PartName, Missing]
     other: "Report | None"
     """the other run, without figures of its own"""
+
+
+# -------------------------------------------------------------------------------------------------------------- corpus
+
+
+@dataclass(kw_only=True)
+class WordFacts(Part):
+    """The words column of a corpus."""
+
+    digest: str
+    """short SHA-256 of the table of weights"""
+    entries: Count
+    """of a document, at most"""
+    columns: Count
+
+
+@dataclass(kw_only=True)
+class CodeFacts(Part):
+    """What the vectors of a shard are; two shards with other facts are never searched together."""
+
+    model: str
+    revision: str | None
+    """commit on the Hub"""
+    digest: str
+    """short SHA-256 of the weights"""
+    output: Literal["pooled", "concepts"]
+    shape: list[Size]
+    """of a vector: D, or C and D"""
+    precision: Literal["float32", "float16", "int8", "2bit", "ubinary"]
+    calibration: str | None
+    """of int8: 2 * D float32, the lowest and the highest value of each number, base64"""
+    max_length: Count
+    """tokens after which a text is cut"""
+    dtype: Literal["float32", "bfloat16"]
+    """of the products while encoding"""
+    words: WordFacts | None
+
+
+@dataclass(kw_only=True)
+class EncodePlan(Result):
+    """plan.json: what is encoded and how; made once for a folder, so that a second call goes on with it."""
+
+    kind: ClassVar = "encode_plan"
+    command: ClassVar = "encode"
+    code: CodeFacts
+    dataset: str
+    """Hub id, or last part of a path"""
+    sample: str
+    """SHA-256 of some rows, by which another data set of that name is told"""
+    split: str
+    streaming: bool
+    text_column: str
+    id_column: str | None
+    columns: list[str]
+    documents: Count | None
+    """None where a stream does not say"""
+    tasks: Count
+    """each writes one shard"""
+    batch_tokens: Count
+
+
+@dataclass(kw_only=True)
+class EncodeResult(Result):
+    """encode.json: a corpus that is encoded, and what that took."""
+
+    kind: ClassVar = "encode"
+    command: ClassVar = "encode"
+    plan: EncodePlan
+    documents: Count
+    empty: Count
+    """documents without words, whose vector is zeros"""
+    tokens: Count
+    bytes: Count
+    """of all shards"""
+    seconds: Number
+    """of the last call"""
+    documents_per_second: Number | None
+    """of the last call; None where all was there"""
+    tokens_per_second: Number | None
+    workers: Count
