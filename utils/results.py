@@ -1039,8 +1039,10 @@ class EncodePlan(Result):
     kind: ClassVar = "encode_plan"
     command: ClassVar = "encode"
     code: CodeFacts
+    checkpoint: str
+    """as `dataset`, for the queries of a search"""
     dataset: str
-    """Hub id, or last part of a path"""
+    """Hub id, ./path below the working folder, or last part of a path"""
     sample: str
     """SHA-256 of some rows, by which another data set of that name is told"""
     split: str
@@ -1074,3 +1076,43 @@ class EncodeResult(Result):
     """of the last call; None where all was there"""
     tokens_per_second: Number | None
     workers: Count
+
+
+@dataclass(kw_only=True)
+class SegmentFacts(Part):
+    """Documents that were added to an index together."""
+
+    name: str
+    documents: Count
+
+
+@dataclass(kw_only=True)
+class ApproximateFacts(Part):
+    """The graph of an index, and what it finds."""
+
+    recall_at_10: Score | None
+    """share of the 10 nearest that it found"""
+    queries: Count
+    """documents that were asked for"""
+
+
+@dataclass(kw_only=True)
+class IndexFacts(Result):
+    """index.json: the parts of an index; whatever it does not name is left of a build that did not end."""
+
+    kind: ClassVar = "index"
+    command: ClassVar = "search"
+    generation: Count
+    """counts the changes"""
+    code: CodeFacts
+    checkpoint: str | None
+    segments: list[SegmentFacts]
+    deleted: Count
+    """documents of the segments that are no longer found"""
+    bm25: str | None
+    """column whose texts it is of"""
+    approximate: ApproximateFacts | None
+
+    @property
+    def documents(self) -> int:
+        return sum(each.documents for each in self.segments) - self.deleted

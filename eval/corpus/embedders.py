@@ -6,15 +6,16 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
-from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from ...configuration_concept import ConceptEncoderConfig
+from ...utils.results import CodeFacts
 from ...utils.untrusted import read_object
 from ..loading.checkpoints import Checkpoint, checkpoint_folder
 
@@ -43,6 +44,7 @@ class Embedder:
         shape: of a vector, (D,) or (C, D).
         max_length: tokens after which a text is cut.
         dtype: "float32" or "bfloat16", of the products.
+        kind: "pooled" or "concepts".
     """
 
     name: str
@@ -50,6 +52,7 @@ class Embedder:
     digest: str
     shape: tuple[int, ...]
     max_length: int
+    kind: Output
     dtype = "float32"
 
     def batches(self, texts: Sequence[str], batch_tokens: int, role: Role) -> Iterator[Batch]:
@@ -151,7 +154,11 @@ class SentenceEmbedder(Embedder):
     def __init__(self, folder: Path, name: str, revision: str | None, output: Output, max_length: int | None):
         if output != "pooled":
             raise ValueError(f"{name} is a model of sentence-transformers, which has no concepts; output is 'pooled'")
-        self.name, self.revision, self.folder = name, revision, folder
+        if find_spec("sentence_transformers") is None:
+            raise ValueError(f"{name} needs sentence-transformers: pip install 'concept-encoder[corpus]'")
+        from sentence_transformers import SentenceTransformer
+
+        self.name, self.revision, self.folder, self.kind = name, revision, folder, output
         options: dict[str, Any] = {"local_files_only": True, "model_kwargs": {"use_safetensors": True}}
         self.model = SentenceTransformer(str(folder), trust_remote_code=False, **options).float().eval()
         limit = min(self.model.max_seq_length or LONGEST, max_length or LONGEST)
@@ -213,12 +220,45 @@ def load_embedder(
     folder = checkpoint_folder(source, revision)
     config = folder / "config.json"
     ours = config.is_file() and read_object(config).get("model_type") == ConceptEncoderConfig.model_type
+    embedder: Embedder
     if not ours and (folder / "modules.json").is_file():
         local = folder == Path(os.path.expanduser(source))
-        return SentenceEmbedder(
-            folder, folder.resolve().name if local else str(source), None if local else folder.name, output, max_length
+        name, commit = (folder.resolve().name, None) if local else (str(source), folder.name)
+        embedder = SentenceEmbedder(folder, name, commit, output, max_length)
+    else:
+        embedder = ConceptEmbedder(Checkpoint.open(source, revision), output, max_length)
+    _Kept.source, _Kept.embedder = os.fspath(source), embedder
+    return embedder
+
+
+class _Kept:
+    """The last one that was loaded."""
+
+    source: str | None = None
+    embedder: Embedder | None = None
+
+
+def kept_embedder(source: str, code: CodeFacts) -> Embedder:
+    """The encoder that made such vectors, loaded once in a process.
+
+    Args:
+        source: folder or Hub id.
+        code: of the vectors.
+
+    Raises:
+        ValueError: as `load_embedder`; other weights than those.
+    """
+    held = _Kept.embedder
+    if held is None or (_Kept.source, held.kind, held.max_length) != (source, code.output, code.max_length):
+        revision = None if Path(os.path.expanduser(source)).is_dir() else code.revision
+        held = load_embedder(source, revision, code.output, code.max_length)
+    if held.digest != code.digest:
+        raise ValueError(
+            f"the vectors are of {code.model} with weights {code.digest}, and {source} has {held.digest}; name the "
+            "former with --checkpoint, or encode the corpus with the latter"
         )
-    return ConceptEmbedder(Checkpoint.open(source, revision), output, max_length)
+    held.dtype = code.dtype
+    return held
 
 
 def embed_texts(

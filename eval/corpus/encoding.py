@@ -13,12 +13,8 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from copy import deepcopy
-from functools import lru_cache
-from multiprocessing import get_context
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,25 +22,30 @@ import numpy as np
 import pyarrow as pa
 import torch
 from datasets import Dataset, IterableDataset
-from datatrove.data import Document
-from datatrove.executor import LocalPipelineExecutor
-from datatrove.executor.base import PipelineExecutor
-from datatrove.pipeline.base import PipelineStep
-from loguru import logger
 
-from ...trainers.data.tables import Table, open_tables
+from ...trainers.data.tables import Table
 from ...utils.files import alone_in, recorded_source, write_atomically
 from ...utils.progress import progress
 from ...utils.results import CodeFacts, EncodePlan, EncodeResult, WordFacts
 from ...utils.untrusted import is_hub_id
-from . import embedders, shards
-from .embedders import BATCH_TOKENS, WINDOW_CHARACTERS, WINDOW_TEXTS, Embedder, Output, embedded_windows, load_embedder
+from . import shards
+from .embedders import BATCH_TOKENS, Embedder, Output, embed_texts, load_embedder
 from .precision import Precision, calibration, check_precision
-from .shards import DATA_FOLDER, SHARD_NAME, Counts, document_table, open_shards, shard_writer
-from .words import WordWeights, entries_in
+from .rows import columns_of, split_of, spread
+from .shards import (
+    DATA_FOLDER,
+    PLAN_FILE,
+    PROGRESS_FOLDER,
+    SHARD_NAME,
+    STATE_FOLDER,
+    WORDS_FILE,
+    Counts,
+    kept_words,
+    open_shards,
+)
+from .words import entries_in
 
-PLAN_FILE, RESULT_FILE, CARD_FILE = "plan.json", "encode.json", "README.md"
-STATE_FOLDER = ".datatrove"  # hidden, so that `load_dataset` does not take its files for data
+RESULT_FILE, CARD_FILE = "encode.json", "README.md"
 EXECUTORS = ("local", "ray", "slurm")
 SHARD_BYTES, SHARD_ROWS = 2**28, 100_000  # of a shard, at most
 SAMPLED = 16  # rows by which a data set is known again
@@ -60,138 +61,6 @@ _HOW_TO_READ = {
     "ubinary": "A bit for each number, its sign (`numpy.packbits`); `scale` makes the length 1.",
 }
 SECONDS_BETWEEN_LOOKS = 1.0  # at what the workers have done
-
-
-class ReadCorpus(PipelineStep):
-    """The part of a data set that a task reads, as datatrove's documents; `metadata` holds the columns that are kept.
-
-    Args:
-        source: as of `open_tables`.
-        options: of `open_tables`.
-        plan: of the folder.
-    """
-
-    type, name = "Reader", "corpus"
-
-    def __init__(self, source: Any, options: dict[str, Any], plan: EncodePlan):
-        super().__init__()
-        self.source, self.options, self.plan = source, options, plan
-
-    def run(self, data: Iterable[Document] | None = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        plan = self.plan
-        table = _split(self.source, self.options, plan.split)
-        first, rows = _part(table, plan, rank)
-        with table.origin.naming():
-            for place, row in enumerate(rows):
-                text = row[plan.text_column]
-                table.origin.check_text(first + place, plan.text_column, "text_column", text)
-                given = None if plan.id_column is None else row[plan.id_column]
-                if plan.id_column is not None and given is None:
-                    raise ValueError(f"{table.origin.place(first + place)}: id_column {plan.id_column!r} is empty")
-                own = f"{rank}-{place}" if isinstance(table.rows, IterableDataset) else str(first + place)
-                kept = {name: row[name] for name in plan.columns}
-                yield Document(text or "", own if given is None else str(given), metadata=kept)
-
-
-class EncodeCorpus(PipelineStep):
-    """Documents into the shard of a task; it can follow any reader and filter of datatrove.
-
-    Args:
-        folder: that is written to.
-        checkpoint: as of `load_embedder`.
-        plan: of the folder.
-        schema: of the columns that are kept, from documents' metadata.
-        words: file of the words' weights.
-        threads: of this process; None: as they are.
-    """
-
-    type, name = "Encoder", "corpus"
-
-    def __init__(
-        self,
-        folder: str,
-        checkpoint: str,
-        plan: EncodePlan,
-        schema: pa.Schema,
-        words: str | None = None,
-        threads: int | None = None,
-    ):
-        super().__init__()
-        self.folder, self.checkpoint, self.plan, self.schema = folder, checkpoint, plan, schema
-        self.words, self.threads = words, threads
-
-    def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)
-        plan, folder = self.plan, Path(self.folder)
-        embedder = _embedder(self.checkpoint, plan.code)
-        words = None if self.words is None else _word_weights(self.words)
-        reported = _Report(folder, rank)
-        windows: list[list[Document]] = []
-
-        def texts() -> Iterator[list[str]]:
-            for window in _windows(data):
-                windows.append(window)  # taken off again below: at most two are waiting
-                yield [document.text for document in window]
-
-        path = folder / DATA_FOLDER / SHARD_NAME.format(rank)
-        with shard_writer(path, plan.code) as writer:
-            for _, vectors, tokens in embedded_windows(embedder, texts(), plan.batch_tokens):
-                window = windows.pop(0)
-                columns = {
-                    field.name: pa.array([each.metadata[field.name] for each in window], field.type)
-                    for field in self.schema
-                }
-                entries = None
-                if words is not None and plan.code.words is not None:
-                    entries = words.encode([each.text for each in window], plan.code.words.entries)
-                counts = Counts(len(window), int((~vectors.any(1)).sum()), tokens)
-                ids = [document.id for document in window]
-                writer.write(document_table(plan.code, ids, columns, vectors, entries), counts)
-                reported.add(counts)
-                self.stat_update("documents", value=len(window))
-                self.stat_update("tokens", value=tokens)
-                yield from window
-        reported.write()
-
-
-class LocalExecutor(LocalPipelineExecutor):
-    """datatrove's local executor, whose workers can be killed.
-
-    Its own pool waits for ever for the task of a worker that was killed; that of `concurrent.futures` says so.
-    """
-
-    def run(self) -> None:
-        ranks = self.get_incomplete_ranks()
-        self.save_executor_as_json()
-        if self.workers == 1:
-            for rank in ranks:
-                self._quiet_task(rank)
-            return
-        context = get_context(self.start_method)
-        context.set_forkserver_preload([__name__])  # imported once, and not by each worker
-        with ProcessPoolExecutor(self.workers, context) as pool:
-            waiting = [pool.submit(self._quiet_task, rank) for rank in ranks]
-            try:
-                for each in waiting:
-                    each.result()
-            except BrokenProcessPool as error:
-                done = self.world_size - len(self.get_incomplete_ranks())
-                raise ChildProcessError(
-                    f"a worker was killed, perhaps for its memory; {done} of {self.world_size} shards are done and "
-                    "stay: run the same again"
-                ) from error
-            finally:
-                pool.shutdown(cancel_futures=True)
-
-    def _quiet_task(self, rank: int) -> None:
-        logger.disable("datatrove")  # it says on stderr what the bar and the error say
-        pipeline = self.pipeline
-        self.pipeline = deepcopy(pipeline)  # so that each has figures of its own
-        try:
-            self._run_for_rank(rank)
-        finally:
-            self.pipeline = pipeline
 
 
 def encode(
@@ -250,6 +119,10 @@ def encode(
         ChildProcessError: a worker was killed.
         OSError: a shard cannot be written.
     """
+    if find_spec("datatrove") is None:
+        raise ValueError("encode needs datatrove: pip install 'concept-encoder[corpus]'")
+    from . import steps
+
     if executor not in EXECUTORS:
         raise ValueError(f"executor must be one of {', '.join(EXECUTORS)}, got {executor!r}")
     for name, number in (("workers", workers), ("batch_tokens", batch_tokens)):
@@ -257,7 +130,7 @@ def encode(
             raise ValueError(f"{name} must be at least 1, got {number}")
     check_precision(precision)
     options = {"config": dataset_config_name, "revision": dataset_revision, "streaming": streaming}
-    table = _split(dataset_name, options, split)
+    table = split_of(dataset_name, options, split)
     named = isinstance(dataset_name, str | os.PathLike)
     embedder = load_embedder(checkpoint, revision, output, max_length)
     code = CodeFacts(
@@ -274,6 +147,7 @@ def encode(
     )
     draft = EncodePlan(
         code=code,
+        checkpoint=str(recorded_source(os.fspath(checkpoint))),
         dataset=str(recorded_source(os.fspath(dataset_name))) if named else "data in memory",
         sample="",
         split=split,
@@ -291,10 +165,12 @@ def encode(
         if overwrite:
             _remove(folder)
         plan = _kept_or_new(folder, table, draft, embedder, workers)
+        if words is not None:
+            shutil.copyfile(words, folder / WORDS_FILE)  # for the queries of a search
         _forget_broken(folder, plan)
         threads = max(1, torch.get_num_threads() // workers) if executor == "local" and workers > 1 else None
         source = os.fspath(dataset_name) if named else dataset_name
-        encoder = EncodeCorpus(
+        encoder = steps.EncodeCorpus(
             str(folder),
             os.fspath(checkpoint),
             plan,
@@ -302,9 +178,9 @@ def encode(
             None if words is None else os.fspath(words),
             threads,
         )
-        pipeline: list[PipelineStep] = [ReadCorpus(source, options, plan), encoder]
+        pipeline = [steps.ReadCorpus(source, options, plan), encoder]
         state = str(folder / STATE_FOLDER)
-        engine = _executor(
+        engine = steps.executor(
             executor, executor_options or {}, pipeline, tasks=plan.tasks, workers=workers, logging_dir=state
         )
         started, before = time.perf_counter(), _encoded(folder, plan)
@@ -331,11 +207,11 @@ def _kept_or_new(folder: Path, table: Table, draft: EncodePlan, embedder: Embedd
     draft.sample = hashlib.sha256(json.dumps(sample, default=str).encode()).hexdigest()[:16]
     if path.is_file():
         kept = EncodePlan.load(path)
-        free = ("documents", "tasks", "code")
+        free = ("documents", "tasks", "code", "checkpoint")  # a model that moved is known by its weights
         own, its = ({**each.as_dict(), **each.as_dict()["code"]} for each in (draft, kept))
         differing = [name for name in own if name not in (*free, "calibration", "dtype") and own[name] != its[name]]
         if differing:
-            name = differing[0]
+            name = next((each for each in differing if each != "sample"), "sample")  # other columns are other rows too
             raise ValueError(
                 f"{folder} was begun with {name} {its[name]!r}, now it is {own[name]!r}; choose another --output_dir, "
                 "or --overwrite it"
@@ -347,8 +223,8 @@ def _kept_or_new(folder: Path, table: Table, draft: EncodePlan, embedder: Embedd
     embedder.choose_dtype(texts, draft.batch_tokens)
     draft.code.dtype = embedder.dtype  # type: ignore[assignment]
     if draft.code.precision == "int8":
-        read = [text for row in _spread(table, [draft.text_column], CALIBRATED) if (text := row[draft.text_column])]
-        found = embedders.embed_texts(embedder, read, batch_tokens=draft.batch_tokens)
+        read = [text for row in spread(table, [draft.text_column], CALIBRATED) if (text := row[draft.text_column])]
+        found = embed_texts(embedder, read, batch_tokens=draft.batch_tokens)
         found = found[found.any(1)]
         draft.code.calibration = shards.as_text(
             calibration(found if len(found) else np.float32([[-1], [1]]).repeat(shards.width(draft.code), 1))
@@ -366,7 +242,7 @@ def _kept_or_new(folder: Path, table: Table, draft: EncodePlan, embedder: Embedd
 
 
 def _check_columns(table: Table, plan: EncodePlan) -> None:
-    table.check_column(plan.text_column, "text_column")
+    table.check_texts(plan.text_column, "text_column")
     if plan.id_column is not None:
         table.check_column(plan.id_column, "id_column")
     for name in plan.columns:
@@ -375,50 +251,9 @@ def _check_columns(table: Table, plan: EncodePlan) -> None:
             raise ValueError(f"columns cannot have {name!r}, which shards have already; rename it, or give id_column")
 
 
-def _split(source: Any, options: dict[str, Any], split: str) -> Table:
-    tables = _opened(source, tuple(options.items())) if isinstance(source, str) else open_tables(source, **options)
-    if split not in tables:
-        raise ValueError(f"there is no split {split!r} in the data set. Splits: {', '.join(tables)}")
-    return tables[split]
-
-
-@lru_cache(maxsize=1)
-def _opened(source: str, options: tuple[tuple[str, Any], ...]) -> dict[str, Table]:
-    return open_tables(source, **dict(options))
-
-
-def _part(table: Table, plan: EncodePlan, rank: int) -> tuple[int, Iterator[dict[str, Any]]]:
-    """Number of the first row of a task, and its rows: a stretch of a table, or every so many files of a stream."""
-    rows = table.rows.select_columns(_names(plan))
-    if isinstance(rows, IterableDataset):
-        return 0, _rows(rows.shard(plan.tasks, rank))
-    first, last = (len(rows) * place // plan.tasks for place in (rank, rank + 1))
-    return first, _rows(rows.select(range(first, last)))
-
-
-def _names(plan: EncodePlan) -> list[str]:
-    """Columns that are read."""
-    ids = [] if plan.id_column is None else [plan.id_column]
-    return list(dict.fromkeys([plan.text_column, *ids, *plan.columns]))
-
-
-def _rows(rows: Dataset | IterableDataset) -> Iterator[dict[str, Any]]:
-    for batch in rows.iter(64):
-        for values in zip(*batch.values(), strict=True):
-            yield dict(zip(batch, values, strict=True))
-
-
-def _spread(table: Table, names: list[str], most: int) -> list[dict[str, Any]]:
-    """At most so many rows from all over a table, or the first of a stream."""
-    rows = table.rows.select_columns(names)
-    if isinstance(rows, IterableDataset):
-        return list(rows.take(most))
-    return rows.select(np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int))).to_list()
-
-
 def _sample(table: Table, plan: EncodePlan) -> list[dict[str, Any]]:
     """Rows by which a data set is known again, and from which its types are read."""
-    return _spread(table, _names(plan), SAMPLED)
+    return spread(table, columns_of(plan), SAMPLED)
 
 
 def _schema(table: Table, plan: EncodePlan) -> pa.Schema:
@@ -432,7 +267,7 @@ def _schema(table: Table, plan: EncodePlan) -> pa.Schema:
 def _word_facts(words: str | os.PathLike, entries: int | None) -> WordFacts:
     if entries is not None and entries < 1:
         raise ValueError(f"word_entries must be at least 1, got {entries}")
-    weights = _word_weights(os.fspath(words))
+    weights = kept_words(os.fspath(words))
     return WordFacts(
         digest=hashlib.sha256(Path(words).read_bytes()).hexdigest()[:16],
         entries=entries or entries_in(WORD_BYTES),
@@ -440,73 +275,7 @@ def _word_facts(words: str | os.PathLike, entries: int | None) -> WordFacts:
     )
 
 
-@lru_cache(maxsize=1)
-def _word_weights(path: str) -> WordWeights:
-    return WordWeights.load(path)
-
-
-@lru_cache(maxsize=1)
-def _loaded(checkpoint: str, revision: str | None, output: Output, max_length: int) -> Embedder:
-    return load_embedder(checkpoint, revision, output, max_length)
-
-
-def _embedder(checkpoint: str, code: CodeFacts) -> Embedder:
-    """That of a plan, loaded once in a process."""
-    embedder = _loaded(checkpoint, code.revision, code.output, code.max_length)
-    if embedder.digest != code.digest:
-        raise ValueError(
-            f"the weights of {checkpoint} are others ({embedder.digest}) than of the plan ({code.digest})"
-        )
-    embedder.dtype = code.dtype
-    return embedder
-
-
 # ------------------------------------------------------------------------------------------------------------- running
-
-
-def _executor(name: str, options: dict[str, Any], pipeline: list[PipelineStep], **common: Any) -> PipelineExecutor:
-    if name == "ray":
-        from datatrove.executor import RayPipelineExecutor as Executor
-    elif name == "slurm":
-        from datatrove.executor import SlurmPipelineExecutor as Executor
-    else:
-        Executor = LocalExecutor
-    try:
-        return Executor(pipeline, **common, **options)
-    except TypeError as error:
-        raise ValueError(f"executor_options do not fit {Executor.__name__}: {error}") from error
-
-
-def _windows(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Documents together, up to `WINDOW_TEXTS` and `WINDOW_CHARACTERS`, or one that is longer."""
-    window: list[Document] = []
-    characters = 0
-    for document in documents:
-        if window and (len(window) == WINDOW_TEXTS or characters + len(document.text) > WINDOW_CHARACTERS):
-            yield window
-            window, characters = [], 0
-        window.append(document)
-        characters += len(document.text)
-    if window:
-        yield window
-
-
-class _Report:
-    """What a task has done, in a file that the process which waits looks at."""
-
-    def __init__(self, folder: Path, rank: int):
-        self.path = folder / STATE_FOLDER / "progress" / f"{rank:05d}.json"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.counts, self.due = Counts(), 0.0
-
-    def add(self, counts: Counts) -> None:
-        self.counts += counts
-        if time.monotonic() >= self.due:
-            self.write()
-            self.due = time.monotonic() + SECONDS_BETWEEN_LOOKS
-
-    def write(self) -> None:
-        self.path.write_text(json.dumps({"documents": self.counts.documents, "tokens": self.counts.tokens}))
 
 
 @contextlib.contextmanager
@@ -518,7 +287,7 @@ def _watching(folder: Path, plan: EncodePlan, before: Counts) -> Iterator[None]:
     def look() -> None:
         while not stop.wait(SECONDS_BETWEEN_LOOKS):
             documents = tokens = 0
-            for path in (folder / STATE_FOLDER / "progress").glob("*.json"):
+            for path in (folder / PROGRESS_FOLDER).glob("*.json"):
                 with contextlib.suppress(ValueError, OSError):  # it is being written
                     found = json.loads(path.read_text())
                     documents, tokens = documents + found["documents"], tokens + found["tokens"]
@@ -544,7 +313,7 @@ def _encoded(folder: Path, plan: EncodePlan) -> Counts:
         if path.is_file():
             counts += shards.read_facts(path)[1]
         else:
-            (folder / STATE_FOLDER / "progress" / f"{rank:05d}.json").unlink(missing_ok=True)
+            (folder / PROGRESS_FOLDER / f"{rank:05d}.json").unlink(missing_ok=True)
     return counts
 
 
@@ -574,7 +343,7 @@ def _forget_broken(folder: Path, plan: EncodePlan) -> None:
 def _remove(folder: Path) -> None:
     for name in (DATA_FOLDER, STATE_FOLDER):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (PLAN_FILE, RESULT_FILE, CARD_FILE):
+    for name in (PLAN_FILE, RESULT_FILE, CARD_FILE, WORDS_FILE):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -7,7 +7,6 @@ from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
-from sentence_transformers.util import quantize_embeddings
 
 Precision: TypeAlias = Literal["float32", "float16", "int8", "2bit", "ubinary"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
@@ -65,6 +64,8 @@ def quantized(
         padded = np.pad(levels, ((0, 0), (0, -vectors.shape[1] % 4))).reshape(len(vectors), -1, 4)
         codes = (padded << np.arange(0, 8, 2, dtype=np.uint8)).sum(2, dtype=np.uint8)
     else:
+        from sentence_transformers.util import quantize_embeddings  # of the extra
+
         codes = np.asarray(quantize_embeddings(vectors, precision, ranges))
     norms = np.linalg.norm(_levels(codes, precision, vectors.shape[1], ranges), axis=1)
     scales = np.divide(1, norms, out=np.zeros_like(norms), where=(norms > 0) & vectors.any(1))
@@ -89,6 +90,8 @@ def _levels(codes: np.ndarray, precision: str, dimensions: int, ranges: np.ndarr
         steps = (ranges[1] - ranges[0]) / 255
         return (codes + np.float32(128.5)) * steps + ranges[0]  # the middle of each step
     if precision in _TABLES:
-        found = _TABLES[precision].index_select(0, torch.from_numpy(codes).int().view(-1))
+        found = _TABLES[precision].index_select(
+            0, torch.from_numpy(np.require(codes, requirements="W")).int().view(-1)
+        )
         return found.view(torch.int8).view(len(codes), -1)[:, :dimensions].float().numpy()
     return codes.astype(np.float32)

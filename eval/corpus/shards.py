@@ -8,8 +8,9 @@ import base64
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,14 @@ import scipy.sparse as sp
 
 from ...utils.results import CodeFacts, WordFacts
 from .precision import DTYPES, SCALED, quantized, restored, stored_width
+from .words import WordWeights
 
 METADATA = b"concept_encoder"
 DATA_FOLDER = "data"
 SHARD_NAME = "{:05d}.parquet"
+STATE_FOLDER = ".datatrove"  # hidden, so that `load_dataset` does not take its files for data
+PROGRESS_FOLDER = f"{STATE_FOLDER}/progress"
+PLAN_FILE, WORDS_FILE = "plan.json", "words.safetensors"  # next to the shards
 RESERVED = ("id", "vector", "scale", "word_ids", "word_weights")  # columns of every shard
 _BROKEN = (pa.ArrowException, OSError)
 
@@ -88,15 +93,19 @@ def document_table(
         words: (n, columns) with words.
     """
     codes, scales = quantized(vectors, code.precision, ranges(code))
-    content: dict[str, pa.Array] = {"id": pa.array(ids, pa.string()), **columns}
-    content["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(codes.ravel()), codes.shape[1])
+    return pa.table({"id": pa.array(ids, pa.string()), **columns, **code_columns(codes, scales, words)})
+
+
+def code_columns(codes: np.ndarray, scales: np.ndarray | None, words: sp.csr_matrix | None) -> dict[str, pa.Array]:
+    """Columns of vectors as they are stored, and of words."""
+    columns = {"vector": pa.FixedSizeListArray.from_arrays(pa.array(codes.ravel()), codes.shape[1])}
     if scales is not None:
-        content["scale"] = pa.array(scales)
+        columns["scale"] = pa.array(scales)
     if words is not None:
         offsets = pa.array(words.indptr.astype(np.int32))
-        content["word_ids"] = pa.ListArray.from_arrays(offsets, pa.array(words.indices.astype(np.int32)))
-        content["word_weights"] = pa.ListArray.from_arrays(offsets, pa.array(words.data.astype(np.float16)))
-    return pa.table(content)
+        columns["word_ids"] = pa.ListArray.from_arrays(offsets, pa.array(words.indices.astype(np.int32)))
+        columns["word_weights"] = pa.ListArray.from_arrays(offsets, pa.array(words.data.astype(np.float16)))
+    return columns
 
 
 @contextmanager
@@ -111,7 +120,11 @@ def shard_writer(path: Path, code: CodeFacts) -> Iterator["ShardWriter"]:
     try:
         with temporary.open("wb") as file:
             writer = ShardWriter(file, code)
-            yield writer
+            try:
+                yield writer
+            except BaseException:
+                writer.abandon()
+                raise
             writer.close()
         os.replace(temporary, path)
     except BaseException:
@@ -149,6 +162,12 @@ class ShardWriter:
             self._writer.close()
             self.file.flush()
             os.fsync(self.file.fileno())
+
+    def abandon(self) -> None:
+        """Close what will be removed, whatever state it is in."""
+        with suppress(Exception):
+            if self._writer is not None:
+                self._writer.close()
 
 
 @contextmanager
@@ -252,6 +271,12 @@ def words(table: pa.Table, columns: int) -> sp.csr_matrix:
     offsets = ids.offsets.to_numpy()
     content = (weights.flatten().to_numpy().astype(np.float32), ids.flatten().to_numpy(), offsets - offsets[0])
     return sp.csr_matrix(content, (len(ids), columns))
+
+
+@lru_cache(maxsize=1)
+def kept_words(path: str) -> WordWeights:
+    """The weights in a file, read once in a process."""
+    return WordWeights.load(path)
 
 
 def _short(value: Any) -> str:
