@@ -1091,7 +1091,7 @@ class ApproximateFacts(Part):
     """The graph of an index, and what it finds."""
 
     recall_at_10: Score | None
-    """share of the 10 nearest that it found"""
+    """share of the 10 nearest that are the best of the 40 which it finds"""
     queries: Count
     """documents that were asked for"""
 

@@ -40,6 +40,7 @@ SEGMENT_ROWS = 2**16  # of a segment: what is sorted in memory while it is built
 BLOCK_NUMBERS = 2**24  # of vectors that are unpacked at a time, 64 MiB
 ASKED = 256  # documents by which the recall of a graph is measured
 NEAREST = 10
+OVERSAMPLED = 4  # times as many are taken from a graph, whose vectors may be rounded, and scored exactly
 
 
 @dataclass(frozen=True)
@@ -277,8 +278,11 @@ class Index:
         if not len(asked):
             return ApproximateFacts(recall_at_10=None, queries=0)
         exact = self.best(self.products(asked), len(asked), NEAREST).rows
-        graph = self.neighbours(asked, NEAREST)
-        shares = [len(set(a) & set(b)) / max(1, (a >= 0).sum()) for a, b in zip(exact, graph, strict=True)]
+        shares = []
+        for query, wanted, found in zip(asked, exact, self.neighbours(asked, OVERSAMPLED * NEAREST), strict=True):
+            found = found[found >= 0]
+            scored = found[np.argsort(-(self.vectors(found) @ query), kind="stable")][:NEAREST]
+            shares.append(len(set(wanted) & set(scored)) / max(1, (wanted >= 0).sum()))
         return ApproximateFacts(recall_at_10=float(np.mean(shares)), queries=len(asked))
 
     # --------------------------------------------------------------------------------------------------------- reading
@@ -418,7 +422,7 @@ def _write_segment(folder: Path, rows: pa.Table, code: CodeFacts, approximate: b
     with pa.OSFile(str(folder / "documents.arrow"), "wb") as file, pa.ipc.new_file(file, kept.schema) as writer:
         writer.write_table(kept, max_chunksize=1024)
     if approximate:
-        graph = _usearch()(ndim=shards.width(code), metric="ip", dtype="f16")
+        graph = _usearch()(ndim=shards.width(code), metric="ip", dtype="f32" if code.precision == "float32" else "f16")
         for start in range(0, len(codes), 1024):
             block = slice(start, min(len(codes), start + 1024))
             vectors = restored(

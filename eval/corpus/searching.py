@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 
 from .embedders import Embedder, embed_texts, kept_embedder
-from .index import INDEX_FILE, INDEX_FOLDER, Index, word_tokens
+from .index import INDEX_FILE, INDEX_FOLDER, OVERSAMPLED, Index, word_tokens
 
 Source: TypeAlias = Literal["vectors", "words", "bm25"]
 Fusion: TypeAlias = Literal["sum", "rank"]
@@ -201,7 +201,7 @@ class _Asked:
                 for rows, scores in zip(best.rows, best.scores, strict=True)
             )
             return
-        found = self.candidates(approximate, max(k, CANDIDATES))
+        found = self.candidates(approximate, max(OVERSAMPLED * k, CANDIDATES))
         for query in range(self.count):
             sums: dict[int, float] = {}
             if fusion == "rank":
