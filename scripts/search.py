@@ -69,8 +69,7 @@ def main(argv: list[str] | None = None) -> None:
         if len(queries) > 1:
             print(query)
         for hit in hits:
-            text = next((each for each in hit.document.values() if isinstance(each, str)), "")
-            print(f"{hit.score:.4f}\t{hit.id}\t{' '.join(text.split())[:WIDTH]}".rstrip())
+            print(f"{hit.score:.4f}\t{hit.id}\t{' '.join(hit.text.split())[:WIDTH]}".rstrip())
 
 
 if __name__ == "__main__":

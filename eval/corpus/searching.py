@@ -40,6 +40,11 @@ class Hit:
     concepts: list[tuple[int, float]]
     document: dict[str, Any]
 
+    @property
+    def text(self) -> str:
+        """The first of its columns that is one; empty without any."""
+        return next((value for value in self.document.values() if isinstance(value, str)), "")
+
 
 def search(
     index: str | os.PathLike | Index,
