@@ -33,9 +33,11 @@ from .embedders import BATCH_TOKENS, Embedder, Output, embed_texts, load_embedde
 from .precision import Precision, calibration, check_precision
 from .rows import columns_of, split_of, spread
 from .shards import (
+    CARD_FILE,
     DATA_FOLDER,
     PLAN_FILE,
     PROGRESS_FOLDER,
+    RESULT_FILE,
     SHARD_NAME,
     STATE_FOLDER,
     WORDS_FILE,
@@ -45,7 +47,6 @@ from .shards import (
 )
 from .words import entries_in
 
-RESULT_FILE, CARD_FILE = "encode.json", "README.md"
 EXECUTORS = ("local", "ray", "slurm")
 SHARD_BYTES, SHARD_ROWS = 2**28, 100_000  # of a shard, at most
 SAMPLED = 16  # rows by which a data set is known again

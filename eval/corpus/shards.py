@@ -28,7 +28,8 @@ DATA_FOLDER = "data"
 SHARD_NAME = "{:05d}.parquet"
 STATE_FOLDER = ".datatrove"  # hidden, so that `load_dataset` does not take its files for data
 PROGRESS_FOLDER = f"{STATE_FOLDER}/progress"
-PLAN_FILE, WORDS_FILE = "plan.json", "words.safetensors"  # next to the shards
+# Next to the shards.
+PLAN_FILE, RESULT_FILE, WORDS_FILE, CARD_FILE = "plan.json", "encode.json", "words.safetensors", "README.md"
 RESERVED = ("id", "vector", "scale", "word_ids", "word_weights")  # columns of every shard
 _BROKEN = (pa.ArrowException, OSError)
 

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, IterableDataset, load_dataset
+from huggingface_hub import HfApi
 from small_corpora import documents, encoded, shard_bytes, word_weights
 
 import concept_encoder as ce
@@ -433,3 +434,23 @@ def test_the_command(pretrained, rows, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([*words, "--executor_options", "partition"])
     assert "executor_options must be NAME=VALUE, got 'partition'" in capsys.readouterr().err
+
+
+def test_a_corpus_is_pushed_as_a_data_set(pretrained, rows, tmp_path, hub, monkeypatch):
+    many_shards(monkeypatch)
+    folder = encoded(pretrained, rows, tmp_path / "out", precision="int8")
+    (planned,) = ce.push(folder, "me/encoded", dry_run=True)
+    assert planned.url is None
+    own = {"README.md", "encode.json", "plan.json"}
+    assert set(planned.files) == {*(f"data/{name}" for name in shard_bytes(folder)), *own}
+    (upload,) = ce.push(folder, "me/encoded")
+    assert upload.files == planned.files and "/datasets/me/encoded/tree/" in upload.url
+    table = load_dataset("me/encoded", split="train")
+    assert table["id"][:] == rows["key"][:]
+    many_shards(monkeypatch, 40)
+    ce.push(encoded(pretrained, rows, folder, precision="int8", overwrite=True), "me/encoded")
+    there = HfApi().list_repo_files("me/encoded", repo_type="dataset")
+    assert [name for name in there if name.startswith("data/")] == ["data/00000.parquet"]
+    (folder / "data" / "00000.parquet").write_bytes(b"broken")
+    with pytest.raises(ValueError, match=r"00000\.parquet is broken"):
+        ce.push(folder, "me/encoded")

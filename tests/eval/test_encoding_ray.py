@@ -53,9 +53,7 @@ def test_ray_with_a_worker_killed_and_with_the_driver_killed(pretrained, tmp_pat
     rows.to_json(tmp_path / "rows.jsonl")
     wanted = shard_bytes(encoded(pretrained, tmp_path / "rows.jsonl", tmp_path / "local"))
     assert len(wanted) == 4
-    disturbed = ran(
-        pretrained, tmp_path / "rows.jsonl", tmp_path / "worker", "worker"
-    )  # ray gives the task to another
+    disturbed = ran(pretrained, tmp_path / "rows.jsonl", tmp_path / "worker", "worker")
     assert disturbed.stdout.splitlines() == ["killed", "200"], disturbed.stderr
     assert shard_bytes(tmp_path / "worker") == wanted
     assert ran(pretrained, tmp_path / "rows.jsonl", tmp_path / "driver", "driver").returncode == -9
