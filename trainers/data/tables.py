@@ -287,7 +287,8 @@ def open_tables(
     """Every split of a source, by name.
 
     Args:
-        source: Hub id, folder, file or glob, or data in memory: one split, which is "train", or several by name.
+        source: Hub id, folder, file or glob, `hf://` too, or data in memory: one split, which is "train", or several
+            by name.
         config: of a Hub id or folder; None is its default one.
         revision: of a Hub id.
         streaming: read while iterating.
@@ -306,7 +307,9 @@ def open_tables(
         }
     name = os.path.expanduser(os.fspath(source))
     path, files = Path(name), []
-    if not path.is_dir() and path.suffix in FILE_MODULES:
+    if name.startswith("hf://") and path.suffix in FILE_MODULES:
+        files = [path]
+    elif not path.is_dir() and path.suffix in FILE_MODULES:
         files = [path] if path.is_file() else sorted(Path(each) for each in glob.glob(name, recursive=True))
         if not files:
             raise FileNotFoundError(f"{field} {name!r}: there is no such file")
@@ -322,13 +325,15 @@ def open_tables(
         raise ValueError(f"dataset_config_name={config!r} needs a dataset, but {field}={name!r} is a file")
     origins: dict[str, tuple[Path, ...]] = {}
     with _naming(name, origins):
-        if files:
+        if name.startswith("hf://"):
+            builder = load_dataset_builder(FILE_MODULES[path.suffix], data_files=name)
+        elif files:
             builder = load_dataset_builder(FILE_MODULES[path.suffix], data_files=_escaped(files))
         elif path.is_dir():
             builder = _folder_builder(path, config)
         else:
             builder = _hub_builder(name, config, revision)
-        if files or path.is_dir():
+        if path.is_dir() or (files and not name.startswith("hf://")):
             origins |= {split: tuple(map(Path, found)) for split, found in (builder.config.data_files or {}).items()}
         if streaming:
             splits = builder.as_streaming_dataset()
