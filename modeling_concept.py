@@ -42,7 +42,7 @@ if version >= (5, 0):
     from transformers.masking_utils import create_bidirectional_mask
 else:
 
-    def create_bidirectional_mask(config, queries, attention_mask, keys=None):
+    def create_bidirectional_mask(config, queries, attention_mask, keys=None):  # it has causal ones alone
         if attention_mask is None or attention_mask.ndim == 4:
             return attention_mask
         return masking_utils.ALL_MASK_ATTENTION_FUNCTIONS[config._attn_implementation](
@@ -62,6 +62,15 @@ else:
             if self.config.tie_word_embeddings:
                 for tied, source in (self._tied_weights_keys or {}).items():
                     self.get_submodule(tied.rpartition(".")[0]).weight = self.get_parameter(source)
+
+        def get_input_embeddings(self):  # it knows no `embeddings.tokens`
+            return self.embeddings.tokens if hasattr(self, "embeddings") else super().get_input_embeddings()
+
+        def set_input_embeddings(self, value):
+            if hasattr(self, "embeddings"):
+                self.embeddings.tokens = value
+            else:
+                super().set_input_embeddings(value)
 
 
 if version[:2] == (5, 3):

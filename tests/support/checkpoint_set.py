@@ -52,11 +52,11 @@ def tensors_of(output) -> dict[str, torch.Tensor]:
     found = {}
     for key, value in output.items():
         found |= {f"{key}{i}": part for i, part in enumerate(value)} if isinstance(value, tuple) else {key: value}
-    return {key: tensor.contiguous() for key, tensor in found.items()}
+    return {key: tensor.clone() for key, tensor in found.items()}
 
 
 def write(folder: Path) -> Path:
-    """A folder for each of `MODELS`, with the outputs by `eager.safetensors` and `sdpa.safetensors`; and `pipelines.json`."""
+    """A folder for each of `MODELS`, with its outputs by both kinds of attention, and `pipelines.json`."""
     tokenizer = words_tokenizer()
     batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
     for name, (kind, fields) in MODELS.items():
