@@ -6,9 +6,30 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+import transformers
 from transformers.activations import ACT2FN
+from transformers.utils.versions import require_version
+
+# A checkpoint is loaded by what people have: transformers from 4.57 on.
+require_version("transformers>=4.57", "The code of this checkpoint needs it: pip install --upgrade transformers")
+if hasattr(transformers.PretrainedConfig, "__dataclass_fields__"):
+    from huggingface_hub.dataclasses import strict
+    from transformers import PreTrainedConfig
+else:  # before 5.4 a configuration is no dataclass: its fields are set here, without a check of their types
+
+    class PreTrainedConfig(transformers.PretrainedConfig):  # type: ignore[no-redef]
+        def __init__(self, **kwargs):
+            fields = {name: getattr(type(self), name) for name in type(self).__annotations__}
+            super().__init__(**{**fields, **kwargs})
+            self.__post_init__()
+            self.validate_architecture()
+
+        def __post_init__(self):
+            pass
+
+    def strict(cls):
+        return cls
+
 
 # What every checkpoint can be loaded as: its encoder is there, and the classifier is a new head on it. A save adds the
 # class that it is of (`save_pretrained`); a decoder that is not in the file is in no map, since it would be random.
