@@ -2,14 +2,14 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ...modeling_concept import ConceptMaskedLMOutput, cross_entropy_of_rows
-from ..objectives.collators import DataCollatorForReconstruction
+from ..objectives.collators import DataCollatorForReconstruction, check_rebuilds
 from ..objectives.corruptions import Diffusion
 from ..objectives.objective import ObjectiveArguments
 
@@ -48,6 +48,18 @@ class ReconstructionEvaluator:
         ]
         if type(corruption) is not Diffusion:
             self._passes.append((DataCollatorForReconstruction(tokenizer, corruption), 0, None))
+
+    def check(self, texts: Iterable[dict]) -> None:
+        """ValueError unless something of the evaluation `texts` is measured by each of its passes."""
+        for collator, t in {
+            id(each[0]): (each[0], None if each[2] is None else 1.0) for each in self._passes
+        }.values():
+            check_rebuilds(texts, collator, "evaluation", t)
+
+    def measures(self) -> list[str]:
+        """Names of the metrics by which one model is better than another."""
+        names = self.metrics(torch.ones(len(self._passes), 5))
+        return [name for name in names if "tokens" not in name]
 
     def score(self, model: Model, batch: Batch) -> Tensor:
         """(B, P, 5) of a clean batch, P the grid points and then the corruption's own task where there is one:

@@ -17,11 +17,11 @@ from transformers.trainer_utils import EvalLoopOutput
 from ...modeling_concept import ConceptMaskedLMOutput
 from ...utils.progress import progress
 from ...utils.tokenizer import limit_length
-from ..objectives.collators import PARTNER, DataCollatorForReconstruction, visible_concept_counts
+from ..objectives.collators import PARTNER, DataCollatorForReconstruction, check_rebuilds, visible_concept_counts
 from ..objectives.objective import ObjectiveArguments
 from .arguments import ConceptTrainingArguments
 from .averaging import WeightAverage
-from .checks import check_optimizer, check_schedule, check_trackers, refuse_replaced
+from .checks import check_best, check_optimizer, check_schedule, check_trackers, refuse_replaced
 from .data_wait import DataWait
 from .evaluation import ReconstructionEvaluator
 from .kernels import liger_linear_cross_entropy
@@ -69,6 +69,13 @@ class ObjectiveTrainer(Trainer):
             seed=args.seed,
         )
         self.evaluator = ReconstructionEvaluator(processing_class, objective_args)
+        if train_dataset is not None:
+            check_rebuilds(train_dataset, self.collator, "training")
+        evaluated = kwargs.get("eval_dataset")
+        each = evaluated if isinstance(evaluated, dict) else {} if evaluated is None else {"": evaluated}
+        for texts in each.values():
+            self.evaluator.check(texts)
+        check_best(args, self.evaluator.measures(), [name for name in each if name])
         self.objective = objective_args.build_objective()
         self.monitor = monitor
         self.data_wait = DataWait()
