@@ -57,9 +57,8 @@ class ReconstructionEvaluator:
             check_rebuilds(texts, collator, "evaluation", t)
 
     def measures(self) -> list[str]:
-        """Names of the metrics by which one model is better than another."""
-        names = self.metrics(torch.ones(len(self._passes), 5))
-        return [name for name in names if "tokens" not in name]
+        """Names of the metrics."""
+        return list(self.metrics(torch.ones(len(self._passes), 5)))
 
     def score(self, model: Model, batch: Batch) -> Tensor:
         """(B, P, 5) of a clean batch, P the grid points and then the corruption's own task where there is one:
