@@ -38,6 +38,15 @@ AUTO_MAP = {
     "AutoModel": "modeling_concept.ConceptEncoderModel",
     "AutoModelForSequenceClassification": "modeling_concept.ConceptEncoderForSequenceClassificationPerceiver",
 }
+CLASSIFIER = "ForSequenceClassification"
+
+
+def with_classifier(architectures: list[str]) -> list[str]:
+    """Of a classifier, behind its class a name that ends as sentence-transformers knows classifiers by: without it
+    `CrossEncoder(folder)` would make a new one with a single label."""
+    if any(name.endswith(CLASSIFIER) for name in architectures):
+        return architectures
+    return [*architectures, *(f"ConceptEncoder{CLASSIFIER}" for name in architectures if "Classification" in name)]
 
 
 @strict
@@ -166,13 +175,15 @@ class ConceptEncoderConfig(PreTrainedConfig):
             self.final_layer_norm_eps = self.layer_norm_eps
         self.auto_map = {**AUTO_MAP, **(self.auto_map or {})}
         super().__post_init__(**kwargs)
+        self.architectures = self.architectures or []  # over which the Auto classes loop
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
         """As in transformers, by which every model is saved: with the map of the class that is saved, and the files by
         which `SentenceTransformer(save_directory, trust_remote_code=True)` gives the unit pooled output."""
         own = {auto: ref.rpartition("--")[2] for auto, ref in (self.auto_map or {}).items()}
-        saved = {f"modeling_concept.{name}" for name in self.architectures or ()}
+        saved = {f"modeling_concept.{name}" for name in self.architectures}
         self.auto_map = AUTO_MAP | {auto: ref for auto, ref in own.items() if ref in saved}
+        self.architectures = with_classifier(self.architectures)
         super().save_pretrained(save_directory, *args, **kwargs)
         for name, content in self.sentence_transformers_files().items():
             path = Path(save_directory, name)
