@@ -16,19 +16,71 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor, nn
-from transformers import initialization as init
+from torch.nn import init  # which transformers guards, as its own, where a tensor is loaded already
+from transformers import masking_utils
 from transformers.activations import ACT2FN
 from transformers.generation import TopKLogitsWarper, TopPLogitsWarper
-from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions, SequenceClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_concept import ConceptEncoderConfig
+
+# ------------------------------------------------------------------------------------------- what older versions lack
+
+version = Version(transformers.__version__).release
+if version >= (5, 2):
+    from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+else:
+    from transformers.utils.generic import OutputRecorder
+    from transformers.utils.generic import check_model_inputs as capture_outputs
+if version >= (5, 0):
+    from transformers.masking_utils import create_bidirectional_mask
+else:
+
+    def create_bidirectional_mask(config, queries, attention_mask, keys=None):  # it has causal ones alone
+        if attention_mask is None or attention_mask.ndim == 4:
+            return attention_mask
+        return masking_utils.ALL_MASK_ATTENTION_FUNCTIONS[config._attn_implementation](
+            batch_size=queries.shape[0],
+            cache_position=torch.arange(queries.shape[1], device=queries.device),
+            kv_length=attention_mask.shape[1],
+            mask_function=lambda text, head, query, key: key >= 0,
+            attention_mask=attention_mask.bool(),
+            allow_is_causal_skip=False,
+            dtype=queries.dtype,
+            config=config,
+        )
+
+    class PreTrainedModel(PreTrainedModel):  # type: ignore[no-redef]
+        def tie_weights(self):  # it ties no weight but that of `lm_head`
+            super().tie_weights()
+            if self.config.tie_word_embeddings:
+                for tied, source in (self._tied_weights_keys or {}).items():
+                    self.get_submodule(tied.rpartition(".")[0]).weight = self.get_parameter(source)
+
+        def get_input_embeddings(self):  # it knows no `embeddings.tokens`
+            return self.embeddings.tokens if hasattr(self, "embeddings") else super().get_input_embeddings()
+
+        def set_input_embeddings(self, value):
+            if hasattr(self, "embeddings"):
+                self.embeddings.tokens = value
+            else:
+                super().set_input_embeddings(value)
+
+
+if version[:2] == (5, 3):
+
+    class PreTrainedModel(PreTrainedModel):  # type: ignore[no-redef]
+        def mark_tied_weights_as_initialized(self, loading_info):  # it takes them for loaded, and does not tie them
+            missing = loading_info.missing_keys & self.all_tied_weights_keys.keys()
+            super().mark_tied_weights_as_initialized(loading_info)
+            loading_info.missing_keys |= missing
+
 
 # ------------------------------------------------------------------------------------------------------------- outputs
 
@@ -164,10 +216,10 @@ class ConceptAttention(nn.Module):
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden_states, key_value_states, attention_mask=None, **kwargs) -> tuple[Tensor, Tensor | None]:
-        attend, name = eager_attention_forward, self.config._attn_implementation
+        name = self.config._attn_implementation
         # With dropout, sdpa on a CPU takes the weights one by one and draws slowly.
-        if name != "sdpa" or not self._dropout or hidden_states.device.type != "cpu":
-            attend = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
+        eager = name == "eager" or (name == "sdpa" and self._dropout and hidden_states.device.type == "cpu")
+        attend = eager_attention_forward if eager else ALL_ATTENTION_FUNCTIONS[name]
         output, weights = attend(
             self,
             self._split(self.q_proj(hidden_states)),
@@ -781,7 +833,12 @@ class ConceptEncoderPreTrainedModel(PreTrainedModel):
     def post_init(self) -> None:
         super().post_init()
         # The library adds what the encoder inside ignores, and so would hide a decoder that does not fit.
-        self._keys_to_ignore_on_load_unexpected = set(type(self)._keys_to_ignore_on_load_unexpected or ())
+        kind = type(self._keys_to_ignore_on_load_unexpected or [])  # a set, but before 5.9 a list
+        self._keys_to_ignore_on_load_unexpected = kind(type(self)._keys_to_ignore_on_load_unexpected or ())
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return True  # the library looks for a phrase in this file, another one in each version
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -851,7 +908,6 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
         self.whitening = ConceptWhitening(config) if config.pooler_whitening else nn.Identity()
         self.post_init()
 
-    @merge_with_config_defaults
     @capture_outputs
     def forward(
         self,
@@ -988,9 +1044,7 @@ def visible_concept_mask(config, queries: Tensor, concepts: Tensor, num_visible:
         raise ValueError(f"num_visible_concepts must be in [1, {total}], got {counts.tolist()}")
     counts = counts.to(concepts.device).expand(len(concepts))
     visible = torch.arange(total, device=concepts.device) < counts[:, None]  # (B, C)
-    return create_bidirectional_mask(
-        config=config, inputs_embeds=queries, attention_mask=visible, encoder_hidden_states=concepts
-    )
+    return create_bidirectional_mask(config, queries, visible, concepts)
 
 
 def labelled_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -1032,7 +1086,6 @@ class ConceptDiffusionDecoder(ConceptEncoderPreTrainedModel):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
 
-    @merge_with_config_defaults
     @capture_outputs
     def forward(
         self,
@@ -1099,7 +1152,6 @@ class ConceptPerceiverDecoder(ConceptEncoderPreTrainedModel):
         self.layer = ConceptQueryLayer(config)
         self.post_init()
 
-    @merge_with_config_defaults
     @capture_outputs
     def forward(
         self,

@@ -1,7 +1,9 @@
 """Batches: texts padded, noise drawn for them, and a corruption applied."""
 
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,34 @@ def visible_concept_counts(uniform: Tensor, num_concepts: int) -> Tensor:
     Differs: uniform in place of geometric, so that every k is trained as often as any other.
     """
     return (uniform * num_concepts).long().clamp(max=num_concepts - 1) + 1
+
+
+def check_rebuilds(
+    texts: Iterable[dict], collator: "DataCollatorForReconstruction", part: str, t: float | None = None
+) -> None:
+    """ValueError where nothing of the first 10,000 `texts` would be rebuilt, as of words that the tokenizer lacks.
+
+    Args:
+        texts: examples, as the collator takes them.
+        collator: that would corrupt them.
+        part: of the data, as the message names it.
+        t: timestep of all, in place of those that are drawn.
+    """
+    rows = islice(texts, 10_000)
+    found = 0
+    while examples := list(islice(rows, 64)):
+        found += len(examples)
+        batch = collator.pad(examples)
+        timesteps = None if t is None else torch.full((len(examples),), t)
+        rebuilt = collator.corrupt(batch, collator.fixed_noise(batch), timesteps)["num_items"] > 0
+        if (rebuilt & collator.eligible(batch).any(-1)).any():
+            return
+    if not found:
+        raise ValueError(f"the {part} dataset is empty")
+    raise ValueError(
+        f"the {part} data have nothing to rebuild with corruption {collator.corruption.name!r}: their {found} texts "
+        "are too short, or hold only special and unknown tokens; give texts that the tokenizer was made for"
+    )
 
 
 @dataclass
@@ -154,6 +184,11 @@ class DataCollatorForReconstruction:
             noise.rows[1:, row] = torch.rand(self.corruption.row_draws - 1, generator=generator)
         return noise
 
+    def eligible(self, batch: dict[str, Tensor]) -> Tensor:
+        """(B, N) bool: real tokens that are not special ones, as unknown words are too."""
+        ids = batch["input_ids"]
+        return batch["attention_mask"].bool() & ~torch.isin(ids, self._special_ids.to(ids.device))
+
     def corrupt(self, batch: dict[str, Tensor], noise: Noise, timesteps: Tensor | None = None) -> dict[str, Tensor]:
         """Corrupt a clean batch, and draw the positions that carry the loss.
 
@@ -172,8 +207,7 @@ class DataCollatorForReconstruction:
         if timesteps is not None and timesteps.device.type == "cpu" and not ((timesteps > 0) & (timesteps <= 1)).all():
             raise ValueError(f"timesteps must be in (0, 1], got {timesteps.tolist()}")
         ids, real = batch["input_ids"], batch["attention_mask"].bool()
-        eligible = real & ~torch.isin(ids, self._special_ids.to(ids.device))
-        text = Text(ids, real, eligible, self.tokenizer.mask_token_id, self.tokenizer.pad_token_id)
+        text = Text(ids, real, self.eligible(batch), self.tokenizer.mask_token_id, self.tokenizer.pad_token_id)
         corrupted = self.corruption(text, noise, timesteps)
         labels, weights = corrupted["labels"], corrupted["loss_weights"]
         share = self.corruption.position_share

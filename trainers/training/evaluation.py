@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...modeling_concept import ConceptMaskedLMOutput, cross_entropy_of_rows
 from ..objectives.codes import WHOLE, encode
-from ..objectives.collators import DataCollatorForReconstruction
+from ..objectives.collators import DataCollatorForReconstruction, check_rebuilds
 from ..objectives.corruptions import Diffusion
 from ..objectives.objective import Objective, ObjectiveArguments, with_partner
 
@@ -50,6 +50,17 @@ class ReconstructionEvaluator:
         if type(corruption) is not Diffusion:
             self._passes.append((DataCollatorForReconstruction(tokenizer, corruption), 0, None))
 
+    def check(self, texts: Iterable[dict]) -> None:
+        """ValueError unless something of the evaluation `texts` is measured by each of its passes."""
+        for collator, t in {
+            id(each[0]): (each[0], None if each[2] is None else 1.0) for each in self._passes
+        }.values():
+            check_rebuilds(texts, collator, "evaluation", t)
+
+    def measures(self) -> list[str]:
+        """Names of the metrics."""
+        return list(self.metrics(torch.ones(len(self._passes), 5)))
+
     def score(self, model: Model, batch: Batch) -> Tensor:
         """(B, P, 5) of a clean batch, P the grid points and then the corruption's own task where there is one:
         weighted NLL, items that it is divided by, NLL, hits and number of rebuilt tokens."""
@@ -73,6 +84,15 @@ class CodeEvaluator:
 
     def __init__(self, objective: Objective):
         self.objective = objective
+
+    def check(self, texts: Iterable[dict]) -> None:
+        """ValueError without a text to evaluate on."""
+        if next(iter(texts), None) is None:
+            raise ValueError("the evaluation dataset is empty")
+
+    def measures(self) -> list[str]:
+        """Names of the metrics."""
+        return ["loss", *self.objective.settings.weights]
 
     def score(self, model: nn.Module, batch: Batch) -> Tensor:
         """(B, T + 1): the T terms of the batch, the same for each text, and 1."""

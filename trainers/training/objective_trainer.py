@@ -18,11 +18,11 @@ from ...utils.progress import progress
 from ...utils.tokenizer import limit_length
 from ..data.roles import VECTOR, roles_of_example
 from ..objectives.codes import attach, encoder_inputs, training_head
-from ..objectives.collators import DataCollatorForReconstruction, visible_concept_counts
+from ..objectives.collators import DataCollatorForReconstruction, check_rebuilds, visible_concept_counts
 from ..objectives.objective import ObjectiveArguments, with_partner
 from .arguments import ConceptTrainingArguments
 from .averaging import WeightAverage
-from .checks import check_optimizer, check_schedule, check_trackers, refuse_replaced
+from .checks import check_best, check_optimizer, check_schedule, check_trackers, refuse_replaced
 from .data_wait import DataWait
 from .evaluation import CodeEvaluator, ReconstructionEvaluator
 from .kernels import liger_linear_cross_entropy
@@ -69,10 +69,17 @@ class ObjectiveTrainer(Trainer):
             objective_args.built_corruption,
             seed=args.seed,
         )
+        if train_dataset is not None and objective_args.reconstruction:
+            check_rebuilds(train_dataset, self.collator, "training")
         self.objective = objective_args.build_objective()
         self.evaluator: CodeEvaluator | ReconstructionEvaluator = CodeEvaluator(self.objective)
         if objective_args.reconstruction:
             self.evaluator = ReconstructionEvaluator(processing_class, objective_args)
+        evaluated = kwargs.get("eval_dataset")
+        each = evaluated if isinstance(evaluated, dict) else {} if evaluated is None else {"": evaluated}
+        for texts in each.values():
+            self.evaluator.check(texts)
+        check_best(args, self.evaluator.measures(), [name for name in each if name])
         attach(model, objective_args.build_head(model.config, teacher_size))
         self.monitor = monitor
         self.data_wait = DataWait()

@@ -1,5 +1,6 @@
 """The Trainer of this package: an objective, checkpoints that are whole and resume bit for bit, and pushes."""
 
+import dataclasses
 import logging
 import shutil
 from concurrent.futures import Future
@@ -251,6 +252,8 @@ class ConceptTrainer(ObjectiveTrainer):
         """Load what `_save_own_state` wrote, once the Trainer has loaded the rest and set its sums to zero."""
         if self._checkpoint is None:
             return
+        if self.state.best_model_checkpoint is not None:
+            self.state.best_model_checkpoint = str(self._checkpoint.parent / self.state.best_model_checkpoint)
         file = self._checkpoint / SUMS_SINCE_LOG.format(rank=self.args.process_index)
         device, sums = self.args.device, torch.load(file, map_location="cpu", weights_only=True)
         head = training_head(self.model)
@@ -269,11 +272,13 @@ class ConceptTrainer(ObjectiveTrainer):
             self.log({"rollback": self._rollbacks, "learning_rate": self._get_learning_rate()})
 
     def _name_best(self, staged: Path, final: Path) -> None:
-        """The Trainer took the place where the best checkpoint is written for its own."""
+        """The Trainer took the place where the best checkpoint is written for its own; the file has its name alone."""
         if self.state.best_model_checkpoint == str(staged):
             self.state.best_model_checkpoint = str(final)
-            if self.args.should_save:
-                self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
+        best = self.state.best_model_checkpoint
+        if self.args.should_save and best is not None:
+            state = dataclasses.replace(self.state, best_model_checkpoint=Path(best).name)
+            state.save_to_json(str(staged / TRAINER_STATE_NAME))
 
     def _load_from_checkpoint(self, *args, **kwargs) -> None:
         with embeddings_apart(self.model, self._shared_embeddings):
