@@ -133,8 +133,9 @@ def similarity(
         }
         result = _result(benchmark, data, scored, max_length, opened.digest)
         if num_concepts or dims:
-            sizes = (num_concepts or [opened.config.num_concepts]), (dims or [pooled_size(opened.config)])
-            result.sizes = score_sizes(opened.encoder, tokenizer, data[SPLIT], benchmark, max_length, *sizes)
+            counts, lengths = num_concepts or [most["num_concepts"]], dims or [most["dims"]]
+            pairs = data[SPLIT]
+            result.sizes = score_sizes(opened.encoder, tokenizer, pairs, benchmark, max_length, counts, lengths)
             from ..report.plots import plot_sizes
 
             plot_sizes(result.sizes, result_path(output_dir, f"{benchmark.name}_sizes").with_suffix(".png"))
@@ -210,17 +211,24 @@ def score_sizes(
     for count in num_concepts:
         for dim in dims:
             predictions, numbers, start = np.empty(len(pairs)), 0, time.process_time()
-            options = {"output": "pooler_output", "num_concepts": count, "dim": dim}
-            named = f"{benchmark.name}: {count} x {dim}"
-            for rows, (a, b) in _encoded_pairs(encoder, tokenizer, pairs, max_length, named, **options):
+            named, size = f"{benchmark.name}: {count} x {dim}", {"num_concepts": count, "dim": dim}
+            read = _encoded_pairs(encoder, tokenizer, pairs, max_length, named, "pooler_output", **size)
+            for rows, (a, b) in read:
                 numbers = a.shape[1]
                 predictions[rows] = cosine(a.double().numpy(), b.double().numpy())
             seconds = (time.process_time() - start) / (2 * len(pairs))
             metric = benchmark.primary_metric
             value = benchmark_score(benchmark.scored_as, predictions, labels)[metric]
             intervals = bootstrap_intervals(benchmark.scored_as, predictions, labels, resamples=RESAMPLES)
-            size = {"num_concepts": count, "dim": dim, "bytes": 4 * numbers, "seconds": seconds}
-            scores.append(SizeScore(value=value, interval=intervals[metric], **size))
+            score = SizeScore(
+                value=value,
+                interval=intervals[metric],
+                num_concepts=count,
+                dim=dim,
+                bytes=4 * numbers,
+                seconds=seconds,
+            )
+            scores.append(score)
     return scores
 
 

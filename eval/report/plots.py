@@ -519,8 +519,8 @@ def plot_sizes(rows: Sequence[SizeScore], path: Path, theme: str = "light") -> N
             own = sorted((row for row in rows if row.num_concepts == count), key=lambda row: row.bytes)
             values = _floats(row.value for row in own)
             ends = np.array([row.interval or (math.nan, math.nan) for row in own]).T
-            style = {"color": colours[colour], "marker": "o", "ls": line, "label": f"{count} concepts"}
-            axes.errorbar([row.bytes for row in own], values, np.abs(ends - values), capsize=2, **style)
+            style: dict[str, Any] = {"color": colours[colour], "ls": line, "label": f"{count} concepts"}
+            axes.errorbar([row.bytes for row in own], values, np.abs(ends - values), capsize=2, marker="o", **style)
         axes.set_xscale("log")
         axes.set_xticks(sorted({row.bytes for row in rows}))
         axes.xaxis.set_major_formatter(FormatStrFormatter("%d"))
