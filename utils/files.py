@@ -51,6 +51,15 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     write_atomically(path, json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+def no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """`object_pairs_hook` of json: ValueError for a key written twice, of which the first would be lost."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is written twice")
+    return content
+
+
 @contextmanager
 def replaced_together(folder: Path, last: str) -> Iterator[Path]:
     """An empty folder to fill, whose files then replace those of the same names in `folder`, `last` after all others.
