@@ -28,16 +28,16 @@ TOKENIZER_FILES = (
 )
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` to `path` through a temporary neighbour, so that a reader sees the old file or the new one.
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write `content` to `path` through a temporary neighbour, so that a reader sees the old file or the new one.
 
-    The text is on the disk before it has the name; when it does not fit, nothing is left of it.
+    The content is on the disk before it has the name; when it does not fit, nothing is left of it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        with temporary.open("x", encoding="utf-8") as file:  # not mkstemp, which knows no umask
-            file.write(text)
+        with temporary.open("xb") as file:  # not mkstemp, which knows no umask
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

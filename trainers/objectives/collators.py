@@ -4,6 +4,7 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,10 +12,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from .corruptions import Corruption, Diffusion, Noise, Text
-
-# Where a batch of pairs has what the encoder reads of the other text: input of the encoder -> key in the batch.
-PARTNER = {"input_ids": "partner_input_ids", "attention_mask": "partner_attention_mask"}
+from ..data.roles import ENCODER_INPUTS, VECTOR, id_column, input_name, roles_of_batch, roles_of_example
+from .corruptions import Corruption, Diffusion, Noise, Text, chosen_tokens, pack
 
 
 def noise_generator(*key: int) -> torch.Generator:
@@ -98,25 +97,43 @@ class DataCollatorForReconstruction:
         return self.corrupt(batch, self.fixed_noise(batch))
 
     def pad(self, examples: list[dict]) -> dict[str, Tensor]:
-        """Clean batch: `input_ids` and `attention_mask`, both (B, N) long; of pairs also those of the `PARTNER`.
+        """Clean batch: `input_ids` and `attention_mask`, both (B, N) long; and of other texts and a teacher's vectors
+        what the examples have, under the names of `data.roles`.
 
         What the tokenizer's own `pad` gives, without its way through Python lists: data come as arrays.
         """
         if not examples:
             raise ValueError("cannot collate an empty list of examples")
-        columns = [column for column in ("input_ids", "partner_ids") if column in examples[0]]
-        # Together, so that a text and its partner are equally long.
-        rows = [
-            torch.from_numpy(np.asarray(example[column], dtype=np.int64)) for column in columns for example in examples
-        ]
         side = {"batch_first": True, "padding_side": self.tokenizer.padding_side}
-        ids = pad_sequence(rows, padding_value=self.tokenizer.pad_token_id, **side)
-        mask = pad_sequence([torch.ones_like(row) for row in rows], **side)
-        keys = ("input_ids", "attention_mask", *PARTNER.values())
-        parts = [
-            part for pair in zip(ids.split(len(examples)), mask.split(len(examples)), strict=True) for part in pair
-        ]
-        return dict(zip(keys, parts, strict=False))
+        padding, batch = self.tokenizer.pad_token_id, {}
+        for role in roles_of_example(examples[0]):
+            column = id_column(role)
+            rows = [torch.from_numpy(np.asarray(example[column], dtype=np.int64)) for example in examples]
+            batch[input_name(role, "input_ids")] = pad_sequence(rows, padding_value=padding, **side)
+            batch[input_name(role, "attention_mask")] = pad_sequence([torch.ones_like(row) for row in rows], **side)
+        for column in examples[0]:
+            if column.endswith(VECTOR):
+                vectors = np.stack([np.asarray(example[column], dtype=np.float32) for example in examples])
+                batch[column] = torch.from_numpy(vectors)
+        return batch
+
+    def without_tokens(
+        self, batch: dict[str, Tensor], share: float, step: int, micro_step: int = 0, rank: int = 0
+    ) -> dict[str, Tensor]:
+        """The batch, its texts of every role without a random share of their tokens; a special token stays, and at
+        least one other."""
+        shown = {**batch}
+        for number, role in enumerate(roles_of_batch(batch)):
+            names = [input_name(role, name) for name in ENCODER_INPUTS]
+            ids, mask = (batch[name] for name in names)
+            generator = noise_generator(self.seed, step, micro_step, 1 + rank, 2, number)
+            noise = torch.rand(ids.shape, generator=generator).to(ids.device)
+            real = mask.bool()
+            eligible = real & ~torch.isin(ids, self._special_ids.to(ids.device))
+            _, kept = chosen_tokens(eligible, noise, 1 - share)
+            seen, packed = pack(kept | (real & ~eligible), (ids, self.tokenizer.pad_token_id))
+            shown |= dict(zip(names, (packed, seen.long()), strict=True))
+        return shown
 
     def draw(
         self, batch: dict[str, Tensor], step: int, micro_step: int = 0, rank: int = 0, world_size: int = 1
@@ -139,6 +156,20 @@ class DataCollatorForReconstruction:
         """(B,) uniform in [0, 1), one more number per text, for what is no part of the corruption."""
         generator = noise_generator(self.seed, step, micro_step, 1 + rank, 1)
         return torch.rand(len(batch["input_ids"]), generator=generator)
+
+    def draw_size(
+        self, concepts: list[int], dims: list[int], n_dims: int, step: int, micro_step: int = 0
+    ) -> dict[str, Any]:
+        """`num_concepts`, one of `concepts`, and `n_dims` of `dims`, -1 for all, where there are any to choose from;
+        the same on all processes."""
+        generator = noise_generator(self.seed, step, micro_step, 0, 1)
+        drawn: dict[str, Any] = {}
+        if concepts:
+            drawn["num_concepts"] = concepts[int(torch.randint(len(concepts), (), generator=generator))]
+        if dims:
+            chosen = torch.randperm(len(dims), generator=generator).tolist()[: len(dims) if n_dims == -1 else n_dims]
+            drawn["dims"] = [dims[each] for each in sorted(chosen)]
+        return drawn
 
     def fixed_noise(self, batch: dict[str, Tensor], draw: int = 0) -> Noise:
         """Noise, each text's a function of the seed, its real tokens and the number of the draw; 0 at padding."""

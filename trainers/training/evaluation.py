@@ -5,13 +5,14 @@ import math
 from collections.abc import Callable, Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ...modeling_concept import ConceptMaskedLMOutput, cross_entropy_of_rows
+from ..objectives.codes import WHOLE, encode
 from ..objectives.collators import DataCollatorForReconstruction, check_rebuilds
 from ..objectives.corruptions import Diffusion
-from ..objectives.objective import ObjectiveArguments
+from ..objectives.objective import Objective, ObjectiveArguments, with_partner
 
 Model = Callable[..., ConceptMaskedLMOutput]
 Batch = dict[str, Tensor]
@@ -72,6 +73,40 @@ class ReconstructionEvaluator:
         for sums in own_task:
             metrics |= _rebuilding_metrics(sums)
         return metrics
+
+
+class CodeEvaluator:
+    """The terms of an objective without reconstruction, each a mean over batches, weighted by their texts.
+
+    They compare the texts of a batch, so that they depend on `per_device_eval_batch_size`. Metrics: each term, and
+    `loss`, their sum with the weights of training.
+    """
+
+    def __init__(self, objective: Objective):
+        self.objective = objective
+
+    def check(self, texts: Iterable[dict]) -> None:
+        """ValueError without a text to evaluate on."""
+        if next(iter(texts), None) is None:
+            raise ValueError("the evaluation dataset is empty")
+
+    def measures(self) -> list[str]:
+        """Names of the metrics."""
+        return ["loss", *self.objective.settings.weights]
+
+    def score(self, model: nn.Module, batch: Batch) -> Tensor:
+        """(B, T + 1): the T terms of the batch, the same for each text, and 1."""
+        settings = self.objective.settings
+        batch = with_partner(batch) if settings.contrastive else batch
+        encoded = encode(model, batch, mini_batch_num_tokens=settings.mini_batch_num_tokens)
+        terms = list(self.objective.terms(model, encoded, batch, WHOLE).values())
+        return torch.stack([*terms, torch.ones_like(terms[0])]).expand(len(batch["input_ids"]), -1)
+
+    def metrics(self, totals: Tensor) -> dict[str, float]:
+        """Of the sums (T + 1,) over texts of what `score` gives."""
+        weights, (*sums, count) = self.objective.settings.weights, totals.tolist()
+        means = {name: value / count for name, value in zip(weights, sums, strict=True)}
+        return {"loss": sum(weights[name] * value for name, value in means.items()), **means}
 
 
 def _score(model: Model, batch: Batch, collator: DataCollatorForReconstruction, draw: int, t: float | None) -> Tensor:
