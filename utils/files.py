@@ -97,6 +97,11 @@ def whole_folder(target: Path) -> Iterator[Path]:
         os.replace(staged, target)
 
 
+def at_home(name: str | os.PathLike) -> str:
+    """A name or a path as text, its leading `~` written out as a shell does."""
+    return os.path.expanduser(os.fspath(name))
+
+
 def recorded_source(name: str | None) -> str | None:
     """A data set, tokenizer or checkpoint as the files of a run name it, which other people read: never by a path of
     this machine.
@@ -105,8 +110,8 @@ def recorded_source(name: str | None) -> str | None:
     """
     if name is None:
         return None
-    path = os.path.abspath(os.path.expanduser(name))
-    if not (os.path.isabs(os.path.expanduser(name)) or os.path.exists(path) or glob.glob(path, recursive=True)):
+    path = os.path.abspath(at_home(name))
+    if not (os.path.isabs(at_home(name)) or os.path.exists(path) or glob.glob(path, recursive=True)):
         return name
     return f"./{os.path.relpath(path)}" if Path(path).is_relative_to(Path.cwd()) else os.path.basename(path)
 
