@@ -175,7 +175,7 @@ class ConceptEncoderConfig(PreTrainedConfig):
             self.final_layer_norm_eps = self.layer_norm_eps
         self.auto_map = {**AUTO_MAP, **(self.auto_map or {})}
         super().__post_init__(**kwargs)
-        self.architectures = self.architectures or []  # over which the Auto classes loop
+        self.architectures: list[str] = self.architectures or []  # over which the Auto classes loop
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
         """As in transformers, by which every model is saved: with the map of the class that is saved, and the files by
