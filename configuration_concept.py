@@ -201,7 +201,7 @@ class ConceptEncoderConfig(PreTrainedConfig):
             "": f"{whole}.base.modules.transformer.Transformer",
             "1_ConceptMask": "modeling_concept.ConceptMask",
             "2_Pooling": f"{whole}.sentence_transformer.modules.pooling.Pooling",
-            "3_Normalize": f"{whole}.base.modules.normalize.Normalize",
+            "3_Normalize": f"{whole}.sentence_transformer.modules.normalize.Normalize",
         }
         method = "forward" if self.projection_size is None else "projected"
         method = "whitened" if self.pooler_whitening else method

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 import transformers
-from packaging.version import Version
 from torch import Tensor, nn
 from torch.nn import init  # which transformers guards, as its own, where a tensor is loaded already
 from transformers import masking_utils
@@ -32,7 +31,7 @@ from .configuration_concept import ConceptEncoderConfig
 
 # ------------------------------------------------------------------------------------------- what older versions lack
 
-version = Version(transformers.__version__).release
+version = tuple(map(int, transformers.__version__.split(".")[:2]))
 if version >= (5, 2):
     from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 else:
@@ -73,7 +72,7 @@ else:
                 super().set_input_embeddings(value)
 
 
-if version[:2] == (5, 3):
+if version == (5, 3):
 
     class PreTrainedModel(PreTrainedModel):  # type: ignore[no-redef]
         def mark_tied_weights_as_initialized(self, loading_info):  # it takes them for loaded, and does not tie them

@@ -90,11 +90,12 @@ def gradients(wrap):
     return value.item(), encoder[0].model.latents.weight.grad.norm().item()
 
 encoder.eval()
+every = {"n_layers_per_step": -1, "n_dims_per_step": -1}  # the library would draw some, by a generator of its own
 report["losses"] = {
     "plain": gradients(lambda loss: loss),
     "adaptive": gradients(lambda loss: losses.AdaptiveLayerLoss(encoder, loss, n_layers_per_step=-1)),
     "last": gradients(lambda loss: losses.AdaptiveLayerLoss(encoder, loss, prior_layers_weight=0, kl_div_weight=0)),
-    "2d": gradients(lambda loss: losses.Matryoshka2dLoss(encoder, loss, [32, 8], n_layers_per_step=-1)),
+    "2d": gradients(lambda loss: losses.Matryoshka2dLoss(encoder, loss, [32, 8], **every)),
     "cached": gradients(lambda loss: losses.CachedMultipleNegativesRankingLoss(encoder, mini_batch_size=1)),
 }
 
@@ -208,7 +209,10 @@ def test_sentence_transformers_saves_itself(folder, outside):
     _, tensors = outside
     np.testing.assert_array_equal(tensors["st/resaved"], tensors["st/batch"])
     for name in ("modules.json", "sentence_bert_config.json"):
-        assert json.loads((folder / "resaved" / name).read_text()) == json.loads((folder / "run" / name).read_text())
+        written = (folder / "resaved" / name).read_text()
+        # Where the class is in this version; the place that the checkpoint names is the one that 5.4 knows too.
+        written = written.replace(".base.modules.normalize.", ".sentence_transformer.modules.normalize.")
+        assert json.loads(written) == json.loads((folder / "run" / name).read_text())
     assert json.loads((folder / "resaved/config_sentence_transformers.json").read_text())["prompts"]["query"] == "q: "
     for name in ("modeling_concept.py", "configuration_concept.py"):
         assert (folder / "resaved" / name).read_bytes() == (folder / "pretrained" / name).read_bytes()
