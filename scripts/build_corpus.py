@@ -2,8 +2,8 @@
 
     concept-encoder build-corpus sentence_pairs --output_dir runs/pairs
 
-Joins the training rows of the sources that a plan (a name in scripts/corpora, or a path) lists, without those that
-share a sentence, or nearly one, with the validation or test rows of the benchmarks it names.
+Joins the training rows of the sources that a plan (by name, or as a .yaml file) lists, without those that share a
+sentence, or nearly one, with the validation or test rows of the benchmarks it names.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ PLANS = sorted(path.stem for path in (Path(__file__).parent / "corpora").glob("*
 
 def command() -> Command:
     parser = Command(__file__, __doc__)
-    parser.add_argument("plan", names=PLANS, help="name in scripts/corpora, or path")
+    parser.add_argument("plan", names=PLANS, help=f"path of a .yaml file, or one of {', '.join(PLANS)}")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder to write; must not exist, or be empty")
     return parser
 

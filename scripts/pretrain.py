@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
         if rebuilding is not None:
             figures.append(f"{rebuilding.bits_per_token:.3f} bits per rebuilt token")
         size = f"{(result.parameters.total or 0) / 1e6:.1f} M parameters"
-        print(f"{result.steps} steps, {size}, {', '.join(figures)}")
+        print(", ".join([f"{result.steps} steps", size, *figures]))
         say(f"Written to {recipe.training.output_dir}.")
         suggest("analyze", recipe.training.output_dir)
 

@@ -17,7 +17,7 @@ RECIPES = sorted(path.stem for path in (Path(__file__).parent / "recipes").glob(
 
 def command() -> Command:
     parser = Command(__file__, __doc__)
-    parser.add_argument("recipe", names=RECIPES, help="name in scripts/recipes, or path")
+    parser.add_argument("recipe", names=RECIPES, help=f"path of a .yaml file, or one of {', '.join(RECIPES)}")
     parser.accept(RECIPE_FIELDS)
     return parser
 

@@ -16,6 +16,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
+from .lazy import what_to_install
+
 NAME = "concept-encoder"
 RECIPE_FIELDS = "concept_encoder.trainers.recipes"
 PROTOCOL_FIELDS = "concept_encoder.eval.benchmarks.protocols"
@@ -208,6 +210,11 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt as error:
         say(str(error) or "interrupted")
         raise SystemExit(INTERRUPTED) from None
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "concept_encoder":
+            raise
+        say(f"{NAME}: error: {what_to_install(error, 'the command')}")
+        raise SystemExit(2) from None
     except BrokenPipeError:
         # Python would complain when it flushes stdout again at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -7,6 +7,13 @@ from pathlib import Path
 from typing import Any
 
 
+def what_to_install(error: ModuleNotFoundError, wanted: str) -> str:
+    """One line for a library that is not there; the message as it was for a module of this package."""
+    if error.name is None or error.name.partition(".")[0] == "concept_encoder":
+        return str(error)
+    return f"{wanted} needs {error.name}: pip install 'concept-encoder[eval]'"
+
+
 def lazily(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """`__getattr__`, `__dir__` and `__all__` of a package, whose stub says what it has and where it is from.
 
@@ -27,6 +34,10 @@ def lazily(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], 
 
             hint = "" if name.startswith("__") else did_you_mean(name, names)
             raise AttributeError(f"module {package!r} has no attribute {name!r}{hint}")
-        return getattr(import_module(homes[name], package), name)
+        try:
+            home = import_module(homes[name], package)
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(what_to_install(error, f"{package}.{name}"), name=error.name) from error
+        return getattr(home, name)
 
     return __getattr__, lambda: names, names

@@ -52,7 +52,7 @@ def load_plan(name_or_path: str | os.PathLike) -> CorpusPlan:
     """Plan of a YAML file: `sources`, each a mapping of corpus flags of pretraining, and `keep_clean_of`, task names.
 
     Args:
-        name_or_path: name in scripts/corpora, or a path that ends in .yaml.
+        name_or_path: name of a plan of the package, or a path that ends in .yaml.
 
     Raises:
         ValueError: not such a file, an unknown field or task, a value of the wrong kind, or sources of which some

@@ -71,8 +71,8 @@ def retrieval(
         tasks: names in `RETRIEVAL_TASKS`, task files, or tasks.
         output_dir: run folder, None for the checkpoint's own; the untrained twin is kept in `random_init/` there.
         words: what words weigh in the language: a file of `WordWeights`, or a corpus with a column `text` (Hub id,
-            folder or file) to fit them on with the run's tokenizer, never one that is searched. None: microworld,
-            where all tasks are generated from it.
+            folder, file or microworld) to fit them on with the run's tokenizer, never one that is searched. None:
+            microworld, where all tasks are generated from it.
         compare: models of sentence-transformers, folders or Hub ids, to lay next to the run.
         revision: commit, branch or tag of the checkpoint's Hub id.
         max_length: tokens after which the run's texts are cut; None: none but its limit of learned positions.
@@ -127,6 +127,8 @@ def _word_weights(
                 "words must be a file of word weights, or a corpus of the language with a column text: what words "
                 "weigh is never taken from the corpus that is searched"
             )
+        words = MICROWORLD
+    if words == MICROWORLD:
         return WordWeights.fit(microworld_corpus("train", 5000)["text"][:], tokenizer)
     if os.fspath(words).endswith(".safetensors"):
         return WordWeights.load(words)

@@ -231,6 +231,11 @@ def check_same(code: CodeFacts, other: CodeFacts, where: str, elsewhere: str) ->
     own, its = asdict(code), asdict(other)
     differing = [name for name in own if own[name] != its[name]]
     if differing:
+        if differing == ["calibration"]:
+            raise ValueError(
+                f"{elsewhere} and {where} were rounded to int8 with ranges of their own texts, so their codes do not "
+                "compare: encode both as one corpus, or with another precision than int8"
+            )
         name = differing[0]
         first, second = (f"{name} {_short(each[name])}" for each in (own, its))
         raise ValueError(

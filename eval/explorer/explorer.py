@@ -386,7 +386,7 @@ def explore(
     """Serve the explorer of a checkpoint as a page on this machine, until it is interrupted.
 
     Args:
-        checkpoint: folder or Hub id of any concept encoder; None is the newest of `runs/microworld-*`.
+        checkpoint: folder or Hub id of any concept encoder; None is the newest of `runs/microworld*`.
         revision: commit, branch or tag of a Hub id.
         corpus: folder of an index or of shards of this checkpoint, to be searched in a tab; `encode` writes them.
         port: of the page; None is the first free one from 7860.
@@ -414,18 +414,19 @@ def finder(corpus: str | os.PathLike, checkpoint: str) -> Callable[[str], list[H
 
 
 def newest_run(folder: Path) -> Path:
-    """The run of `make run` in `folder` that was made last.
+    """The run of the recipe microworld in `folder` that was saved last.
 
     Raises:
         ValueError: there is none; says what to type.
     """
-    runs = sorted(path.parent for path in folder.glob("microworld-*/config.json"))
-    if not runs:
+    saved = folder.glob("microworld*/config.json")
+    newest = max(saved, key=lambda path: path.stat().st_mtime, default=None)
+    if newest is None:
         raise ValueError(
-            f"There is no run in {folder}: type `make run`, which trains one on this machine, or give a run folder or "
-            "Hub id"
+            f"There is no run of the recipe microworld in {folder}: type `concept-encoder pretrain microworld`, or "
+            "give a run folder or Hub id"
         )
-    return runs[-1]  # their names end in date and time
+    return newest.parent
 
 
 def _similarities(outputs: Sequence[Any]) -> dict[str, float]:

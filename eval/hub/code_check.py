@@ -157,7 +157,7 @@ def _foreign(content: Any, name: str) -> Iterator[str]:
             continue
         for key, item in value.items():
             if key == "auto_map" and item:
-                known = own_classes() if value is content and name == "config.json" else {}
+                known = own_classes() if value is content and PurePosixPath(name).name == "config.json" else {}
                 entries = item.items() if isinstance(item, dict) else [("", item)]
                 yield from (f"{auto}: {entry}" for auto, entry in entries if entry not in known.get(auto, ()))
             elif key in CODE_FIELDS and item:

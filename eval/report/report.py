@@ -46,7 +46,7 @@ PARTS = {
         PretrainResult,
         "pretrain.json",
         "This folder holds no record of pretraining.",
-        "concept-encoder pretrain scripts/recipes/RECIPE.yaml --output_dir RUN_DIR",
+        "concept-encoder pretrain RECIPE --output_dir RUN_DIR",
     ),
     "geometry": Part(
         GeometryResult,

@@ -161,6 +161,16 @@ def test_a_whole_run_folder_with_reports_is_vouched_for(folder):
     assert check_code(folder).own and check_code(load(folder)).own
 
 
+def test_the_checkpoints_in_a_run_folder_are_vouched_for(folder):
+    inner = folder / "checkpoint-2"
+    inner.mkdir()
+    for path in [path for path in folder.iterdir() if path.is_file()]:
+        shutil.copy(path, inner)
+    assert check_code(folder).own
+    evil(folder, "checkpoint-2/config.json", lambda c: c | {"auto_map": {"AutoModel": "evil.Evil"}})
+    assert check_code(folder).elsewhere == ["checkpoint-2/config.json names other code: AutoModel: evil.Evil"]
+
+
 def test_a_folder_without_code(folder):
     for name in FILES:
         (folder / name).unlink()

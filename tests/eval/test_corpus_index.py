@@ -222,6 +222,11 @@ def test_what_does_not_fit_together_is_named(index, corpus, pretrained, tmp_path
     other = encoded(pretrained, documents(5, first=60), tmp_path / "other", precision="2bit")
     with pytest.raises(ValueError, match=r"precision '2bit'.*never mixed"):
         index.add(other)
+    int8 = [
+        encoded(pretrained, documents(5, first=first), tmp_path / str(first), precision="int8") for first in (80, 90)
+    ]
+    with pytest.raises(ValueError, match=r"90 and .* were rounded to int8 with .*: encode both as one corpus"):
+        Index.build(int8[0]).add(int8[1])
     with pytest.raises(ValueError, match="id 'd0' comes twice; ids are unique"):
         index.add(corpus)
     with pytest.raises(ValueError, match=r"2 of the ids are not in .*, the first is 'x1'"):

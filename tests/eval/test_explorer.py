@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import os
 import subprocess
 import sys
 
@@ -235,13 +236,14 @@ def test_a_revision_of_the_hub(hub, folder):
 
 
 def test_the_newest_run_is_the_default(tmp_path):
-    with pytest.raises(ValueError, match=r"There is no run in .*: type `make run`, which trains one"):
+    with pytest.raises(ValueError, match=r"no run of the recipe .*: type `concept-encoder pretrain microworld`, or"):
         newest_run(tmp_path)
-    for name in ("microworld-20250101-000000", "microworld-20250301-000000", "other-20250401-000000"):
+    for name, saved in (("microworld-20250301-000000", 1), ("microworld", 2), ("other-20250401-000000", 3)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").touch()
+        os.utime(tmp_path / name / "config.json", (saved, saved))
     (tmp_path / "microworld-20250501-000000").mkdir()  # killed before it saved anything
-    assert newest_run(tmp_path).name == "microworld-20250301-000000"
+    assert newest_run(tmp_path).name == "microworld"
 
 
 @pytest.mark.parametrize(

@@ -256,4 +256,6 @@ def test_words_of_a_corpus(checkpoint, task, tmp_path):
     corpus.write_text("\n".join(json.dumps({"text": text}) for text in microworld_corpus("train", 20)["text"]))
     (result,) = retrieval(checkpoint, [task], tmp_path / "out", words=corpus, cache_dir=tmp_path / "kept")
     assert isinstance(result.settings["words"], str) and result.rows[0].ranker == "run"
+    (named,) = retrieval(checkpoint, [task], tmp_path / "named", words="microworld", cache_dir=tmp_path / "kept")
+    assert named.settings["words"] != result.settings["words"]
     assert sp.issparse(WordWeights.fit(["a cat"], microworld_tokenizer()).encode(["cat"]))

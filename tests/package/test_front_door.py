@@ -76,6 +76,17 @@ def test_a_stub_is_read_relative_to_its_package(tmp_path):
     assert get("write_json").__module__ == "concept_encoder.utils.files"
 
 
+def test_a_library_that_is_not_installed_is_named_with_what_to_type():
+    code = "import sys\nsys.modules['datasets'] = None\nimport concept_encoder as ce\n"
+    tried = "try: ce.pretrain\nexcept ImportError as error: print(error)"
+    said = " needs datasets: pip install 'concept-encoder[eval]'"
+    assert in_a_process(code + tried) == "concept_encoder.pretrain" + said
+    command = "from concept_encoder.scripts import main\nsys.argv[1:] = ['pretrain', 'tiny', '--dry_run']\nmain()"
+    done = subprocess.run([sys.executable, "-c", code + command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"concept-encoder: error: the command{said}\n"
+
+
 def test_a_stub_holds_imports_of_one_name_each_and_the_version():
     """What the reader of stubs and the type checkers both understand: `import x as x` shows x, `import x` does not."""
     for folder in (ROOT, ROOT / "trainers", ROOT / "eval"):
