@@ -60,7 +60,10 @@ def main(argv: list[str] | None = None) -> None:
         size = f"{(result.parameters.total or 0) / 1e6:.1f} M parameters"
         print(", ".join([f"{result.steps} steps", size, *figures]))
         say(f"Written to {recipe.training.output_dir}.")
-        suggest("analyze", recipe.training.output_dir)
+        if figures:
+            suggest("analyze", recipe.training.output_dir)
+        else:
+            suggest("similarity", recipe.training.output_dir, "--tasks", "stsb")
 
 
 def _print_plan(recipe: "Recipe", plan: dict) -> None:

@@ -83,7 +83,7 @@ def analyze(
 
     Raises:
         ValueError: not a concept-encoder checkpoint, weights missing, too few documents, max_length beyond the
-            model's positions, a count below its least value.
+            model's positions, a count below its least value, no output LayerNorm.
     """
     _check_counts(num_batches, batch_size, ledger_documents)
     folder = results_folder(checkpoint, output_dir)
@@ -93,6 +93,11 @@ def analyze(
         data = read_data(opened.folder, **{**source_fields(data), **fields})
     _check_length(opened.config, data.max_length)
     encoder, head, tokenizer = opened.encoder, opened.diffusion, opened.tokenizer
+    if not hasattr(encoder.norm, "weight"):
+        raise ValueError(
+            f"{checkpoint} sums its tokens up without an output LayerNorm, which the figures of the geometry assume; "
+            "measure it with similarity or retrieval"
+        )
     texts = _documents(data, rows, num_batches, batch_size)
     batches = _encode(tokenizer, texts, batch_size, data.max_length)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
