@@ -26,6 +26,7 @@ from concept_encoder.eval.metrics.concept_geometry import geometry_metrics
 from concept_encoder.eval.metrics.concept_spectrum import spectrum_metrics
 from concept_encoder.scripts import analyze as script
 from concept_encoder.trainers.data.corpora import DataArguments
+from concept_encoder.trainers.data.microworld import microworld_tokenizer
 from concept_encoder.utils.results import GeometryResult
 
 WORDS = "the a cat dog bird sees hears likes red small old house tree street".split()
@@ -329,3 +330,21 @@ def test_script_rejects_unknown_recipe_fields(checkpoint: Path, capsys) -> None:
     with pytest.raises(SystemExit):
         run_script(checkpoint)
     assert "unknown field 'datset_name' in section 'data'; did you mean dataset_name" in capsys.readouterr().err
+
+
+def test_concepts_without_an_output_layernorm_are_refused(tmp_path):
+    tokenizer = microworld_tokenizer(64)
+    sums = ConceptEncoderConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=0,
+        num_attention_heads=2,
+        num_concepts=4,
+        concept_aggregation="sum",
+        position_embedding_type="none",
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    ConceptEncoderModel(sums).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"without an output LayerNorm, .*; measure it with similarity or retrieval"):
+        analyze(tmp_path, DataArguments(dataset_name="microworld", max_length=64))
