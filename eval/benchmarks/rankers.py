@@ -63,7 +63,7 @@ class Ranker:
 
 
 def kept(
-    ranker: Ranker, queries: Sequence[str], documents: Sequence[str], cache_dir: str | os.PathLike | None
+    ranker: Ranker, queries: Sequence[str], documents: Sequence[str], cache_dir: str | os.PathLike | None = None
 ) -> Scored:
     """The scores of a ranker, from the disk where they are kept there; ValueError for too many of them at once."""
     if len(queries) * len(documents) > LARGEST:
@@ -166,7 +166,7 @@ def bm25(name: str, weights: WordWeights) -> Ranker:
         index.index(read, show_progress=False)
         seconds = time.perf_counter() - start
         rows = [
-            index.get_scores(known) if (known := [word for word in row if word in index.vocab_dict]) else None
+            index.get_scores(known) if (known := [word for word in row if word and word in index.vocab_dict]) else None
             for row in tokens(queries)
         ]
         zero = np.zeros(len(documents), np.float32)

@@ -197,7 +197,7 @@ def _judged(
     }
     weight = _chosen_weight(task, own[0], next(each for each in others if each.name == BM25[0]), data_dir, cache_dir)
     if weight is not None:
-        text = f"BM25 + {weight:g} * the run, standardised scores, the weight chosen on training queries"
+        text = "BM25 and the run, weighted sum of standardised scores, the weight chosen on training queries"
         fusions["bm25_run_weighted"] = (text, fused_scores(lexical, run, weight))
     for name, (text, scores) in fusions.items():
         found[name], descriptions[name] = Scored(scores, None, None), text
