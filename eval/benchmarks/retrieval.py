@@ -31,9 +31,8 @@ from .rankers import (
     fused_scores,
     kept,
     sentence_encoders,
-    sketches,
     token_means,
-    words_codes,
+    untrained_codes,
 )
 from .retrieval_tasks import Collection, RetrievalTask, find_retrieval_task, load_collection
 
@@ -103,7 +102,7 @@ def retrieval(
         "compare": [Path(each).name for each in compare],
     }
     done = {row.name: _existing(result_path(output_dir, row.name), settings, overwrite) for row in rows}
-    others = [*(bm25(name, weights) for name in BM25), *words_codes(weights), *sketches(weights)]
+    others = [*(bm25(name, weights) for name in BM25), *untrained_codes(weights)]
     others += [each for name in compare for each in sentence_encoders(name)]
     results: list[RetrievalResult] = []
     own: list[Ranker] = []

@@ -17,6 +17,7 @@ import concept_encoder as ce
 from concept_encoder.eval.benchmarks import rankers
 from concept_encoder.eval.benchmarks.rankers import (
     Ranker,
+    Remembered,
     Scored,
     bm25,
     chunks,
@@ -63,6 +64,10 @@ def task():
 def words_file(weights, tmp_path):
     weights.save(tmp_path / "words.safetensors")
     return tmp_path / "words.safetensors"
+
+
+def reading(weights):
+    return Remembered(lambda texts, pairs: weights.encode(texts, pairs=pairs))
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +159,9 @@ def test_bm25_is_its_formula(weights):
 
 
 def test_codes_of_words_are_cosines_of_their_rows(weights):
-    found = {ranker.name: ranker.score(QUERIES, DOCUMENTS) for ranker in words_codes(weights, (5, 10))}
+    found = {
+        ranker.name: ranker.score(QUERIES, DOCUMENTS) for ranker in words_codes(weights, reading(weights), (5, 10))
+    }
     asked = weights.encode(QUERIES)
     np.testing.assert_allclose(
         found["words_pairs_5"].scores, (asked @ weights.encode(DOCUMENTS, 2).T).toarray(), atol=1e-6
@@ -171,7 +178,7 @@ def test_random_slots_are_those_of_the_warm_start(weights, tokenizer):
         expected = np.zeros((4, 6))
         expected[slot[token]] = values[token]
         np.testing.assert_allclose(project[token].toarray()[0], expected.ravel(), rtol=1e-6)
-    found = sketches(weights)[0].score(QUERIES, DOCUMENTS)
+    found = sketches(weights, reading(weights))[0].score(QUERIES, DOCUMENTS)
     assert found.bytes_per_text == 128 and np.isfinite(found.scores).all() and not found.scores[:, -1].any()
 
 
