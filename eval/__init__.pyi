@@ -9,6 +9,9 @@ from .benchmarks.similarity import similarity as similarity
 from .concepts.analysis import analyze as analyze
 from .concepts.sampling import generate as generate
 from .concepts.whitening import whiten as whiten
+from .corpus.encoding import encode as encode
+from .corpus.index import Index as Index
+from .corpus.searching import search as search
 from .explorer.explorer import explore as explore
 from .hub.code_check import check_code as check_code
 from .hub.export import export as export

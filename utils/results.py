@@ -1053,3 +1053,125 @@ class Report(Result):
     missing: dict[PartName, Missing]
     other: "Report | None"
     """the other run, without figures of its own"""
+
+
+# -------------------------------------------------------------------------------------------------------------- corpus
+
+
+@dataclass(kw_only=True)
+class WordFacts(Part):
+    """The words column of a corpus."""
+
+    digest: str
+    """short SHA-256 of the table of weights"""
+    entries: Count
+    """of a document, at most"""
+    columns: Count
+
+
+@dataclass(kw_only=True)
+class CodeFacts(Part):
+    """What the vectors of a shard are; two shards with other facts are never searched together."""
+
+    model: str
+    revision: str | None
+    """commit on the Hub"""
+    digest: str
+    """short SHA-256 of the weights"""
+    output: Literal["pooled", "concepts"]
+    shape: list[Size]
+    """of a vector: D, or C and D"""
+    precision: Literal["float32", "float16", "int8", "2bit", "ubinary"]
+    calibration: str | None
+    """of int8: 2 * D float32, the lowest and the highest value of each number, base64"""
+    max_length: Count
+    """tokens after which a text is cut"""
+    dtype: Literal["float32", "bfloat16"]
+    """of the products while encoding"""
+    words: WordFacts | None
+
+
+@dataclass(kw_only=True)
+class EncodePlan(Result):
+    """plan.json: what is encoded and how; made once for a folder, so that a second call goes on with it."""
+
+    kind: ClassVar = "encode_plan"
+    command: ClassVar = "encode"
+    code: CodeFacts
+    checkpoint: str
+    """as `dataset`, for the queries of a search"""
+    dataset: str
+    """Hub id, ./path below the working folder, or last part of a path"""
+    sample: str
+    """SHA-256 of some rows, by which another data set of that name is told"""
+    split: str
+    streaming: bool
+    text_column: str
+    id_column: str | None
+    columns: list[str]
+    documents: Count | None
+    """None where a stream does not say"""
+    tasks: Count
+    """each writes one shard"""
+    batch_tokens: Count
+
+
+@dataclass(kw_only=True)
+class EncodeResult(Result):
+    """encode.json: a corpus that is encoded, and what that took."""
+
+    kind: ClassVar = "encode"
+    command: ClassVar = "encode"
+    plan: EncodePlan
+    documents: Count
+    empty: Count
+    """documents without words, whose vector is zeros"""
+    tokens: Count
+    bytes: Count
+    """of all shards"""
+    seconds: Number
+    """of the last call"""
+    documents_per_second: Number | None
+    """of the last call; None where all was there"""
+    tokens_per_second: Number | None
+    workers: Count
+
+
+@dataclass(kw_only=True)
+class SegmentFacts(Part):
+    """Documents that were added to an index together."""
+
+    name: str
+    documents: Count
+
+
+@dataclass(kw_only=True)
+class ApproximateFacts(Part):
+    """The graph of an index, and what it finds."""
+
+    recall_at_10: Score | None
+    """share of the 10 nearest that are the best of the 40 which it finds"""
+    queries: Count
+    """documents that were asked for"""
+
+
+@dataclass(kw_only=True)
+class IndexFacts(Result):
+    """index.json: the parts of an index; whatever it does not name is left of a build that did not end."""
+
+    kind: ClassVar = "index"
+    command: ClassVar = "search"
+    generation: Count
+    """counts the changes"""
+    code: CodeFacts
+    checkpoint: str | None
+    segments: list[SegmentFacts]
+    deleted: Count
+    """documents of the segments that are no longer found"""
+    bm25: str | None
+    """column whose texts it is of"""
+    approximate: ApproximateFacts | None
+
+    @property
+    def documents(self) -> int:
+        return sum(each.documents for each in self.segments) - self.deleted

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -81,7 +82,7 @@ def test_wheel_metadata(wheel):
     metadata = Parser().parsestr(archive.read(name).decode())
     assert metadata["Name"] == "concept-encoder"
     assert metadata["License-Expression"] == "Apache-2.0"
-    extras = "train eval explore mteb cuda docs onnx st tensorboard trackio wandb test dev"
+    extras = "train eval explore corpus ann mteb cuda docs onnx st tensorboard trackio wandb test dev"
     assert set(metadata.get_all("Provides-Extra")) == set(extras.split())
     assert f"version: {metadata['Version']}" in (ROOT / "CITATION.cff").read_text(encoding="utf-8").splitlines()
 
@@ -137,3 +138,12 @@ def test_a_run_from_the_wheel_alone(installed, tmp_path):
         *("model.safetensors", "modeling_concept.py", "recipe.yaml", "geometry.json"),
         *("report.html", "report.md", "report.json"),
     }
+
+
+def test_the_lowest_transformers_is_the_same_everywhere():
+    floor = re.search(r'require_version\("transformers>=([0-9.]+)"', (ROOT / "configuration_concept.py").read_text())[
+        1
+    ]
+    assert f"`transformers` ({floor} or newer)" in (ROOT / "model_cards/template.md").read_text()
+    assert f"transformers from {floor} on" in (ROOT / "docs/explanation/limits.md").read_text().replace("\n  ", " ")
+    assert re.search(r"^VERSIONS \?= ([0-9.]+)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].startswith(floor)
