@@ -209,6 +209,36 @@ def test_chunks_hold_every_character_and_no_more_tokens_than_fit(tokenizer):
         chunks([text], tokenizer, None)
 
 
+def test_another_encoder_reads_the_beginning_or_takes_its_best_chunk(tokenizer, monkeypatch, tmp_path):
+    library = pytest.importorskip("sentence_transformers")
+    read = []
+
+    class Fake:
+        """Counts of the first three words, of unit length; reads texts of up to 5 tokens."""
+
+        def __init__(self, source, trust_remote_code, model_kwargs):
+            assert not trust_remote_code
+            self.tokenizer = tokenizer
+
+        def get_max_seq_length(self):
+            return 5
+
+        def encode(self, texts, **options):
+            read.extend(texts)
+            counts = np.array([[text.split().count(word) for word in WORDS[:3]] for text in texts], np.float32)
+            return counts / np.linalg.norm(counts, axis=1, keepdims=True).clip(1)
+
+    monkeypatch.setattr(library, "SentenceTransformer", Fake)
+    beginning, best_chunk = rankers.sentence_encoders(str(tmp_path / "owner" / "mine"))
+    documents = ["cat cat cat dog dog dog", "dog", "horse horse horse cat cat dog"]
+    found = beginning.score(["dog"], documents)
+    np.testing.assert_allclose(found.scores, [[0, 1, 0]], atol=1e-6)
+    assert (beginning.name, best_chunk.name, found.bytes_per_text) == ("mine", "mine_maxp", 12)
+    whole = best_chunk.score(["dog"], documents)
+    np.testing.assert_allclose(whole.scores, [[1, 1, 1 / np.sqrt(5)]], atol=1e-6)
+    assert whole.bytes_per_text is None and read.count("dog") == 2  # as query and as document; beginnings read once
+
+
 def test_fusions():
     first, second = np.array([[3.0, 2.0, 1.0]], np.float32), np.array([[0.0, 9.0, 1.0]], np.float32)
     np.testing.assert_allclose(fused_ranks(first, second), [[1 / 61 + 1 / 63, 1 / 62 + 1 / 61, 1 / 63 + 1 / 62]])
