@@ -77,7 +77,7 @@ def encode(
     id_column: str | None = None,
     columns: Sequence[str] | None = None,
     revision: str | None = None,
-    output: Output = "pooled",
+    concepts: bool = False,
     precision: Precision = "float32",
     max_length: int | None = None,
     words: str | os.PathLike | None = None,
@@ -100,7 +100,7 @@ def encode(
         id_column: unique; None numbers the documents.
         columns: that are kept next to the vectors; None keeps the text, which BM25 and reading need.
         revision: commit, branch or tag of a checkpoint on the Hub.
-        output: "pooled", or "concepts" for all C vectors, one after the other.
+        concepts: all C vectors of a text, one after the other, in place of the pooled one.
         precision: one of float32, float16, int8, 2bit, ubinary.
         max_length: tokens after which a text is cut; None: the model's limit, at most 32,768.
         words: file that `WordWeights.save` wrote, for a column of the heaviest words and pairs.
@@ -133,6 +133,7 @@ def encode(
     options = {"config": dataset_config_name, "revision": dataset_revision, "streaming": streaming}
     table = split_of(dataset_name, options, split)
     named = isinstance(dataset_name, str | os.PathLike)
+    output: Output = "concepts" if concepts else "pooled"
     embedder = load_embedder(checkpoint, revision, output, max_length)
     code = CodeFacts(
         model=embedder.name,
