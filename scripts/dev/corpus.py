@@ -66,7 +66,7 @@ def models(folder: Path, minilm: Path) -> dict[str, Path]:
         "num_attention_heads": 4,
     }
     torch.manual_seed(0)
-    configs = {
+    configs: dict[str, dict[str, Any]] = {
         "concepts": {"hidden_size": 256, "num_hidden_layers": 2, "intermediate_size": 512, "num_concepts": 32},
         "slots": {
             "hidden_size": 64,
@@ -104,7 +104,7 @@ def rates(model: str, threads: int, counts: list[int]) -> list[dict[str, Any]]:
 
     torch.set_num_threads(threads)
     rows = []
-    theirs = None if _ours(model) else SentenceTransformer(model).float()
+    theirs: Any = None if _ours(model) else SentenceTransformer(model).float()
     for tokens, count in zip(LENGTHS, counts, strict=True):
         written = texts(tokens, count)
         corpus = Dataset.from_dict({"text": written})
@@ -113,7 +113,7 @@ def rates(model: str, threads: int, counts: list[int]) -> list[dict[str, Any]]:
             seconds = []
             for _ in range(REPEATS):
                 with tempfile.TemporaryDirectory() as folder:
-                    done = ce.encode(model, corpus, folder, precision=precision, columns=[])  # type: ignore[arg-type]
+                    done = ce.encode(model, corpus, folder, precision=precision, columns=[])
                     assert done is not None
                     seconds.append(done.seconds)
             row[precision] = count / statistics.median(seconds)
@@ -171,7 +171,7 @@ def quality(model: str, data: str) -> list[dict[str, Any]]:
     for precision in PRECISIONS:
         codes, scales = quantized(documents, precision, ranges)
         read_back = partial(restored, codes, precision, documents.shape[1], scales, ranges)
-        seconds = _median_seconds(lambda read_back=read_back: read_back() @ asked[:1].T)
+        seconds = _median_seconds(partial(_scored, read_back, asked[:1].T))
         rows.append(
             {
                 "precision": precision,
@@ -181,6 +181,10 @@ def quality(model: str, data: str) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _scored(read_back: Callable[[], np.ndarray], query: np.ndarray) -> np.ndarray:
+    return read_back() @ query
 
 
 def _ours(model: str) -> bool:
