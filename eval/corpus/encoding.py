@@ -418,7 +418,7 @@ def corpus_card(result: EncodeResult) -> str:
         "bytes": f"{result.bytes:,}",
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    # Its own name for each encoding, since `load_dataset` keeps a local folder's rows under the name of the configuration.
+    # A name of its own, since `load_dataset` keeps what it has read of a local folder under the configuration's name.
     name = hashlib.sha256(json.dumps(result.as_dict(), sort_keys=True).encode()).hexdigest()[:8]
     base = f"source_datasets:\n- {plan.dataset}\n" if is_hub_id(plan.dataset) else ""
     return f"""---
