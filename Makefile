@@ -10,6 +10,8 @@ RUN_DIR ?= runs/microworld-$(shell date +%Y%m%d-%H%M%S)
 override RUN_DIR := $(RUN_DIR)
 
 TORCH := torch==2.13.0
+# Of transformers, for a checkpoint's own code: the lowest that it takes, some between, the newest that the package takes.
+VERSIONS ?= 4.57.1 4.57.6 5.0.0 5.3.0 5.6.2 5.12.1 5.*
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 TYPES := .cache/types
@@ -29,7 +31,7 @@ help:
 	@echo "make dist   the wheel, into a new folder dist/"
 	@echo "make audit  known vulnerabilities of what is installed; needs the network, and says when it could not ask"
 	@echo "make lock   write the installed versions to constraints.txt, which the set-up installs"
-	@echo "make versions         model and remote-code tests with the lowest and the newest transformers, in new environments"
+	@echo "make versions         a checkpoint as remote code with old and new transformers (VERSIONS), in new environments"
 	@echo "make lowest, newest   the fast core with the lowest, or newest, of all that pyproject.toml allows, likewise"
 
 $(INSTALLED): pyproject.toml constraints.txt Makefile
@@ -75,22 +77,20 @@ dist: $(INSTALLED)
 	rm -rf build dist
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
-# VERSIONS="5.22.2 5.23.0" names others; the lowest is what pyproject.toml asks for. Nothing but the model's own
-# requirements is installed, and the package is found by a link, so that the environment of the checkout stays as it is.
-versions:
-	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; ln -s "$(CURDIR)" "$$folder/concept_encoder"; \
-	asked=$$(sed -n 's/^ *"transformers>=\([0-9.]*\),<\([0-9]*\)",$$/\1 \2/p' pyproject.toml); lowest=$${asked% *}; \
-	newest=$$($(PYTHON) -m pip index versions transformers 2>/dev/null | sed -n 's/^Available versions: //p' | \
-		tr -d ' ' | tr ',' '\n' | awk -F. -v bound="$${asked#* }" '$$1 < bound { print; exit }'); \
-	versions=$${VERSIONS:-$$(printf '%s\n' "$$lowest" "$$newest" | sed 's/^[0-9]*\.[0-9]*$$/&.0/' | sort -u)}; \
-	for version in $$versions; do \
+# A checkpoint is written here and read where the package is not: by its own code, in a new environment for each version.
+versions: $(INSTALLED)
+	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; cp tests/model/test_versions.py "$$folder"; failed=; \
+	$(QUIET) PYTHONPATH=tests/support $(BIN)/python tests/support/checkpoint_set.py "$$folder/checkpoints"; \
+	for version in $(VERSIONS); do \
 		$(PYTHON) -m venv "$$folder/$$version"; python="$$folder/$$version/bin/python"; \
-		"$$python" -m pip install -qq "$(TORCH)" "transformers==$$version" hypothesis numpy pytest; \
-		echo "transformers $$version"; \
-		PYTHONPATH="$$folder" OMP_NUM_THREADS=1 "$$python" -m pytest -q -m "" -p no:cacheprovider \
-			tests/model/test_modeling_concept.py tests/model/test_heads.py tests/model/test_generation.py \
-			tests/model/test_remote_code.py; \
-	done
+		"$$python" -m pip install --quiet "$(TORCH)"; \
+		"$$python" -m pip install --quiet "$(TORCH)" "transformers==$$version" accelerate pytest "sentence-transformers>=5.3"; \
+		"$$python" -c 'import transformers; print("transformers", transformers.__version__)'; \
+		(cd "$$folder"; $(QUIET) CHECKPOINTS="$$folder/checkpoints" HF_HOME="$$folder/cache" HF_HUB_OFFLINE=1 \
+			"$$python" -m pytest -q -p no:cacheprovider test_versions.py) || failed="$$failed $$version"; \
+		rm -rf "$$folder/$$version"; \
+	done; \
+	[ -z "$$failed" ] || { echo "failed with transformers$$failed"; exit 1; }
 
 # torch stays as it is, its lowest is 2 GB of CUDA from PyPI; without what it needs, which uv would not lower any more.
 lowest: RESOLUTION := lowest-direct

@@ -4,6 +4,8 @@ from concept_encoder.eval.benchmarks.decontamination import build_corpus as buil
 from concept_encoder.eval.benchmarks.finetuning import finetune as finetune
 from concept_encoder.eval.benchmarks.protocols import Protocol as Protocol
 from concept_encoder.eval.benchmarks.registry import Task as Task
+from concept_encoder.eval.benchmarks.retrieval import retrieval as retrieval
+from concept_encoder.eval.benchmarks.retrieval_tasks import RetrievalTask as RetrievalTask
 from concept_encoder.eval.benchmarks.similarity import similarity as similarity
 from concept_encoder.eval.concepts.analysis import analyze as analyze
 from concept_encoder.eval.concepts.sampling import generate as generate

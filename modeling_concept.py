@@ -16,19 +16,71 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor, nn
-from transformers import initialization as init
+from torch.nn import init  # which transformers guards, as its own, where a tensor is loaded already
+from transformers import masking_utils
 from transformers.activations import ACT2FN
 from transformers.generation import TopKLogitsWarper, TopPLogitsWarper
-from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions, SequenceClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_concept import ConceptEncoderConfig
+
+# ------------------------------------------------------------------------------------------- what older versions lack
+
+version = Version(transformers.__version__).release
+if version >= (5, 2):
+    from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+else:
+    from transformers.utils.generic import OutputRecorder
+    from transformers.utils.generic import check_model_inputs as capture_outputs
+if version >= (5, 0):
+    from transformers.masking_utils import create_bidirectional_mask
+else:
+
+    def create_bidirectional_mask(config, queries, attention_mask, keys=None):  # it has causal ones alone
+        if attention_mask is None or attention_mask.ndim == 4:
+            return attention_mask
+        return masking_utils.ALL_MASK_ATTENTION_FUNCTIONS[config._attn_implementation](
+            batch_size=queries.shape[0],
+            cache_position=torch.arange(queries.shape[1], device=queries.device),
+            kv_length=attention_mask.shape[1],
+            mask_function=lambda text, head, query, key: key >= 0,
+            attention_mask=attention_mask.bool(),
+            allow_is_causal_skip=False,
+            dtype=queries.dtype,
+            config=config,
+        )
+
+    class PreTrainedModel(PreTrainedModel):  # type: ignore[no-redef]
+        def tie_weights(self):  # it ties no weight but that of `lm_head`
+            super().tie_weights()
+            if self.config.tie_word_embeddings:
+                for tied, source in (self._tied_weights_keys or {}).items():
+                    self.get_submodule(tied.rpartition(".")[0]).weight = self.get_parameter(source)
+
+        def get_input_embeddings(self):  # it knows no `embeddings.tokens`
+            return self.embeddings.tokens if hasattr(self, "embeddings") else super().get_input_embeddings()
+
+        def set_input_embeddings(self, value):
+            if hasattr(self, "embeddings"):
+                self.embeddings.tokens = value
+            else:
+                super().set_input_embeddings(value)
+
+
+if version[:2] == (5, 3):
+
+    class PreTrainedModel(PreTrainedModel):  # type: ignore[no-redef]
+        def mark_tied_weights_as_initialized(self, loading_info):  # it takes them for loaded, and does not tie them
+            missing = loading_info.missing_keys & self.all_tied_weights_keys.keys()
+            super().mark_tied_weights_as_initialized(loading_info)
+            loading_info.missing_keys |= missing
+
 
 # ------------------------------------------------------------------------------------------------------------- outputs
 
@@ -72,6 +124,7 @@ class ConceptMaskedLMOutput(ModelOutput):
         token_losses: (B, N) at least float32, unweighted cross-entropy in nats, 0 where there is no label; only with
             `labels`.
         concepts: (B, C, D), the last hidden state of the encoder.
+        pooler_output: (B, P), of the encoder.
         hidden_states, attentions, cross_attentions: of the encoder, as in `ConceptEncoderOutput`.
         decoder_hidden_states, decoder_cross_attentions: of the decoder, as in `ConceptDecoderOutput`; with `row_loss`
             K is the largest number of labels of a row, whose positions come first and in order.
@@ -81,6 +134,7 @@ class ConceptMaskedLMOutput(ModelOutput):
     logits: Tensor | None = None
     token_losses: Tensor | None = None
     concepts: Tensor | None = None
+    pooler_output: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     cross_attentions: tuple[Tensor, ...] | None = None
@@ -162,10 +216,10 @@ class ConceptAttention(nn.Module):
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden_states, key_value_states, attention_mask=None, **kwargs) -> tuple[Tensor, Tensor | None]:
-        attend, name = eager_attention_forward, self.config._attn_implementation
+        name = self.config._attn_implementation
         # With dropout, sdpa on a CPU takes the weights one by one and draws slowly.
-        if name != "sdpa" or not self._dropout or hidden_states.device.type != "cpu":
-            attend = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
+        eager = name == "eager" or (name == "sdpa" and self._dropout and hidden_states.device.type == "cpu")
+        attend = eager_attention_forward if eager else ALL_ATTENTION_FUNCTIONS[name]
         output, weights = attend(
             self,
             self._split(self.q_proj(hidden_states)),
@@ -683,31 +737,46 @@ class ConceptPooling(nn.Module):
 
 
 class ConceptPooledOutput(nn.Module):
-    """(B, C, D) -> (B, P): the pooled output of the encoder, projected to d numbers a concept where there is a map."""
+    """(B, C, D) -> (B, P): the pooled output of the encoder, projected to d numbers a concept where there is a map.
+
+    A mean is projected once, and of a map only the rows of the numbers that are asked for are computed.
+    """
 
     def __init__(self, config: ConceptEncoderConfig):
         super().__init__()
         self.kind = config.pooled_output
-        size = config.projection_size
+        self.size = config.projection_size or config.hidden_size
+        projected = config.projection_size is not None
         # Without a bias, so that a code of zeros stays one.
-        self.projection = nn.Identity() if size is None else nn.Linear(config.hidden_size, size, bias=False)
+        self.projection = nn.Linear(config.hidden_size, self.size, bias=False) if projected else nn.Identity()
         if self.kind == "weighted":
-            self.scorer = ConceptZeroLinear(config.hidden_size if size is None else size, 1)
+            self.scorer = ConceptZeroLinear(self.size, 1)
 
     def forward(self, concepts: Tensor, visible: Tensor | None = None, dim: int | None = None) -> Tensor:
         """Of all concepts, or those that are `visible` (B, C), and the first `dim` numbers of each."""
-        concepts = self.projection(concepts)  # (B, C, d)
-        if dim is not None and not 1 <= dim <= concepts.shape[-1]:
-            raise ValueError(f"dim must be in [1, {concepts.shape[-1]}], the numbers of a concept, got {dim}")
-        hidden = None if visible is None else ~visible.unsqueeze(-1)  # (B, C, 1)
-        if self.kind == "weighted":
-            scores = self.scorer(concepts)
-            scores = scores if hidden is None else scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
-            return (scores.softmax(dim=1) * concepts).sum(dim=1)[:, :dim]
-        concepts = concepts[..., :dim]
+        if dim is not None and not 1 <= dim <= self.size:
+            raise ValueError(f"dim must be in [1, {self.size}], the numbers of a concept, got {dim}")
         if self.kind == "concat":
-            return concepts.flatten(1)
-        return concepts.mean(dim=1) if visible is None else concepts.sum(dim=1) / visible.sum(dim=1, keepdim=True)
+            return self._project(concepts, dim).flatten(1)
+        if self.kind == "weighted":
+            if is_plain(self.projection):  # one product in place of d: the scorer reads what is projected
+                weight = self.scorer.weight @ self.projection.weight
+                scores = nn.functional.linear(concepts, weight, self.scorer.bias)  # (B, C, 1)
+            else:
+                scores = self.scorer(self.projection(concepts))
+            if visible is not None:
+                scores = scores.masked_fill(~visible.unsqueeze(-1), torch.finfo(scores.dtype).min)
+            pooled = (scores.softmax(dim=1) * concepts).sum(dim=1)
+        else:
+            pooled = (
+                concepts.mean(dim=1) if visible is None else concepts.sum(dim=1) / visible.sum(dim=1, keepdim=True)
+            )
+        return self._project(pooled, dim)
+
+    def _project(self, x: Tensor, dim: int | None) -> Tensor:
+        if dim is None or not is_plain(self.projection):
+            return self.projection(x)[..., :dim]
+        return nn.functional.linear(x, self.projection.weight[:dim])
 
 
 class ConceptTokenPooling(nn.Module):
@@ -764,7 +833,12 @@ class ConceptEncoderPreTrainedModel(PreTrainedModel):
     def post_init(self) -> None:
         super().post_init()
         # The library adds what the encoder inside ignores, and so would hide a decoder that does not fit.
-        self._keys_to_ignore_on_load_unexpected = set(type(self)._keys_to_ignore_on_load_unexpected or ())
+        kind = type(self._keys_to_ignore_on_load_unexpected or [])  # a set, but before 5.9 a list
+        self._keys_to_ignore_on_load_unexpected = kind(type(self)._keys_to_ignore_on_load_unexpected or ())
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return True  # the library looks for a phrase in this file, another one in each version
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -834,7 +908,6 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
         self.whitening = ConceptWhitening(config) if config.pooler_whitening else nn.Identity()
         self.post_init()
 
-    @merge_with_config_defaults
     @capture_outputs
     def forward(
         self,
@@ -971,9 +1044,7 @@ def visible_concept_mask(config, queries: Tensor, concepts: Tensor, num_visible:
         raise ValueError(f"num_visible_concepts must be in [1, {total}], got {counts.tolist()}")
     counts = counts.to(concepts.device).expand(len(concepts))
     visible = torch.arange(total, device=concepts.device) < counts[:, None]  # (B, C)
-    return create_bidirectional_mask(
-        config=config, inputs_embeds=queries, attention_mask=visible, encoder_hidden_states=concepts
-    )
+    return create_bidirectional_mask(config, queries, visible, concepts)
 
 
 def labelled_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -1015,7 +1086,6 @@ class ConceptDiffusionDecoder(ConceptEncoderPreTrainedModel):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
 
-    @merge_with_config_defaults
     @capture_outputs
     def forward(
         self,
@@ -1082,7 +1152,6 @@ class ConceptPerceiverDecoder(ConceptEncoderPreTrainedModel):
         self.layer = ConceptQueryLayer(config)
         self.post_init()
 
-    @merge_with_config_defaults
     @capture_outputs
     def forward(
         self,
@@ -1167,6 +1236,7 @@ class ConceptMaskedLMModel(ConceptEncoderPreTrainedModel):
             logits=logits,
             token_losses=token_losses,
             concepts=encoded.last_hidden_state,
+            pooler_output=encoded.pooler_output,
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
             cross_attentions=encoded.cross_attentions,

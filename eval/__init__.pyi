@@ -3,6 +3,8 @@ from .benchmarks.decontamination import build_corpus as build_corpus
 from .benchmarks.finetuning import finetune as finetune
 from .benchmarks.protocols import Protocol as Protocol
 from .benchmarks.registry import Task as Task
+from .benchmarks.retrieval import retrieval as retrieval
+from .benchmarks.retrieval_tasks import RetrievalTask as RetrievalTask
 from .benchmarks.similarity import similarity as similarity
 from .concepts.analysis import analyze as analyze
 from .concepts.sampling import generate as generate

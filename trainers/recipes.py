@@ -145,7 +145,7 @@ class Recipe:
             bos_token_id=tokenizer.cls_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id,
             eos_token_id=tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id,
         )
-        self.objective.check(config, self.data.partner_column is not None)
+        self.objective.check(config, self.data.columns, bool(self.data.teacher_columns))
         batch = self.training.per_device_train_batch_size
         check_memory(config, batch, self.data.max_length, self.training.device)
         return config

@@ -81,6 +81,7 @@ def names_of(kind: Any) -> tuple[str, ...]:
 
 
 Metric = Annotated[str, _one_of("accuracy", "f1", "pearson", "spearman", "matthews_correlation")]
+RankMetric = Annotated[str, _one_of("ndcg_at_10", "recall_at_100", "mrr_at_10")]
 Comparison = Literal[">", ">=", "<", "<="]
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 Chance = Annotated[
@@ -751,6 +752,60 @@ class SimilarityResult(Result):
 
 
 @dataclass(kw_only=True)
+class RankerRow(Part):
+    """A way of finding documents; of the run itself no difference is known."""
+
+    ranker: str
+    description: str
+    scores: dict[RankMetric, ControlScore]
+    bytes_per_text: Number | None
+    """that are kept of a document; None where that grows with its length, or of a fusion"""
+    seconds: Number | None
+    """of reading all documents, wall clock"""
+
+
+@dataclass(kw_only=True)
+class RetrievalResult(Result):
+    """retrieval/<task>.json: documents found by the run and by everything that it is compared with."""
+
+    kind: ClassVar = "retrieval"
+    command: ClassVar = "retrieval"
+    task: str
+    split: str
+    primary_metric: RankMetric
+    documents: Count
+    queries: Count
+    words_per_document: Number
+    """mean"""
+    longest_document: Count
+    """words"""
+    settings: dict[str, Json]
+    """all that decides the scores besides the texts"""
+    chance: dict[RankMetric, Score]
+    """of a random order"""
+    verdict: Chance
+    weight: Number | None
+    """of the run next to BM25, chosen on training queries; None where there are none"""
+    rows: list[RankerRow]
+    """the run first"""
+    environment: Environment | None
+
+    def __post_init__(self) -> None:
+        names = [row.ranker for row in self.rows]
+        if not names or len(set(names)) < len(names) or self.primary_metric not in self.rows[0].scores:
+            raise ValueError("rows must each have a ranker of its own, and the first the primary_metric")
+
+    @property
+    def id(self) -> str:
+        return self.task
+
+    @property
+    def primary(self) -> ControlScore:
+        """The run's score."""
+        return self.rows[0].scores[self.primary_metric]
+
+
+@dataclass(kw_only=True)
 class SweepCell(Result):
     """A finished setting of a sweep."""
 
@@ -867,7 +922,9 @@ class ContaminationResult(Result):
 
 # ------------------------------------------------------------------------------------------------------------- report
 
-PartName = Annotated[str, _one_of("training", "geometry", "ledger", "reading", "downstream", "similarity")]
+PartName = Annotated[
+    str, _one_of("training", "geometry", "ledger", "reading", "downstream", "similarity", "retrieval")
+]
 
 
 @dataclass(kw_only=True)
@@ -977,6 +1034,7 @@ class Report(Result):
     """report.json: everything that the commands found of a run, judged."""
 
     kind: ClassVar = "report"
+    schema: ClassVar = 2
     command: ClassVar = "report"
     run: RunFacts
     verdict: VerdictFacts
@@ -987,6 +1045,7 @@ class Report(Result):
     reading: AttentionResult | None
     downstream: list[FinetuneResult]
     similarity: list[SimilarityResult]
+    retrieval: list[RetrievalResult]
     comparison: Compared
     gates: list[GateFacts]
     next_steps: list[Step]

@@ -31,13 +31,16 @@ def limit_length(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -
 
 def fit_saved_tokenizer(folder: Path, config: PreTrainedConfig) -> None:
     """As `limit_length`, for the files of a tokenizer as they are; of a pair head they also say that it gives the
-    `token_type_ids` by which that head parts two texts in one sequence."""
+    `token_type_ids` by which that head parts two texts in one sequence. A class that transformers 5 has renamed gets
+    the name that versions before know too."""
     content = read_object(folder / CONFIG_FILE)
     given = content.get("model_max_length")
     limit = longest_text(config, int(given) if isinstance(given, int | float) else VERY_LARGE_INTEGER)
     fitted = content if limit in (given, VERY_LARGE_INTEGER) else {**content, "model_max_length": limit}
     if PAIR_HEAD in (config.architectures or ()):
         fitted = {**fitted, "model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
+    if fitted.get("tokenizer_class") == "TokenizersBackend":
+        fitted = {**fitted, "tokenizer_class": "PreTrainedTokenizerFast"}
     if fitted != content:
         write_atomically(folder / CONFIG_FILE, json.dumps(fitted, indent=2, ensure_ascii=False) + "\n")
 

@@ -8,9 +8,11 @@ power 0.8, pairs times 0.6. Rows have unit length, so that a product of two is t
 makes a dense row of the vocabulary for every text.
 """
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from functools import cached_property
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -94,22 +96,25 @@ class WordWeights:
             raise ValueError(f"entries must be at least 1, or None for all, got {entries}")
         if isinstance(texts, str):
             raise ValueError(f"texts must be a list of strings, got {texts!r}; one text is a list of one")
-        columns, values, starts = [], [], [0]
-        for ids in _tokenized(self.tokenizer, texts):
+        columns, values = [], []
+        for ids in self.tokenized(texts):
             found, counts = np.unique(_columns(ids, self.vocab_size) if pairs else ids, return_counts=True)
             weights = np.log1p(counts.astype(np.float32)) * self.idf[found]
             if pairs:
                 weights = weights**POWER * np.where(found < self.vocab_size, np.float32(1), np.float32(PAIR_WEIGHT))
-            if entries is not None and len(found) > entries:
-                kept = np.sort(np.argsort(-weights, kind="stable")[:entries])
-                found, weights = found[kept], weights[kept]
-            columns.append(found)
-            values.append(weights)
-            starts.append(starts[-1] + len(found))
-        width = self.vocab_size + PAIRS * pairs
-        content = (np.concatenate([np.empty(0, np.float32), *values]), np.concatenate([np.empty(0, int), *columns]))
-        rows = sp.csr_matrix((*content, starts), (len(starts) - 1, width))
-        return normalize(rows, copy=False) if len(starts) > 1 else rows  # it refuses no rows
+            kept = _heaviest(weights, entries)
+            columns.append(found[kept])
+            values.append(weights[kept])
+        return _unit_rows(columns, values, self.vocab_size + PAIRS * pairs)
+
+    def tokenized(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
+        """(n,) int64 ids of the word pieces of each text, whole."""
+        return _tokenized(self.tokenizer, texts)
+
+    @cached_property
+    def digest(self) -> str:
+        """Short SHA-256 of weights and tokenizer: what a kept code was made with."""
+        return hashlib.sha256(self.idf.tobytes() + self.tokenizer.to_str().encode()).hexdigest()[:16]
 
     def save(self, path: str | os.PathLike) -> None:
         """One safetensors file, tokenizer included: 4 MiB and 5 bytes for each of the vocabulary or so."""
@@ -132,6 +137,32 @@ class WordWeights:
         except BaseException as error:  # tokenizers raises no class of its own, and its panics are no Exception
             said = " ".join(str(error).split())
             raise ValueError(f"{os.fspath(path)} holds no word weights: {said}; fit and save them again") from error
+
+
+def heaviest(rows: sp.csr_matrix, entries: int) -> sp.csr_matrix:
+    """Rows of `encode` cut to their heaviest entries, as it would have given them; ValueError for entries below 1."""
+    if entries < 1:
+        raise ValueError(f"entries must be at least 1, got {entries}")
+    columns, values = [], []
+    for start, end in pairwise(rows.indptr):
+        kept = start + _heaviest(rows.data[start:end], entries)
+        columns.append(rows.indices[kept])
+        values.append(rows.data[kept])
+    return _unit_rows(columns, values, rows.shape[1])
+
+
+def _heaviest(weights: np.ndarray, entries: int | None) -> np.ndarray:
+    """Places of the heaviest, in their order; of equally heavy ones the first."""
+    if entries is None or len(weights) <= entries:
+        return np.arange(len(weights))
+    return np.sort(np.argsort(-weights, kind="stable")[:entries])
+
+
+def _unit_rows(columns: list[np.ndarray], values: list[np.ndarray], width: int) -> sp.csr_matrix:
+    starts = np.cumsum([0, *map(len, columns)])
+    content = (np.concatenate([np.empty(0, np.float32), *values]), np.concatenate([np.empty(0, int), *columns]))
+    rows = sp.csr_matrix((*content, starts), (len(columns), width))
+    return normalize(rows, copy=False) if columns else rows  # it refuses no rows
 
 
 def entries_in(size: float) -> int:

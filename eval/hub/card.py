@@ -8,14 +8,31 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ...utils.results import FinetuneResult, FrozenScore, PretrainResult, Report, SimilarityResult, TaskScore
+from ...utils.results import (
+    FinetuneResult,
+    FrozenScore,
+    PretrainResult,
+    Report,
+    RetrievalResult,
+    SimilarityResult,
+    TaskScore,
+)
 from ..benchmarks.registry import BENCHMARKS
+from ..benchmarks.retrieval_tasks import RETRIEVAL_TASKS
 from ..concepts.monitor import COLLAPSED_SHARE
 from ..metrics.chance import CONTROLS
 from ..report.blocks import number, score, span
 from ..report.findings import settings
 from ..report.pages import blocks_as_markdown, code_span, escape_markdown
-from ..report.sections import corpus_words, duration, frozen_table, gate_verdicts, score_blocks, training_tables
+from ..report.sections import (
+    corpus_words,
+    duration,
+    frozen_table,
+    gate_verdicts,
+    retrieval_blocks,
+    score_blocks,
+    training_tables,
+)
 
 TEMPLATE = Path(__file__).parents[2] / "model_cards" / "template.md"
 CLASSIFIER, DIFFUSION = "ForSequenceClassification", "ForDiffusionMLM"  # in the names of model classes
@@ -74,10 +91,11 @@ def render_card(report: Report | None, facts: CardFacts) -> ModelCard:
         ValueError: the report has no row `facts.task_id`.
     """
     tasks = [] if report is None else _tasks(report, facts.task_id)
-    frozen = [] if report is None or facts.task_id is not None else report.similarity
+    own = None if facts.task_id is not None else report  # of fine-tuned weights the run's frozen scores say nothing
+    frozen, retrieval = (own.similarity, own.retrieval) if own else ([], [])
     training = report.training if report else None
     return ModelCard.from_template(
-        _metadata(report, tasks, frozen, facts),
+        _metadata(report, tasks, frozen, retrieval, facts),
         template_path=str(TEMPLATE),
         title=facts.repo_id.split("/")[-1],
         repo_id=facts.repo_id,
@@ -90,6 +108,7 @@ def render_card(report: Report | None, facts: CardFacts) -> ModelCard:
         gates=blocks_as_markdown(gate_verdicts(report.gates)) if report else "",
         scores=blocks_as_markdown(score_blocks(tasks)) if tasks else "",
         frozen=blocks_as_markdown([frozen_table(frozen)]) if frozen else "",
+        retrieval=blocks_as_markdown(retrieval_blocks(retrieval)) if retrieval else "",
         training=blocks_as_markdown(training_tables(training)) if training else "",
         training_words=_training_words(training),
         hardware=_hardware(training),
@@ -127,12 +146,17 @@ def _text(value: Any) -> str:
 
 
 def _metadata(
-    report: Report | None, tasks: list[FinetuneResult], frozen: list[SimilarityResult], facts: CardFacts
+    report: Report | None,
+    tasks: list[FinetuneResult],
+    frozen: list[SimilarityResult],
+    retrieval: list[RetrievalResult],
+    facts: CardFacts,
 ) -> ModelCardData:
     classifier = CLASSIFIER in facts.architecture
     name = facts.repo_id.split("/")[-1]
     results = [result for task in tasks for result in _fine_tuned(task)]
     results += [result for task in frozen for result in _frozen(task)]
+    results += [result for task in retrieval for result in _searched(task)]
     return ModelCardData(
         language=facts.language,
         license=facts.license,
@@ -197,6 +221,25 @@ def _frozen(task: SimilarityResult) -> list[EvalResult]:
     return [
         _eval_result(task.task, row, row.metric, f"not fine-tuned, {row.method}")
         for row in task.rows
+        if row.value is not None
+    ]
+
+
+def _searched(task: RetrievalResult) -> list[EvalResult]:
+    dataset = RETRIEVAL_TASKS[task.task].dataset_id if task.task in RETRIEVAL_TASKS else task.task
+    return [
+        EvalResult(
+            task_type="text-retrieval",
+            task_name=task.task,
+            dataset_type=dataset,
+            dataset_name=task.task,
+            dataset_split=task.split,
+            metric_type=metric,
+            metric_name=f"{metric}, exact search without fine-tuning, 95 % interval {span(row.interval)}",
+            metric_value=round(row.value, 4),
+            metric_args={"chance": round(task.chance[metric], 4)},
+        )
+        for metric, row in task.rows[0].scores.items()
         if row.value is not None
     ]
 

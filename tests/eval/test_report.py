@@ -14,6 +14,7 @@ from run_files import (
     synthetic_ledger,
     synthetic_pretrain,
     synthetic_reading,
+    synthetic_retrieval,
     synthetic_similarity,
     with_controls,
     write_run,
@@ -211,6 +212,7 @@ FULL = {
     "reading": ("reading", synthetic_reading(), "analyze"),
     "downstream": ("finetune", [STSB], "finetune"),
     "similarity": ("similarity", [synthetic_similarity()], "similarity"),
+    "retrieval": ("retrieval", [synthetic_retrieval()], "retrieval"),
 }
 
 

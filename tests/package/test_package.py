@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -137,3 +138,12 @@ def test_a_run_from_the_wheel_alone(installed, tmp_path):
         *("model.safetensors", "modeling_concept.py", "recipe.yaml", "geometry.json"),
         *("report.html", "report.md", "report.json"),
     }
+
+
+def test_the_lowest_transformers_is_the_same_everywhere():
+    floor = re.search(r'require_version\("transformers>=([0-9.]+)"', (ROOT / "configuration_concept.py").read_text())[
+        1
+    ]
+    assert f"`transformers` ({floor} or newer)" in (ROOT / "model_cards/template.md").read_text()
+    assert f"transformers from {floor} on" in (ROOT / "docs/explanation/limits.md").read_text().replace("\n  ", " ")
+    assert re.search(r"^VERSIONS \?= ([0-9.]+)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].startswith(floor)

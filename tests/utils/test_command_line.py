@@ -20,6 +20,7 @@ import concept_encoder
 from concept_encoder import scripts
 from concept_encoder.eval.benchmarks.protocols import PROTOCOLS
 from concept_encoder.eval.benchmarks.registry import BENCHMARKS
+from concept_encoder.eval.benchmarks.retrieval_tasks import RETRIEVAL_TASKS
 from concept_encoder.eval.benchmarks.similarity import SIMILARITY_TASKS
 from concept_encoder.eval.corpus.precision import PRECISIONS
 from concept_encoder.eval.corpus.searching import FUSIONS, SOURCES
@@ -117,6 +118,7 @@ def test_a_default_in_the_help_is_that_of_the_verb(name):
 
 def test_names_that_the_help_lists_are_those_of_the_library():
     assert set(script("finetune").TASKS) == set(BENCHMARKS) and script("similarity").TASKS == SIMILARITY_TASKS
+    assert tuple(RETRIEVAL_TASKS) == script("retrieval").TASKS
     assert tuple(PROTOCOLS) == script("finetune").PROTOCOLS and tuple(load_gates()) == script("report").GATES
     assert tuple(EXPORTERS) == script("export").FORMATS and PRECISIONS == script("encode").PRECISIONS
     assert (SOURCES, FUSIONS) == (script("search").SOURCES, script("search").FUSIONS)

@@ -15,6 +15,7 @@ from run_files import (
     synthetic_ledger,
     synthetic_pretrain,
     synthetic_reading,
+    synthetic_retrieval,
     synthetic_similarity,
     synthetic_spectrum,
     with_controls,
@@ -57,6 +58,7 @@ OWN = [
     synthetic_reading(4),
     dataclasses.replace(STSB, environment=PRETRAIN.environment, log_history=[{"loss": 1.0, "epoch": None}]),
     synthetic_similarity(),
+    synthetic_retrieval(),
     SweepCell(settings={"task": "stsb"}, row=ROW, metrics_by_epoch=[{"accuracy": 0.5}], seconds=1.5),
     SeedCell(
         settings={"task": "stsb"},

@@ -93,6 +93,8 @@ class ConceptTrainingArguments(TrainingArguments):
                 "hub_token would be written into recipe.yaml; log in with `hf auth login`, or set HF_TOKEN"
             )
         refuse_unused(self)
+        if self.greater_is_better is None and self.metric_for_best_model is not None:  # else all but loss would be
+            self.greater_is_better = "accuracy" in self.metric_for_best_model
         super().__post_init__()
         if self.fp16 and self.device.type == "cpu":
             raise ValueError("fp16=True would be ignored: a CPU trains in float32; leave it out, or set bf16")
