@@ -51,6 +51,7 @@ WORK = {
     "generate": "eval.concepts.sampling.load_sampler",
     "pretrain": "pretrain trainers.planning.plan_pretraining",
     "pretrain_twin": "pretrain",
+    "search": "eval.corpus.searching.open_index eval.corpus.index.Index.build",
 }
 # The same for the scripts of this repository, in their own modules.
 DEV_WORK = {
