@@ -4,10 +4,15 @@ from concept_encoder.eval.benchmarks.decontamination import build_corpus as buil
 from concept_encoder.eval.benchmarks.finetuning import finetune as finetune
 from concept_encoder.eval.benchmarks.protocols import Protocol as Protocol
 from concept_encoder.eval.benchmarks.registry import Task as Task
+from concept_encoder.eval.benchmarks.retrieval import retrieval as retrieval
+from concept_encoder.eval.benchmarks.retrieval_tasks import RetrievalTask as RetrievalTask
 from concept_encoder.eval.benchmarks.similarity import similarity as similarity
 from concept_encoder.eval.concepts.analysis import analyze as analyze
 from concept_encoder.eval.concepts.sampling import generate as generate
 from concept_encoder.eval.concepts.whitening import whiten as whiten
+from concept_encoder.eval.corpus.encoding import encode as encode
+from concept_encoder.eval.corpus.index import Index as Index
+from concept_encoder.eval.corpus.searching import search as search
 from concept_encoder.eval.explorer.explorer import explore as explore
 from concept_encoder.eval.hub.code_check import check_code as check_code
 from concept_encoder.eval.hub.export import export as export

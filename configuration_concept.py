@@ -38,6 +38,15 @@ AUTO_MAP = {
     "AutoModel": "modeling_concept.ConceptEncoderModel",
     "AutoModelForSequenceClassification": "modeling_concept.ConceptEncoderForSequenceClassificationPerceiver",
 }
+CLASSIFIER = "ForSequenceClassification"
+
+
+def with_classifier(architectures: list[str]) -> list[str]:
+    """Of a classifier, behind its class a name that ends as sentence-transformers knows classifiers by: without it
+    `CrossEncoder(folder)` would make a new one with a single label."""
+    if any(name.endswith(CLASSIFIER) for name in architectures):
+        return architectures
+    return [*architectures, *(f"ConceptEncoder{CLASSIFIER}" for name in architectures if "Classification" in name)]
 
 
 @strict
@@ -166,13 +175,15 @@ class ConceptEncoderConfig(PreTrainedConfig):
             self.final_layer_norm_eps = self.layer_norm_eps
         self.auto_map = {**AUTO_MAP, **(self.auto_map or {})}
         super().__post_init__(**kwargs)
+        self.architectures: list[str] = self.architectures or []  # over which the Auto classes loop
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
         """As in transformers, by which every model is saved: with the map of the class that is saved, and the files by
-        which `SentenceTransformer(save_directory, trust_remote_code=True)` gives the unit mean concept."""
+        which `SentenceTransformer(save_directory, trust_remote_code=True)` gives the unit pooled output."""
         own = {auto: ref.rpartition("--")[2] for auto, ref in (self.auto_map or {}).items()}
-        saved = {f"modeling_concept.{name}" for name in self.architectures or ()}
+        saved = {f"modeling_concept.{name}" for name in self.architectures}
         self.auto_map = AUTO_MAP | {auto: ref for auto, ref in own.items() if ref in saved}
+        self.architectures = with_classifier(self.architectures)
         super().save_pretrained(save_directory, *args, **kwargs)
         for name, content in self.sentence_transformers_files().items():
             path = Path(save_directory, name)
@@ -183,7 +194,8 @@ class ConceptEncoderConfig(PreTrainedConfig):
 
     def sentence_transformers_files(self) -> dict[str, str]:
         """Names in a checkpoint to JSON texts. Concepts take the place of the tokens, all of them real: the library's
-        own mask is of the tokens, and would fit in shape where a batch is as long as there are concepts."""
+        own mask is of the tokens, and would fit in shape where a batch is as long as there are concepts. A
+        weighted mean is taken as the model gives it."""
         whole = "sentence_transformers"
         types = {
             "": f"{whole}.base.modules.transformer.Transformer",
@@ -191,7 +203,14 @@ class ConceptEncoderConfig(PreTrainedConfig):
             "2_Pooling": f"{whole}.sentence_transformer.modules.pooling.Pooling",
             "3_Normalize": f"{whole}.sentence_transformer.modules.normalize.Normalize",
         }
-        method = "whitened" if self.pooler_whitening else "forward"
+        method = "forward" if self.projection_size is None else "projected"
+        method = "whitened" if self.pooler_whitening else method
+        states, features = "last_hidden_state", "token_embeddings"
+        if self.pooled_output == "weighted":
+            method, states, features = "forward", "pooler_output", "sentence_embedding"
+            del types["1_ConceptMask"]
+        if self.pooled_output != "mean":
+            del types["2_Pooling"]
         contents = {
             "modules.json": [
                 {"idx": i, "name": str(i), "path": path, "type": types[path]} for i, path in enumerate(types)
@@ -206,13 +225,20 @@ class ConceptEncoderConfig(PreTrainedConfig):
             "sentence_bert_config.json": {
                 "transformer_task": "feature-extraction",
                 "unpad_inputs": False,
-                "module_output_name": "token_embeddings",
-                "modality_config": {"text": {"method": method, "method_output_name": "last_hidden_state"}},
+                "module_output_name": features,
+                "modality_config": {"text": {"method": method, "method_output_name": states}},
             },
-            "2_Pooling/config.json": {"embedding_dimension": self.hidden_size, "pooling_mode": "mean"},
+            "2_Pooling/config.json": {"embedding_dimension": self.projection_dim, "pooling_mode": "mean"},
             "3_Normalize/config.json": {"module_input_name": "sentence_embedding"},
         }
-        return {name: json.dumps(content, indent=2) + "\n" for name, content in contents.items()}
+        kept = {name: each for name, each in contents.items() if "/" not in name or name.partition("/")[0] in types}
+        return {name: json.dumps(content, indent=2) + "\n" for name, content in kept.items()}
+
+    @property
+    def projection_dim(self) -> int:
+        """Numbers P of the pooled output, under the name that sentence-transformers asks for."""
+        numbers = self.projection_size or self.hidden_size
+        return numbers * self.num_concepts if self.pooled_output == "concat" else numbers
 
     def validate_architecture(self):
         """Part of `@strict` validation: raises a ValueError that names the field, its value and the legal range."""

@@ -123,6 +123,7 @@ class ConceptMaskedLMOutput(ModelOutput):
         token_losses: (B, N) at least float32, unweighted cross-entropy in nats, 0 where there is no label; only with
             `labels`.
         concepts: (B, C, D), the last hidden state of the encoder.
+        pooler_output: (B, P), of the encoder.
         hidden_states, attentions, cross_attentions: of the encoder, as in `ConceptEncoderOutput`.
         decoder_hidden_states, decoder_cross_attentions: of the decoder, as in `ConceptDecoderOutput`; with `row_loss`
             K is the largest number of labels of a row, whose positions come first and in order.
@@ -132,6 +133,7 @@ class ConceptMaskedLMOutput(ModelOutput):
     logits: Tensor | None = None
     token_losses: Tensor | None = None
     concepts: Tensor | None = None
+    pooler_output: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     cross_attentions: tuple[Tensor, ...] | None = None
@@ -734,31 +736,46 @@ class ConceptPooling(nn.Module):
 
 
 class ConceptPooledOutput(nn.Module):
-    """(B, C, D) -> (B, P): the pooled output of the encoder, projected to d numbers a concept where there is a map."""
+    """(B, C, D) -> (B, P): the pooled output of the encoder, projected to d numbers a concept where there is a map.
+
+    A mean is projected once, and of a map only the rows of the numbers that are asked for are computed.
+    """
 
     def __init__(self, config: ConceptEncoderConfig):
         super().__init__()
         self.kind = config.pooled_output
-        size = config.projection_size
+        self.size = config.projection_size or config.hidden_size
+        projected = config.projection_size is not None
         # Without a bias, so that a code of zeros stays one.
-        self.projection = nn.Identity() if size is None else nn.Linear(config.hidden_size, size, bias=False)
+        self.projection = nn.Linear(config.hidden_size, self.size, bias=False) if projected else nn.Identity()
         if self.kind == "weighted":
-            self.scorer = ConceptZeroLinear(config.hidden_size if size is None else size, 1)
+            self.scorer = ConceptZeroLinear(self.size, 1)
 
     def forward(self, concepts: Tensor, visible: Tensor | None = None, dim: int | None = None) -> Tensor:
         """Of all concepts, or those that are `visible` (B, C), and the first `dim` numbers of each."""
-        concepts = self.projection(concepts)  # (B, C, d)
-        if dim is not None and not 1 <= dim <= concepts.shape[-1]:
-            raise ValueError(f"dim must be in [1, {concepts.shape[-1]}], the numbers of a concept, got {dim}")
-        hidden = None if visible is None else ~visible.unsqueeze(-1)  # (B, C, 1)
-        if self.kind == "weighted":
-            scores = self.scorer(concepts)
-            scores = scores if hidden is None else scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
-            return (scores.softmax(dim=1) * concepts).sum(dim=1)[:, :dim]
-        concepts = concepts[..., :dim]
+        if dim is not None and not 1 <= dim <= self.size:
+            raise ValueError(f"dim must be in [1, {self.size}], the numbers of a concept, got {dim}")
         if self.kind == "concat":
-            return concepts.flatten(1)
-        return concepts.mean(dim=1) if visible is None else concepts.sum(dim=1) / visible.sum(dim=1, keepdim=True)
+            return self._project(concepts, dim).flatten(1)
+        if self.kind == "weighted":
+            if is_plain(self.projection):  # one product in place of d: the scorer reads what is projected
+                weight = self.scorer.weight @ self.projection.weight
+                scores = nn.functional.linear(concepts, weight, self.scorer.bias)  # (B, C, 1)
+            else:
+                scores = self.scorer(self.projection(concepts))
+            if visible is not None:
+                scores = scores.masked_fill(~visible.unsqueeze(-1), torch.finfo(scores.dtype).min)
+            pooled = (scores.softmax(dim=1) * concepts).sum(dim=1)
+        else:
+            pooled = (
+                concepts.mean(dim=1) if visible is None else concepts.sum(dim=1) / visible.sum(dim=1, keepdim=True)
+            )
+        return self._project(pooled, dim)
+
+    def _project(self, x: Tensor, dim: int | None) -> Tensor:
+        if dim is None or not is_plain(self.projection):
+            return self.projection(x)[..., :dim]
+        return nn.functional.linear(x, self.projection.weight[:dim])
 
 
 class ConceptTokenPooling(nn.Module):
@@ -966,6 +983,12 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
         """`forward` with the map of the pooled output on every concept, so that `pooler_output` is their mean."""
         output = self(input_ids, attention_mask)
         output.last_hidden_state = self.whitening(output.last_hidden_state)
+        return output
+
+    def projected(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None) -> ConceptEncoderOutput:
+        """`forward` with the projection of the pooled output on every concept: `last_hidden_state` is (B, C, d)."""
+        output = self(input_ids, attention_mask)
+        output.last_hidden_state = self.pool.projection(output.last_hidden_state)
         return output
 
     def _counts(self, num_concepts: int | str | None, attention_mask: Tensor | None, given: Tensor) -> Tensor | None:
@@ -1218,6 +1241,7 @@ class ConceptMaskedLMModel(ConceptEncoderPreTrainedModel):
             logits=logits,
             token_losses=token_losses,
             concepts=encoded.last_hidden_state,
+            pooler_output=encoded.pooler_output,
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
             cross_attentions=encoded.cross_attentions,
@@ -1693,19 +1717,33 @@ class ConceptEncoderForSentencePairClassification(ConceptClassificationModel):
 
 
 class ConceptMask(nn.Module):
-    """Module of sentence-transformers behind the encoder: its `token_embeddings` are concepts, and all are real."""
+    """Module of sentence-transformers behind the encoder: its `token_embeddings` are concepts, and all are real.
+
+    Args:
+        size: P = C * d of a pooled output that is all concepts one after the other; None: another module pools.
+    """
+
+    def __init__(self, size: int | None = None):
+        super().__init__()
+        self.size = size
 
     def forward(self, features: dict[str, Tensor], **kwargs) -> dict[str, Tensor]:
         """`features` with an `attention_mask` (B, C) of ones; the given one stays that of the tokens."""
         concepts = features["token_embeddings"]  # (B, C, D)
-        return {**features, "attention_mask": concepts.new_ones(concepts.shape[:2], dtype=torch.long)}
+        pooled = {} if self.size is None else {"sentence_embedding": concepts.flatten(1)}
+        return {**features, "attention_mask": concepts.new_ones(concepts.shape[:2], dtype=torch.long), **pooled}
+
+    def get_embedding_dimension(self) -> int | None:
+        return self.size
 
     def save(self, output_path: str, **kwargs) -> None:
-        """Nothing to save; modules.json names the class."""
+        """Nothing to save; modules.json names the class, and the configuration of the model says the rest."""
 
     @classmethod
-    def load(cls, *args, **kwargs) -> "ConceptMask":
-        return cls()
+    def load(cls, model_name_or_path: str, cache_folder: str | None = None, **kwargs) -> "ConceptMask":
+        kwargs = {name: kwargs[name] for name in ("token", "revision", "local_files_only") if name in kwargs}
+        config = ConceptEncoderConfig.from_pretrained(model_name_or_path, cache_dir=cache_folder, **kwargs)
+        return cls(config.projection_dim if config.pooled_output == "concat" else None)
 
 
 ConceptEncoderModel.register_for_auto_class("AutoModel")

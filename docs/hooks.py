@@ -11,15 +11,21 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"(\]\()([^)#\s]+)")
-TYPES = ROOT / ".cache" / "types"
+PACKAGE = ROOT / ".cache" / "docs" / "concept_encoder"
 
 
 def on_startup(command, dirty):
-    """The checkout under the package's name, where the API pages read it; `make lint` makes the same link."""
-    TYPES.mkdir(parents=True, exist_ok=True)
-    link = TYPES / "concept_encoder"
-    if not link.is_symlink():
-        link.symlink_to("../..", target_is_directory=True)
+    """The package under its name, where the API pages read it: links to its parts, since a link to the checkout would
+    be followed into environments, runs and itself."""
+    PACKAGE.mkdir(parents=True, exist_ok=True)
+    parts = [
+        *ROOT.glob("[!.]*.py*"),
+        *(path.parent for path in ROOT.glob("*/__init__.py") if path.parent.name != "tests"),
+    ]
+    for part in parts:
+        link = PACKAGE / part.name
+        if not link.is_symlink():
+            link.symlink_to(Path("../../..", part.name))
 
 
 def root_pages() -> dict[str, str]:
@@ -47,6 +53,8 @@ def on_page_markdown(markdown, page, config, files):
             target = root_pages()[target]
         elif target.startswith("docs/"):
             target = target.removeprefix("docs/")
+        elif here == "" and (ROOT / target).is_file():  # a file that is no page, such as the citation
+            return f"{match[1]}{config.repo_url}/blob/main/{target}"
         else:
             return match[0]
         return match[1] + posixpath.relpath(target, posixpath.dirname(uri) or ".")

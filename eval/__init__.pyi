@@ -3,10 +3,15 @@ from .benchmarks.decontamination import build_corpus as build_corpus
 from .benchmarks.finetuning import finetune as finetune
 from .benchmarks.protocols import Protocol as Protocol
 from .benchmarks.registry import Task as Task
+from .benchmarks.retrieval import retrieval as retrieval
+from .benchmarks.retrieval_tasks import RetrievalTask as RetrievalTask
 from .benchmarks.similarity import similarity as similarity
 from .concepts.analysis import analyze as analyze
 from .concepts.sampling import generate as generate
 from .concepts.whitening import whiten as whiten
+from .corpus.encoding import encode as encode
+from .corpus.index import Index as Index
+from .corpus.searching import search as search
 from .explorer.explorer import explore as explore
 from .hub.code_check import check_code as check_code
 from .hub.export import export as export

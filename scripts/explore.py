@@ -15,6 +15,7 @@ def command() -> Command:
     parser = Command(__file__, __doc__)
     parser.add_argument("checkpoint", nargs="?", help="run folder or Hub id (default: newest runs/microworld-*)")
     parser.add_argument("--revision", help="commit, branch or tag of a Hub id")
+    parser.add_argument("--corpus", help="index or shards of this checkpoint, to search in a tab")
     parser.add_argument("--space_dir", help="write the folder of a Space there, and serve nothing")
     parser.add_argument("--port", type=int, help="of the page (default: the first free one from 7860)")
     parser.add_argument("--no_browser", action="store_true", help="print the address and open nothing")

@@ -5,7 +5,8 @@
 RUN_DIR is the folder that `pretrain` wrote and `report` reported on, or the folder of a fine-tuned model
 (finetune/TASK.PROTOCOL/model). Weights, configuration, code, tokenizer, recipe, report and a card go up as one commit,
 and only what loads: every Auto class is tried in a process without this package, before the push on the folder and
-after it on a fresh download, and every tensor is compared. Then it says "done".
+after it on a fresh download, and every tensor is compared. Then it says "done". The folder of an encoded corpus
+becomes a data set: its shards and their card.
 
 The token is the one of `hf auth login` or HF_TOKEN. Exit code 0 done, 1 the Hub or the check said no, 2 bad input.
 """
@@ -64,6 +65,9 @@ def _print_upload(upload: "Upload") -> None:
         print(f"  {_size(sum(figures)):>9}  figures/ ({len(figures)} files)")
     for note in upload.notes:
         print(f"  note: {note}")
+    if "encode.json" in upload.files:
+        print(f"  url: {upload.url}" if upload.url else "  a data set; nothing was pushed")
+        return
     print("  loads: every Auto class, in a process without this package; no weight new, none changed")
     unchecked = f"metadata not checked, no answer from {constants.ENDPOINT}"
     print(f"  card: {'the Hub accepts its metadata' if upload.card_checked else unchecked}")

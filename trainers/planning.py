@@ -46,7 +46,7 @@ def plan_pretraining(recipe: Recipe) -> dict[str, Any]:
     texts = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
     train, _ = load_pretraining_data(_sample(recipe, texts * PROBE_STEPS), tokenizer)
     set_seed(training.seed)
-    model = recipe.objective.built_corruption.head(config)
+    model = recipe.objective.head(config)
     clock = _Clock()
     with tempfile.TemporaryDirectory() as folder:
         trainer = ConceptTrainer(
@@ -64,7 +64,7 @@ def plan_pretraining(recipe: Recipe) -> dict[str, Any]:
     tokens_per_step = trainer.state.num_input_tokens_seen / trainer.state.global_step
     seconds = median(after - before for before, after in pairwise(clock.ends[WARM_UP_STEPS - 1 :]))
     return {
-        "parameters": {"total": model.num_parameters(), "encoder": model.encoder.num_parameters()},
+        "parameters": {"total": model.num_parameters(), "encoder": model.base_model.num_parameters()},
         "texts_per_step": texts,
         "steps": steps,
         "tokens_per_step": tokens_per_step,

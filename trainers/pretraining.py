@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase, TrainerState, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..configuration_concept import ConceptEncoderConfig
-from ..modeling_concept import ConceptMaskedLMModel
+from ..modeling_concept import ConceptEncoderPreTrainedModel
 from ..utils.files import alone_in, check_writable, recorded_source
 from ..utils.results import (
     DataFacts,
@@ -39,6 +39,7 @@ from ..utils.results import (
     facts,
 )
 from .data.corpora import Data, load_pretraining_data, load_tokenizer, rows_in_memory, source_fields
+from .objectives.codes import detach
 from .recipes import RECIPE_FILE, Recipe
 from .training.arguments import ConceptTrainingArguments
 from .training.objective_trainer import ConceptMonitor
@@ -104,7 +105,7 @@ def pretrain(
     recipe: Recipe | str | os.PathLike,
     monitor: ConceptMonitor | None = None,
     assemble: UploadAssembler | None = None,
-    head: type[ConceptMaskedLMModel] | None = None,
+    head: type[ConceptEncoderPreTrainedModel] | None = None,
     data: Data | None = None,
     **fields: Any,
 ) -> PretrainResult:
@@ -157,7 +158,7 @@ def _pretrain(
     checkpoint: str | None,
     monitor: ConceptMonitor | None,
     assemble: UploadAssembler | None,
-    head: type[ConceptMaskedLMModel] | None,
+    head: type[ConceptEncoderPreTrainedModel] | None,
 ) -> PretrainResult:
     training = recipe.training
     tokenizer = load_tokenizer(recipe.data)
@@ -186,6 +187,7 @@ def _pretrain(
         raise TrainingStopped(step, Path(training.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}")
     trainer.evaluate()
     trainer.save_model(_internal_call=True)  # without the push, which waits for the files below
+    detach(trainer.model)
     result = _result(recipe, trainer, seconds, outcome.global_step - resumed_at)
     result.folder = Path(training.output_dir)
     if trainer.is_world_process_zero():
@@ -205,14 +207,14 @@ def _initial_model(
     recipe: Recipe,
     config: ConceptEncoderConfig,
     tokenizer: PreTrainedTokenizerBase,
-    head: type[ConceptMaskedLMModel] | None,
+    head: type[ConceptEncoderPreTrainedModel] | None,
     fresh: bool,
-) -> ConceptMaskedLMModel:
+) -> ConceptEncoderPreTrainedModel:
     """What training starts from; when it is not `fresh`, a checkpoint will overwrite every weight."""
     training = recipe.training
     set_seed(training.seed)
     if head is None:
-        head = recipe.objective.built_corruption.head
+        head = recipe.objective.head
     else:
         config = head.config_class(**architecture(config))
     if training.start_from is not None and fresh:
@@ -313,7 +315,7 @@ def _result(recipe: Recipe, trainer: ConceptTrainer, seconds: float, steps: int)
         training=TrainingFacts(**training, texts_per_step=texts),
         parameters=Parameters(
             total=model.num_parameters(),
-            encoder=model.encoder.num_parameters(),
+            encoder=model.base_model.num_parameters(),
             trainable=model.num_parameters(only_trainable=True),
         ),
         steps=state.global_step,

@@ -31,7 +31,11 @@ def _register_models() -> None:
     # Of several classes, an Auto class takes the one that wrote the checkpoint (`architectures`), or else the first.
     classes: dict[Any, Any] = {
         AutoModel: own.ConceptEncoderModel,
-        AutoModelForMaskedLM: (own.ConceptEncoderForDiffusionMLM, own.ConceptEncoderForMaskedLMPerceiver),
+        AutoModelForMaskedLM: (
+            _unless_random(own.ConceptEncoderForDiffusionMLM),
+            own.ConceptEncoderForDiffusionMLM,
+            own.ConceptEncoderForMaskedLMPerceiver,
+        ),
         AutoModelForSequenceClassification: (
             own.ConceptEncoderForSequenceClassificationPerceiver,
             own.ConceptEncoderForSequenceClassificationViaDecoder,
@@ -40,6 +44,30 @@ def _register_models() -> None:
     }
     for auto, found in classes.items():
         auto.register(own.ConceptEncoderConfig, found, exist_ok=True)
+
+
+def _unless_random(head: Any) -> type:
+    """What an Auto class takes where the configuration names none of its heads: `head`, with no tensor missing."""
+
+    class WholeOnly:
+        config_class = head.config_class
+        _from_config = head._from_config
+
+        @staticmethod
+        def from_pretrained(name: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+            model, info = head.from_pretrained(name, *args, output_loading_info=True, **kwargs)
+            missing = sorted(info["missing_keys"])
+            if missing:
+                saved = next(iter(model.config.architectures), "no known class")
+                raise ValueError(
+                    f"{name} was saved as {saved} and does not hold {len(missing)} tensors of {head.__name__} "
+                    f"({missing[0]} ...), which would be random: load it with AutoModel or "
+                    f"AutoModelForSequenceClassification; {head.__name__}.from_pretrained makes a new decoder, to be "
+                    "trained"
+                )
+            return (model, info) if output_loading_info else model
+
+    return WholeOnly
 
 
 def _whole(name: str) -> ModuleType | None:

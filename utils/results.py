@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
-from .files import write_atomically
+from .files import no_key_twice, write_atomically
 
 LARGEST = 1e100  # of a figure: no measurement is larger, and sums and squares of such stay finite
 SHOWN = 60  # characters of a wrong value that an error quotes
@@ -81,6 +81,7 @@ def names_of(kind: Any) -> tuple[str, ...]:
 
 
 Metric = Annotated[str, _one_of("accuracy", "f1", "pearson", "spearman", "matthews_correlation")]
+RankMetric = Annotated[str, _one_of("ndcg_at_10", "recall_at_100", "mrr_at_10")]
 Comparison = Literal[">", ">=", "<", "<="]
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 Chance = Annotated[
@@ -173,7 +174,7 @@ class Result(Part):
             OSError: it cannot be opened.
         """
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=no_key_twice)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} cannot be read as JSON: {error}; {cls._way_out()}") from error
         result = cls._checked(content, path)
@@ -717,6 +718,20 @@ class FrozenScore(Figure):
 
 
 @dataclass(kw_only=True)
+class SizeScore(Figure):
+    """The primary metric of the pooled output, cut to a size."""
+
+    value: Score | None
+    num_concepts: Count
+    dim: Count
+    """numbers of a concept"""
+    bytes: Count
+    """of a text, in float32"""
+    seconds: Number
+    """of the processor, to encode a text"""
+
+
+@dataclass(kw_only=True)
 class SimilarityResult(Result):
     """similarity/<task>.json: frozen concepts on graded similarity."""
 
@@ -737,6 +752,8 @@ class SimilarityResult(Result):
     """of the probe"""
     alpha_of_twin: Number | None
     rows: list[FrozenScore]
+    sizes: list[SizeScore] = field(default_factory=list)
+    """cosine of pooled outputs that are read and cut so; none where none was asked for"""
 
     @property
     def id(self) -> str:
@@ -748,6 +765,60 @@ class SimilarityResult(Result):
         if not found:
             raise ValueError(f"the similarity result of {self.task} has no row {method}, {self.primary_metric}")
         return found[0]
+
+
+@dataclass(kw_only=True)
+class RankerRow(Part):
+    """A way of finding documents; of the run itself no difference is known."""
+
+    ranker: str
+    description: str
+    scores: dict[RankMetric, ControlScore]
+    bytes_per_text: Number | None
+    """that are kept of a document; None where that grows with its length, or of a fusion"""
+    seconds: Number | None
+    """of reading all documents, wall clock"""
+
+
+@dataclass(kw_only=True)
+class RetrievalResult(Result):
+    """retrieval/<task>.json: documents found by the run and by everything that it is compared with."""
+
+    kind: ClassVar = "retrieval"
+    command: ClassVar = "retrieval"
+    task: str
+    split: str
+    primary_metric: RankMetric
+    documents: Count
+    queries: Count
+    words_per_document: Number
+    """mean"""
+    longest_document: Count
+    """words"""
+    settings: dict[str, Json]
+    """all that decides the scores besides the texts"""
+    chance: dict[RankMetric, Score]
+    """of a random order"""
+    verdict: Chance
+    weight: Number | None
+    """of the run next to BM25, chosen on training queries; None where there are none"""
+    rows: list[RankerRow]
+    """the run first"""
+    environment: Environment | None
+
+    def __post_init__(self) -> None:
+        names = [row.ranker for row in self.rows]
+        if not names or len(set(names)) < len(names) or self.primary_metric not in self.rows[0].scores:
+            raise ValueError("rows must each have a ranker of its own, and the first the primary_metric")
+
+    @property
+    def id(self) -> str:
+        return self.task
+
+    @property
+    def primary(self) -> ControlScore:
+        """The run's score."""
+        return self.rows[0].scores[self.primary_metric]
 
 
 @dataclass(kw_only=True)
@@ -867,7 +938,9 @@ class ContaminationResult(Result):
 
 # ------------------------------------------------------------------------------------------------------------- report
 
-PartName = Annotated[str, _one_of("training", "geometry", "ledger", "reading", "downstream", "similarity")]
+PartName = Annotated[
+    str, _one_of("training", "geometry", "ledger", "reading", "downstream", "similarity", "retrieval")
+]
 
 
 @dataclass(kw_only=True)
@@ -977,6 +1050,7 @@ class Report(Result):
     """report.json: everything that the commands found of a run, judged."""
 
     kind: ClassVar = "report"
+    schema: ClassVar = 2
     command: ClassVar = "report"
     run: RunFacts
     verdict: VerdictFacts
@@ -987,6 +1061,7 @@ class Report(Result):
     reading: AttentionResult | None
     downstream: list[FinetuneResult]
     similarity: list[SimilarityResult]
+    retrieval: list[RetrievalResult]
     comparison: Compared
     gates: list[GateFacts]
     next_steps: list[Step]
@@ -994,3 +1069,125 @@ class Report(Result):
     missing: dict[PartName, Missing]
     other: "Report | None"
     """the other run, without figures of its own"""
+
+
+# -------------------------------------------------------------------------------------------------------------- corpus
+
+
+@dataclass(kw_only=True)
+class WordFacts(Part):
+    """The words column of a corpus."""
+
+    digest: str
+    """short SHA-256 of the table of weights"""
+    entries: Count
+    """of a document, at most"""
+    columns: Count
+
+
+@dataclass(kw_only=True)
+class CodeFacts(Part):
+    """What the vectors of a shard are; two shards with other facts are never searched together."""
+
+    model: str
+    revision: str | None
+    """commit on the Hub"""
+    digest: str
+    """short SHA-256 of the weights"""
+    output: Literal["pooled", "concepts"]
+    shape: list[Size]
+    """of a vector: D, or C and D"""
+    precision: Literal["float32", "float16", "int8", "2bit", "ubinary"]
+    calibration: str | None
+    """of int8: 2 * D float32, the lowest and the highest value of each number, base64"""
+    max_length: Count
+    """tokens after which a text is cut"""
+    dtype: Literal["float32", "bfloat16"]
+    """of the products while encoding"""
+    words: WordFacts | None
+
+
+@dataclass(kw_only=True)
+class EncodePlan(Result):
+    """plan.json: what is encoded and how; made once for a folder, so that a second call goes on with it."""
+
+    kind: ClassVar = "encode_plan"
+    command: ClassVar = "encode"
+    code: CodeFacts
+    checkpoint: str
+    """as `dataset`, for the queries of a search"""
+    dataset: str
+    """Hub id, ./path below the working folder, or last part of a path"""
+    sample: str
+    """SHA-256 of some rows, by which another data set of that name is told"""
+    split: str
+    streaming: bool
+    text_column: str
+    id_column: str | None
+    columns: list[str]
+    documents: Count | None
+    """None where a stream does not say"""
+    tasks: Count
+    """each writes one shard"""
+    batch_tokens: Count
+
+
+@dataclass(kw_only=True)
+class EncodeResult(Result):
+    """encode.json: a corpus that is encoded, and what that took."""
+
+    kind: ClassVar = "encode"
+    command: ClassVar = "encode"
+    plan: EncodePlan
+    documents: Count
+    empty: Count
+    """documents without words, whose vector is zeros"""
+    tokens: Count
+    bytes: Count
+    """of all shards"""
+    seconds: Number
+    """of the last call"""
+    documents_per_second: Number | None
+    """of the last call; None where all was there"""
+    tokens_per_second: Number | None
+    workers: Count
+
+
+@dataclass(kw_only=True)
+class SegmentFacts(Part):
+    """Documents that were added to an index together."""
+
+    name: str
+    documents: Count
+
+
+@dataclass(kw_only=True)
+class ApproximateFacts(Part):
+    """The graph of an index, and what it finds."""
+
+    recall_at_10: Score | None
+    """share of the 10 nearest that are the best of the 40 which it finds"""
+    queries: Count
+    """documents that were asked for"""
+
+
+@dataclass(kw_only=True)
+class IndexFacts(Result):
+    """index.json: the parts of an index; whatever it does not name is left of a build that did not end."""
+
+    kind: ClassVar = "index"
+    command: ClassVar = "search"
+    generation: Count
+    """counts the changes"""
+    code: CodeFacts
+    checkpoint: str | None
+    segments: list[SegmentFacts]
+    deleted: Count
+    """documents of the segments that are no longer found"""
+    bm25: str | None
+    """column whose texts it is of"""
+    approximate: ApproximateFacts | None
+
+    @property
+    def documents(self) -> int:
+        return sum(each.documents for each in self.segments) - self.deleted

@@ -1,6 +1,5 @@
 """A whitening head: an affine map of the mean concept that is fitted after training and saved with the weights."""
 
-import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,7 +60,7 @@ def whiten(
     model, _ = opened.load(pooler_whitening=True)
     encoder = getattr(model, model.base_model_prefix, model)
     longest = longest_text(opened.config, data.max_length)
-    texts = [row["text"] for row in load_corpus(dataclasses.replace(data, partner_column=None), "train")]
+    texts = [row["text"] for row in load_corpus(data.texts_alone(), "train")]
     means = mean_concepts(encoder.eval(), tokenizer, texts, longest)
     if len(means) < 2:
         raise ValueError(f"whitening needs at least 2 texts, got {len(means)}")

@@ -11,6 +11,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
 
+from ..corpus.searching import Hit
 from . import pages
 from .explorer import MAX_STEPS, MAX_TEMPERATURE, Explorer, Reading, check_number
 
@@ -35,11 +36,14 @@ STEPS = 16  # decoder calls that the slider begins with, as `generate` does
 COLUMNS = ["concept", "reads most", "spread in bits", "share read"]
 
 
-def build_app(explorer: Explorer) -> gr.Blocks:
-    """The app of one checkpoint; `launch_app` serves it."""
+def build_app(explorer: Explorer, find: Callable[[str], list[Hit]] | None = None) -> gr.Blocks:
+    """The app of one checkpoint; `launch_app` serves it. `find` answers questions from a corpus, if there is one."""
     with gr.Blocks(title=f"Concept explorer: {explorer.name}", analytics_enabled=False) as app:
         gr.HTML(pages.head(explorer))
         with gr.Tabs():
+            if find is not None:
+                with gr.Tab("Search"):
+                    _search_tab(explorer, find)
             with gr.Tab("Read"):
                 _read_tab(explorer, app)
             with gr.Tab("Compare"):
@@ -101,6 +105,36 @@ def _run(
 ) -> None:
     """`function` on each of the triggers; one model call at a time."""
     gr.on(triggers, _plainly(function), inputs, outputs, concurrency_limit=1, concurrency_id="model", api_name=name)
+
+
+def _search_tab(explorer: Explorer, find: Callable[[str], list[Hit]]) -> None:
+    question = gr.Textbox(explorer.examples[1], label="Question", lines=1, elem_id="search-question")
+    search = _button("Search", "search")
+    found = gr.HTML(elem_id="search-hits", js_on_load=ROW_CLICK)
+    document = gr.HTML(elem_id="search-document")
+    state = gr.State([])
+
+    def on_search(question: str):
+        explorer.check_text(question)
+        hits = find(question)
+        return (
+            (question, hits),
+            pages.found(hits),
+            pages.document(hits[0]) + _matched(question, hits[0]) if hits else "",
+        )
+
+    def on_row(event: gr.EventData, state: Any) -> str:
+        question, hits = state or ("", [])
+        check_number("The place", event.concept, 1, len(hits), whole=True)
+        hit = hits[event.concept - 1]
+        return pages.document(hit) + _matched(question, hit)
+
+    def _matched(question: str, hit: Hit) -> str:
+        text = explorer.beginning(hit.text)
+        return pages.matches(explorer.compare(explorer.beginning(question), text)) if text else ""
+
+    _run([search.click, question.submit], on_search, [question], [state, found, document], "search")
+    found.click(_plainly(on_row), state, document, api_visibility="private", show_progress="hidden")
 
 
 def _read_tab(explorer: Explorer, app: gr.Blocks) -> None:

@@ -5,7 +5,7 @@ generates. Letters: N tokens of a text, C concepts.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -26,6 +26,7 @@ from ...utils.tokenizer import longest_text
 from ..benchmarks.similarity import cosine, max_sim
 from ..concepts import sampling
 from ..concepts.attention import ReadingSums, attention_weights
+from ..corpus.searching import Hit, open_index, query_embedder, search
 from ..loading.checkpoints import Checkpoint, random_encoder
 
 MAX_TOKENS = 128  # of a text, special tokens included: more do not fit a screen
@@ -298,6 +299,22 @@ class Explorer:
             set(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id, self.tokenizer.mask_token_id}
         )
 
+    def check_text(self, text: Any) -> None:
+        """ValueError unless it is a text that is worth tokenising."""
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError("There is no text; type one.")
+        if len(text) > MAX_CHARACTERS:
+            raise ValueError(
+                f"The text has {len(text):,} characters; at most {MAX_CHARACTERS:,} are read. Shorten it."
+            )
+
+    def beginning(self, text: str) -> str:
+        """As much of a text as can be shown."""
+        longest = longest_text(self.encoder.config, MAX_TOKENS)
+        options = {"truncation": True, "max_length": longest, "return_offsets_mapping": True}
+        ends = [end for _, end in self.tokenizer(text[:MAX_CHARACTERS], **options)["offset_mapping"]]
+        return text[: max(ends, default=0)]
+
     def _sampler(
         self, activity: str, num_steps: int, temperature: float = 0.0, seed: int = 0
     ) -> ConceptEncoderForDiffusionMLM:
@@ -311,12 +328,7 @@ class Explorer:
 
     def _encode(self, text: str, split_special_tokens: bool = True) -> dict[str, Tensor]:
         """A batch of one text; [MASK] in it is plain characters with `split_special_tokens`."""
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError("There is no text; type one.")
-        if len(text) > MAX_CHARACTERS:
-            raise ValueError(
-                f"The text has {len(text):,} characters; at most {MAX_CHARACTERS:,} are read. Shorten it."
-            )
+        self.check_text(text)
         text = text.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair is no character
         batch = sampling.encode_texts(self.encoder, self.tokenizer, [text], split_special_tokens=split_special_tokens)
         ids = batch["input_ids"][0]
@@ -369,17 +381,19 @@ def explore(
     revision: str | None = None,
     port: int | None = None,
     open_browser: bool = True,
+    corpus: str | os.PathLike | None = None,
 ) -> None:
     """Serve the explorer of a checkpoint as a page on this machine, until it is interrupted.
 
     Args:
         checkpoint: folder or Hub id of any concept encoder; None is the newest of `runs/microworld-*`.
         revision: commit, branch or tag of a Hub id.
+        corpus: folder of an index or of shards of this checkpoint, to be searched in a tab; `encode` writes them.
         port: of the page; None is the first free one from 7860.
         open_browser: open the page too.
 
     Raises:
-        ValueError: gradio is not installed; as `load_explorer` and `newest_run`.
+        ValueError: gradio is not installed; as `load_explorer` and `newest_run`; a corpus of another model.
         FileNotFoundError: no such folder.
     """
     if find_spec("gradio") is None:
@@ -387,8 +401,16 @@ def explore(
     from .app import build_app, launch_app
 
     found = newest_run(Path("runs")) if checkpoint is None else checkpoint
-    app = build_app(load_explorer(os.fspath(found), revision))
+    find = None if corpus is None else finder(corpus, os.fspath(found))
+    app = build_app(load_explorer(os.fspath(found), revision), find)
     launch_app(app, server_port=port, inbrowser=open_browser)
+
+
+def finder(corpus: str | os.PathLike, checkpoint: str) -> Callable[[str], list[Hit]]:
+    """What answers a question from a corpus that was encoded with this checkpoint; ValueError for another's."""
+    index = open_index(corpus)
+    query_embedder(index, checkpoint)
+    return lambda question: search(index, question, checkpoint=checkpoint)[0]
 
 
 def newest_run(folder: Path) -> Path:

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 
 from ...utils.command_line import NAME
+from ..corpus.searching import Hit
 from ..report.pages import page_environment
 from .explorer import Comparison, Explorer, InfillStep, Reading, Rebuilt
 
 DIRECTIONS = ("concepts read tokens", "positions read concepts")
+BEGINNING, LONGEST_SHOWN = 160, 20_000  # characters of a document in the list, and of one that is read
 TEMPLATES = Path(__file__).parent / "templates"
 PIECES: Any = page_environment(TEMPLATES).get_template("explorer.html.j2").module
 
@@ -109,6 +111,30 @@ def matches(result: Comparison) -> str:
         f"other pairs {others:.3f}: the closer the two, the less the matching says."
     )
     return PIECES.matches(rows, summary)
+
+
+def found(hits: Sequence[Hit]) -> str:
+    """Documents of a search, best first; the place of each stands in its first cell."""
+    if not hits:
+        return PIECES.notice("Nothing was found.", "", "")
+    most = max(hits[0].score, 1e-12)
+    rows = [
+        {
+            "place": place,
+            "id": hit.id,
+            "score": hit.score,
+            "depth": round(100 * max(hit.score, 0) / most),
+            "parts": ", ".join(f"{name} {score:.3f}" for name, score in hit.parts.items()),
+            "beginning": hit.text[:BEGINNING],
+        }
+        for place, hit in enumerate(hits, start=1)
+    ]
+    return PIECES.hits(rows)
+
+
+def document(hit: Hit) -> str:
+    """One document, to be read."""
+    return PIECES.document(hit.id, [(name, str(value)[:LONGEST_SHOWN]) for name, value in hit.document.items()])
 
 
 def swapped(before: Sequence[str], after: Sequence[str]) -> str:

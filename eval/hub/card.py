@@ -8,14 +8,34 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ...utils.results import FinetuneResult, FrozenScore, PretrainResult, Report, SimilarityResult, TaskScore
+from ...utils.results import (
+    ControlScore,
+    FinetuneResult,
+    FrozenScore,
+    PretrainResult,
+    RankMetric,
+    Report,
+    RetrievalResult,
+    SimilarityResult,
+    TaskScore,
+    names_of,
+)
 from ..benchmarks.registry import BENCHMARKS
+from ..benchmarks.retrieval_tasks import RETRIEVAL_TASKS
 from ..concepts.monitor import COLLAPSED_SHARE
 from ..metrics.chance import CONTROLS
 from ..report.blocks import number, score, span
 from ..report.findings import settings
 from ..report.pages import blocks_as_markdown, code_span, escape_markdown
-from ..report.sections import corpus_words, duration, frozen_table, gate_verdicts, score_blocks, training_tables
+from ..report.sections import (
+    corpus_words,
+    duration,
+    frozen_table,
+    gate_verdicts,
+    retrieval_blocks,
+    score_blocks,
+    training_tables,
+)
 
 TEMPLATE = Path(__file__).parents[2] / "model_cards" / "template.md"
 CLASSIFIER, DIFFUSION = "ForSequenceClassification", "ForDiffusionMLM"  # in the names of model classes
@@ -74,10 +94,11 @@ def render_card(report: Report | None, facts: CardFacts) -> ModelCard:
         ValueError: the report has no row `facts.task_id`.
     """
     tasks = [] if report is None else _tasks(report, facts.task_id)
-    frozen = [] if report is None or facts.task_id is not None else report.similarity
+    own = None if facts.task_id is not None else report  # of fine-tuned weights the run's frozen scores say nothing
+    frozen, retrieval = (own.similarity, own.retrieval) if own else ([], [])
     training = report.training if report else None
     return ModelCard.from_template(
-        _metadata(report, tasks, frozen, facts),
+        _metadata(report, tasks, frozen, retrieval, facts),
         template_path=str(TEMPLATE),
         title=facts.repo_id.split("/")[-1],
         repo_id=facts.repo_id,
@@ -90,6 +111,7 @@ def render_card(report: Report | None, facts: CardFacts) -> ModelCard:
         gates=blocks_as_markdown(gate_verdicts(report.gates)) if report else "",
         scores=blocks_as_markdown(score_blocks(tasks)) if tasks else "",
         frozen=blocks_as_markdown([frozen_table(frozen)]) if frozen else "",
+        retrieval=blocks_as_markdown(retrieval_blocks(retrieval)) if retrieval else "",
         training=blocks_as_markdown(training_tables(training)) if training else "",
         training_words=_training_words(training),
         hardware=_hardware(training),
@@ -127,12 +149,17 @@ def _text(value: Any) -> str:
 
 
 def _metadata(
-    report: Report | None, tasks: list[FinetuneResult], frozen: list[SimilarityResult], facts: CardFacts
+    report: Report | None,
+    tasks: list[FinetuneResult],
+    frozen: list[SimilarityResult],
+    retrieval: list[RetrievalResult],
+    facts: CardFacts,
 ) -> ModelCardData:
     classifier = CLASSIFIER in facts.architecture
     name = facts.repo_id.split("/")[-1]
     results = [result for task in tasks for result in _fine_tuned(task)]
     results += [result for task in frozen for result in _frozen(task)]
+    results += [result for task in retrieval for result in _searched(task)]
     return ModelCardData(
         language=facts.language,
         license=facts.license,
@@ -158,10 +185,14 @@ def _datasets(report: Report | None, facts: CardFacts) -> list[str]:
 
 def _dataset(task: str) -> tuple[str, str | None]:
     row = BENCHMARKS.get(task)
-    return (task, None) if row is None else (row.dataset_id, row.validation_config or row.config)
+    if row is not None:
+        return row.dataset_id, row.validation_config or row.config
+    return (RETRIEVAL_TASKS[task].dataset_id if task in RETRIEVAL_TASKS else task), None
 
 
-def _eval_result(task: str, row: TaskScore | FrozenScore, metric: str, how: str, **args: Any) -> EvalResult:
+def _eval_result(
+    task: str, row: TaskScore | FrozenScore | ControlScore, metric: str, how: str, **args: Any
+) -> EvalResult:
     """One score. The model index groups by data, so how it was made is said of each metric, and so is its interval."""
     dataset, config = _dataset(task)
     regression = task in BENCHMARKS and BENCHMARKS[task].problem_type == "regression"
@@ -169,8 +200,9 @@ def _eval_result(task: str, row: TaskScore | FrozenScore, metric: str, how: str,
     if row.interval is not None:
         args |= {"confidence_level": 0.95, "interval": [round(end, 4) for end in row.interval]}
     assert row.value is not None  # else it is not indexed
+    searched = metric in names_of(RankMetric)
     return EvalResult(
-        task_type="sentence-similarity" if regression else "text-classification",
+        task_type="text-retrieval" if searched else "sentence-similarity" if regression else "text-classification",
         task_name=task,
         dataset_type=dataset,
         dataset_name=task,
@@ -197,6 +229,15 @@ def _frozen(task: SimilarityResult) -> list[EvalResult]:
     return [
         _eval_result(task.task, row, row.metric, f"not fine-tuned, {row.method}")
         for row in task.rows
+        if row.value is not None
+    ]
+
+
+def _searched(task: RetrievalResult) -> list[EvalResult]:
+    how = "not fine-tuned, exact search"
+    return [
+        _eval_result(task.task, row, metric, how, chance=round(task.chance[metric], 4), split=task.split)
+        for metric, row in task.rows[0].scores.items()
         if row.value is not None
     ]
 

@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
 from safetensors.torch import load_file
 from transformers import GenerationConfig, PreTrainedModel
 
-from ...configuration_concept import AUTO_MAP, ConceptEncoderConfig
+from ...configuration_concept import AUTO_MAP, ConceptEncoderConfig, with_classifier
 from ...trainers.recipes import RECIPE_FILE
 from ...trainers.training.saving import SUMS_FILE, find_checkpoints
 from ...trainers.weights.tensors import weight_files
@@ -86,7 +86,7 @@ def assemble(source: Path, target: Path, repo_id: str, **card: Any) -> list[str]
             than its results.
     """
     opened, weights = Checkpoint.open(source), _weight_files(source)
-    config = read_object(source / "config.json") | {"architectures": [opened.head.__name__]}
+    config = read_object(source / "config.json") | {"architectures": with_classifier([opened.head.__name__])}
     assert opened.tensors
     names = [*weights, *_tokenizer_files(source)]
     names += [name for name in (RECIPE_FILE,) if (source / name).is_file()]

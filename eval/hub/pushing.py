@@ -2,15 +2,18 @@
 
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import HfApi, ModelCard, constants
 from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
+from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 
-from .publishing import CARD_FILE, assemble, checkpoint_folders, explain, push_folder, verify
+from ...utils.results import EncodeResult
+from ..corpus.shards import CARD_FILE, DATA_FOLDER, PLAN_FILE, RESULT_FILE, WORDS_FILE, open_shards
+from .publishing import assemble, checkpoint_folders, explain, push_folder, verify
 
 
 class PublishError(RuntimeError):
@@ -54,11 +57,14 @@ def push(
 ) -> list[Upload]:
     """Publish a run, or a fine-tuned model, on the Hub: weights, configuration, code, tokenizer, recipe, report, card.
 
+    A folder that `encode` wrote becomes a data set instead: its shards, with a card that names model, revision,
+    precision and figures.
+
     Every Auto class loads it in a process without this package, before the push from the folder and after it from a
     fresh download, and every tensor is compared.
 
     Args:
-        run: folder of a run, or of a fine-tuned model (`finetune/<task>.<protocol>/model`).
+        run: folder of a run, of a fine-tuned model (`finetune/<task>.<protocol>/model`), or of an encoded corpus.
         repo_id: owner/name; made when it does not exist.
         private: make a new repository private.
         revision: branch to push to.
@@ -82,6 +88,11 @@ def push(
     validate_repo_id(repo_id)
     if "/" not in repo_id:
         raise ValueError(f"--repo_id must be owner/name, got {repo_id!r}")
+    if (folder / RESULT_FILE).is_file():
+        try:
+            return [_push_corpus(folder, repo_id, revision, private, dry_run)]
+        except (HTTPError, LocalTokenNotFoundError, ConnectionError) as error:
+            raise PublishError(explain(error, repo_id)) from error
     card = {"license": license, "language": language, "base_model": base_model}
     sources = [(folder, revision, card)]
     for step, source in reversed(checkpoint_folders(folder) if checkpoints else []):
@@ -109,6 +120,40 @@ def _push_one(source: Path, repo_id: str, revision: str, card: dict[str, Any], p
     return Upload(
         source, repo_id, revision, files, notes, checked, f"{constants.ENDPOINT}/{repo_id}/tree/{commit.oid}"
     )
+
+
+def _push_corpus(folder: Path, repo_id: str, revision: str, private: bool, dry_run: bool) -> Upload:
+    """Shards and card as a data set, in one commit; shards of an earlier push go."""
+    shards = open_shards(folder)  # whole, and of one model
+    result = EncodeResult.load(folder / RESULT_FILE)
+    if result.documents != shards.counts.documents:
+        raise ValueError(
+            f"{folder} holds {shards.counts.documents:,} documents, {RESULT_FILE} says {result.documents:,}"
+        )
+    paths = [*shards.files, *(folder / name for name in (CARD_FILE, RESULT_FILE, PLAN_FILE, WORDS_FILE))]
+    files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths if path.is_file()}
+    upload = Upload(folder, repo_id, revision, files, [], False, None)
+    if dry_run:
+        return upload
+    api = HfApi()
+    api.create_repo(repo_id, repo_type="dataset", private=private or None, exist_ok=True)
+    if revision != "main":
+        api.create_branch(repo_id, branch=revision, repo_type="dataset", exist_ok=True)
+    commit = api.upload_folder(
+        folder_path=folder,
+        repo_id=repo_id,
+        repo_type="dataset",
+        revision=revision,
+        allow_patterns=list(files),
+        delete_patterns=[f"{DATA_FOLDER}/*"],
+        commit_message=f"Push {folder.resolve().name}",
+    )
+    entries = api.list_repo_tree(repo_id, recursive=True, revision=commit.oid, repo_type="dataset")
+    there = {entry.path: entry.size for entry in entries if isinstance(entry, RepoFile)}
+    wrong = [name for name, size in files.items() if there.get(name) != size]
+    _refuse([f"{name} is not there whole" for name in wrong], "run the same command again")
+    url = f"{constants.ENDPOINT}/datasets/{repo_id}/tree/{commit.oid}"
+    return replace(upload, card_checked=True, url=url)
 
 
 def _validate_card(folder: Path, must: bool) -> bool:

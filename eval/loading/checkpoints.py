@@ -15,6 +15,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import ModelOutput
+from transformers.tokenization_utils_base import LARGE_INTEGER, VERY_LARGE_INTEGER
 from transformers.utils import logging
 
 from ... import modeling_concept
@@ -22,9 +23,9 @@ from ...configuration_concept import ConceptEncoderConfig
 from ...trainers.recipes import RECIPE_FILE
 from ...trainers.weights.tensors import check_weights, listed, weight_files
 from ...trainers.weights.warm_start import architecture
-from ...utils.files import whole_folder
+from ...utils.files import at_home, whole_folder
 from ...utils.progress import progress
-from ...utils.tokenizer import limit_length, vocabulary_size
+from ...utils.tokenizer import limit_length, longest_text, vocabulary_size
 from ...utils.untrusted import is_hub_id, read_object, read_tokenizer
 from ..benchmarks import bert_twin
 from ..benchmarks.bert_twin import TWINS, BertTwinConfig, BertTwinModel
@@ -35,6 +36,7 @@ CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", RECIPE_FILE)
 Families = Sequence[type[ConceptEncoderConfig]]
 FAMILIES: Families = (ConceptEncoderConfig, BertTwinConfig)  # of what the evaluations can score
 TWIN_FOLDER = "random_init"
+WHOLE, PART = 2048, 512  # tokens: of texts that are read at once, and of longer ones at a time
 TWIN_SEED = 20_250  # no recipe's seed, so that the twin does not start where the run did
 
 
@@ -188,22 +190,31 @@ class Checkpoint:
         kind = modeling_concept.ConceptEncoderForDiffusionMLM
         return self.model if issubclass(self.head, kind) else None
 
-    def encode(self, texts: Sequence[str], batch_size: int = 64, normalize: bool = True) -> np.ndarray:
-        """(len(texts), D) float32 embeddings: the mean concept of each text, whitened where the checkpoint says so.
+    def encode(
+        self, texts: Sequence[str], batch_size: int = 64, normalize: bool = True, max_length: int | None = None
+    ) -> np.ndarray:
+        """(len(texts), P) float32 embeddings: the pooled output of each text, as the configuration says; by default
+        the mean concept, P = D.
 
         Args:
-            texts: each is cut at the longest text that the model can read.
+            texts: read whole, at a cost that grows with their length; cut at the model's limit only where it has
+                learned positions. A long one is read part by part.
             batch_size: texts that are read at a time.
-            normalize: to unit length, so that a product of two is their cosine.
+            normalize: to unit length, so that a product of two is their cosine. A text of nothing may be all zeros.
+            max_length: tokens after which a text is cut; None: none but the model's limit.
 
         Raises:
             ValueError: texts that are not a list of strings.
         """
-        vectors = np.empty((len(texts), self.config.hidden_size), np.float32)
-        for rows, output in self._read(texts, batch_size):
+        vectors = np.empty((len(texts), pooled_size(self.config)), np.float32)
+        for rows, output in self._read(texts, batch_size, self.text_limit(max_length)):
             pooled = output.pooler_output
             vectors[rows] = (torch.nn.functional.normalize(pooled, dim=-1) if normalize else pooled).cpu()
         return vectors
+
+    def text_limit(self, max_length: int | None = None) -> int:
+        """`max_length` tokens, or as many as there are learned positions for; without either next to infinite."""
+        return longest_text(self.config, VERY_LARGE_INTEGER if max_length is None else max_length)
 
     def concepts(self, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
         """(len(texts), C, D) float32 concepts of texts, as the encoder gives them; arguments as in `encode`."""
@@ -212,9 +223,11 @@ class Checkpoint:
             concepts[rows] = output.last_hidden_state.cpu()
         return concepts
 
-    def _read(self, texts: Sequence[str], batch_size: int) -> Iterator[tuple[np.ndarray, ModelOutput]]:
+    def _read(
+        self, texts: Sequence[str], batch_size: int, max_length: int | None = None
+    ) -> Iterator[tuple[np.ndarray, ModelOutput]]:
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-        return read_texts(self.encoder.to(device), self.tokenizer, texts, batch_size)
+        return read_texts(self.encoder.to(device), self.tokenizer, texts, batch_size, max_length)
 
 
 def load(source: str | os.PathLike, revision: str | None = None) -> Checkpoint:
@@ -237,7 +250,8 @@ def read_texts(
         tokenizer: its tokenizer.
         texts: any number.
         batch_size: texts at a time.
-        max_length: tokens after which a text is cut; None: the tokenizer's limit.
+        max_length: tokens after which a text is cut; None: the tokenizer's limit. Texts of more than `WHOLE` tokens
+            are read `PART` tokens at a time where the encoder can do that.
 
     Raises:
         ValueError: texts that are not a list of strings; a batch_size below 1.
@@ -249,12 +263,26 @@ def read_texts(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if not len(texts):
         return
-    ids = tokenizer(list(texts), truncation=True, max_length=max_length, return_token_type_ids=False)["input_ids"]
+    cut = max_length is None or max_length < LARGE_INTEGER  # no limit would be said to be one, and ignored
+    options = {"truncation": True, "max_length": max_length} if cut else {"verbose": False}
+    ids = tokenizer(list(texts), return_token_type_ids=False, **options)["input_ids"]
     order = np.argsort([len(row) for row in ids], kind="stable")
     collate = DataCollatorWithPadding(tokenizer)
     for start in progress(range(0, len(order), batch_size), desc="Encoding", unit="batch"):
         rows = order[start : start + batch_size]
-        yield rows, encoder(**collate([{"input_ids": ids[row]} for row in rows]).to(encoder.device))
+        in_parts = {"chunk_length": PART} if len(ids[rows[-1]]) > WHOLE and reads_in_parts(encoder.config) else {}
+        yield rows, encoder(**collate([{"input_ids": ids[row]} for row in rows]).to(encoder.device), **in_parts)
+
+
+def reads_in_parts(config: ConceptEncoderConfig) -> bool:
+    """Whether an encoder can take a text part by part, in memory that does not grow with it."""
+    return type(config) is ConceptEncoderConfig and config.token_update != "bixt"
+
+
+def pooled_size(config: ConceptEncoderConfig) -> int:
+    """P, numbers of the pooled output."""
+    size = config.projection_size or config.hidden_size
+    return size * config.num_concepts if config.pooled_output == "concat" else size
 
 
 def heads_of(family: type[ConceptEncoderConfig]) -> dict[str, type[PreTrainedModel]]:
@@ -325,7 +353,7 @@ def checkpoint_folder(checkpoint: str | os.PathLike, revision: str | None = None
         FileNotFoundError: neither a folder nor the form of a Hub id.
         ValueError: a revision of a folder.
     """
-    checkpoint = os.path.expanduser(checkpoint)
+    checkpoint = at_home(checkpoint)
     if Path(checkpoint).is_dir():
         if revision is not None:
             raise ValueError(f"{checkpoint} is a folder, which has no revision {revision!r}; leave the revision out")

@@ -16,6 +16,7 @@ from ...utils.results import (
     PretrainResult,
     Report,
     Result,
+    RetrievalResult,
     RunFacts,
     SimilarityResult,
     VerdictFacts,
@@ -77,6 +78,12 @@ PARTS = {
         "similarity/*.json",
         "The frozen concepts have not been scored, neither by cosine nor by a linear probe.",
         "concept-encoder similarity RUN_DIR --tasks stsb sick_relatedness",
+    ),
+    "retrieval": Part(
+        RetrievalResult,
+        "retrieval/*.json",
+        "No documents have been searched with this run.",
+        "concept-encoder retrieval RUN_DIR --tasks needle_1024 passkey_1024",
     ),
 }
 SINGLE = ("training", "geometry", "ledger", "reading")  # parts of one file

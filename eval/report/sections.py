@@ -16,6 +16,7 @@ from ...utils.results import (
     Nulls,
     PretrainResult,
     Report,
+    RetrievalResult,
     SimilarityResult,
     Spectrum,
     names_of,
@@ -81,6 +82,7 @@ def sections(report: Report) -> list[Section]:
         _comparison(report),
         _downstream(report),
         _frozen(report),
+        _retrieval(report),
         Section("gates", "Gates", [_gate_table(row) for row in report.gates]),
         _next(report),
     ]
@@ -580,6 +582,43 @@ def _frozen(report: Report) -> Section:
     )
     blocks += [Paragraph(f"Probe: {words}.") for words in probes]
     return Section("frozen", "Frozen concepts", blocks)
+
+
+def retrieval_blocks(results: Sequence[RetrievalResult], report: Report | None = None) -> list[Block]:
+    """Every ranker of every task with what the run has more than it; of another run too, where `report` has one."""
+    other = report and report.other
+    beside = {task.task: {row.ranker: row for row in task.rows} for task in other.retrieval} if other else {}
+    columns = [Column("task"), Column("ranker"), Column("nDCG@10", "own"), Column("95 % interval", "figure")]
+    columns += _beside(report) if report else []
+    columns += [Column(title, "figure") for title in ("recall@100", "MRR@10")]
+    columns += [Column("run less it, nDCG@10", "own"), Column("95 % interval", "figure")]
+    columns += [Column("bytes a text", "figure"), Column("documents/s", "figure"), Column("what it is", "note")]
+    rows, facts = [], []
+    for task in results:
+        said = f"{number(task.documents)} documents of {number(task.words_per_document, 3)} words on average (longest "
+        said += f"{number(task.longest_document)}), {number(task.queries)} queries; {task.verdict}"
+        facts.append(f"{task.task}: {said}: a random order has {score(task.chance[task.primary_metric])}.")
+        for row in task.rows:
+            own, name = row.scores[task.primary_metric], row.ranker.replace("_", " ")
+            cells = [*map(Cell, (task.task, name, score(own.value), span(own.interval)))]
+            theirs = beside.get(task.task, {}).get(row.ranker)
+            cells += [scored(theirs.scores[task.primary_metric] if theirs else None)] if other else []
+            cells += [Cell(score(_value(row.scores.get(metric)))) for metric in ("recall_at_100", "mrr_at_10")]
+            cells += [Cell(signed(own.difference)), Cell(span(own.difference_interval))]
+            speed = task.documents / row.seconds if row.seconds else None
+            cells += [Cell(number(row.bytes_per_text)), Cell(number(speed, 3)), Cell(row.description)]
+            rows.append(cells)
+    about = (
+        "Exact search without fine-tuning; intervals and differences over queries, paired. The speed is that of "
+        "reading the documents on the machine of the run, once for all rankers that read them alike."
+    )
+    return [Paragraph(about), Table(columns, rows, layout="stack scores", grouped=True), Bullets(facts)]
+
+
+def _retrieval(report: Report) -> Section:
+    if not report.retrieval:
+        return Section("retrieval", "Retrieval", missing(report, "retrieval"))
+    return Section("retrieval", "Retrieval", retrieval_blocks(report.retrieval, report))
 
 
 # ------------------------------------------------------------------------------------------------ gates and next steps

@@ -5,9 +5,11 @@ import shutil
 from importlib.util import find_spec
 
 import pytest
+from datasets import Dataset
 from explorable import OTHER, TEXT, explorable, perceiver
 
-from concept_encoder.eval.explorer.explorer import load_explorer
+from concept_encoder import encode
+from concept_encoder.eval.explorer.explorer import finder, load_explorer
 from concept_encoder.scripts import explore
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -18,6 +20,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(find_spec("gradio") is None, reason="the extra `explore` is not installed"),
     pytest.mark.skipif(find_spec("playwright") is None, reason="playwright is not installed"),
+    pytest.mark.skipif(find_spec("datatrove") is None, reason="the extra `corpus` is not installed"),
 ]
 
 
@@ -45,8 +48,11 @@ def served(tmp_path_factory):
         "none": explorable(folder / "none", decoder_context="none"),
         "perceiver": perceiver(folder / "perceiver"),
     }
+    table = Dataset.from_dict({"text": [OTHER, TEXT, "<b>The baker</b> saw a barn.", " "]})
+    encode(folders["latent"], table, folder / "corpus")
     for name, path in folders.items():
-        apps.append(build_app(load_explorer(str(path))))
+        find = finder(folder / "corpus", str(path)) if name == "latent" else None
+        apps.append(build_app(load_explorer(str(path)), find))
         urls[name] = launch_app(apps[-1], prevent_thread_lock=True, quiet=True, inbrowser=False)[1]
     yield urls
     for app in apps:
@@ -73,6 +79,7 @@ def visit(browser, served):
             ),
         )
         page.goto(served[name])
+        open_tab(page, "Read")
         page.wait_for_selector("#read-map td")
         return page
 
@@ -84,6 +91,26 @@ def visit(browser, served):
 
 def open_tab(page, name):
     page.get_by_role("tab", name=name).click()
+
+
+def test_searching_and_reading_what_was_found(visit):
+    page = visit()
+    open_tab(page, "Search")
+    page.locator("#search-question textarea, #search-question input").fill(TEXT)
+    page.locator("#search").click()
+    page.wait_for_selector("#search-hits tbody tr")
+    assert page.locator("#search-hits tbody tr").count() == 4
+    first = page.locator("#search-hits tbody tr").first
+    assert first.locator("td").nth(1).inner_text() == "1.000" and TEXT in first.inner_text()
+    page.wait_for_selector(f"#search-document p:has-text('{TEXT}')")
+    assert page.locator("#search-document .ce-table tbody tr").count() == 5  # its concepts, matched
+    row = page.locator("#search-hits tbody tr:has-text('The baker')")
+    row.click()
+    page.wait_for_selector("#search-document p:has-text('The baker')")
+    assert page.locator("#search-document p b:has-text('The baker')").count() == 0  # text, not markup
+    page.locator("#search-question textarea, #search-question input").fill(" ")
+    page.locator("#search").click()
+    page.wait_for_selector("text=There is no text; type one.")
 
 
 def test_reading_what_was_typed(visit):
@@ -180,6 +207,7 @@ def test_no_page_is_wider_than_the_screen_and_text_stands_out(visit, size, schem
     page.get_by_text("All concepts as a table").click()
     page.wait_for_selector("#read-table [role=gridcell]")
     for tab, button, result in (
+        ("Search", "#search", "#search-document td"),
         ("Read", "#read", "#read-detail .ce-chip"),
         ("Compare", "#compare", "#compare-matches td"),
         ("Fill in", "#infill", "#infill-result li"),

@@ -28,6 +28,24 @@ model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
 pooled = model(torch.tensor(json.loads(sys.argv[2]))).pooler_output
 assert torch.allclose(pooled, torch.tensor(json.loads(sys.argv[3])), atol=1e-3), pooled
 """
+ENCODE = """
+import json, sys
+sys.modules["concept_encoder"] = None
+import numpy as np
+from sentence_transformers import SentenceTransformer
+model = SentenceTransformer("white", trust_remote_code=True)
+texts = json.load(open("texts.json"))
+vectors = model.encode(texts, batch_size=8)
+alone = np.stack([model.encode(text) for text in texts])
+np.testing.assert_allclose(alone, vectors, atol=1e-5)
+concepts = model.encode(texts, output_value="token_embeddings")
+means = np.stack([np.asarray(each).mean(0) for each in concepts])
+np.testing.assert_allclose(means / np.linalg.norm(means, axis=1, keepdims=True), vectors, atol=1e-5)
+model.save_pretrained("again")
+again = SentenceTransformer("again", trust_remote_code=True)
+np.testing.assert_array_equal(again.encode(texts, batch_size=8), vectors)
+np.save("vectors.npy", vectors)
+"""
 
 
 def test_whitening():
@@ -136,3 +154,15 @@ def test_what_is_refused(checkpoint, data, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([str(tmp_path / "no"), "--output_dir", str(tmp_path / "other")])
     assert "No checkpoint folder" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_sentence_transformers_gives_the_white_vectors(checkpoint, data, tmp_path):
+    pytest.importorskip("sentence_transformers")
+    whiten(str(checkpoint), tmp_path / "white", data)
+    texts = [text[:length] for text in texts_of(data)[:12] for length in (4, 12, 999)]
+    (tmp_path / "texts.json").write_text(json.dumps(texts))
+    run_without_package(ENCODE, tmp_path)
+    vectors = np.load(tmp_path / "vectors.npy")
+    np.testing.assert_allclose(vectors, load(tmp_path / "white").encode(texts), atol=1e-5)
+    assert abs(vectors - load(checkpoint).encode(texts)).max() > 0.1

@@ -93,6 +93,7 @@ AUTO_CLASSES = {
     ConceptEncoderForSequenceClassificationViaDecoder: AutoModelForSequenceClassification,
     ConceptEncoderForSentencePairClassification: AutoModelForSequenceClassification,
 }
+CLASSIFIERS = [head for head, auto in AUTO_CLASSES.items() if auto is AutoModelForSequenceClassification]
 
 
 @pytest.mark.parametrize("head", AUTO_CLASSES, ids=lambda head: head.__name__)
@@ -101,10 +102,23 @@ def test_with_the_package_an_auto_class_loads_the_head_that_wrote_the_checkpoint
     for trust in (True, False):
         loaded, info = AUTO_CLASSES[head].from_pretrained(tmp_path, trust_remote_code=trust, output_loading_info=True)
         assert type(loaded) is head and not info["missing_keys"]
-    # A head that the checkpoint does not hold starts from its encoder, as the first of its Auto class.
-    other = {AutoModelForMaskedLM, AutoModelForSequenceClassification} - {AUTO_CLASSES[head]}
-    first = next(cls for cls, auto in AUTO_CLASSES.items() if auto in other)
-    assert type(other.pop().from_pretrained(tmp_path)) is first
+    if AUTO_CLASSES[head] is AutoModelForMaskedLM:  # a classifier is a new layer on its encoder
+        first = ConceptEncoderForSequenceClassificationPerceiver
+        assert type(AutoModelForSequenceClassification.from_pretrained(tmp_path)) is first
+
+
+@pytest.mark.parametrize("saved", [ConceptEncoderModel, *CLASSIFIERS], ids=lambda head: head.__name__)
+def test_no_decoder_is_drawn_at_random(saved, tmp_path):
+    saved(tiny_config()).save_pretrained(tmp_path)
+    _, info = ConceptEncoderForDiffusionMLM.from_pretrained(tmp_path, output_loading_info=True)
+    missing = len(info["missing_keys"])
+    wanted = rf"was saved as {saved.__name__} and does not hold {missing} tensors of ConceptEncoderForDiffusionMLM"
+    with pytest.raises(ValueError, match=wanted):
+        AutoModelForMaskedLM.from_pretrained(tmp_path)
+
+
+def test_an_auto_class_makes_a_new_masked_lm():
+    assert type(AutoModelForMaskedLM.from_config(tiny_config())) is ConceptEncoderForDiffusionMLM
 
 
 # ------------------------------------------------------------------------------------------------------- what they say

@@ -42,11 +42,11 @@ IDS = torch.tensor([[2, 5, 1, 3], [6, 1, 4, 0]])
 MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
 
 
-def model_of(head, name: str, dtype=torch.float64, **config):
+def model_of(head, name: str, dtype=torch.float64, std=0.4, seed=0, **config):
     config = tiny_config(**{**SMALL, **VARIANTS[name], **config})
     config._attn_implementation = "eager" if name == "eager" else "sdpa"
-    torch.manual_seed(0)
-    return randomised(head(config), std=0.4).to(dtype)
+    torch.manual_seed(seed)
+    return randomised(head(config), seed, std).to(dtype)
 
 
 def agrees_with_finite_differences(model, loss_of) -> None:
@@ -137,18 +137,21 @@ def test_gradients_of_the_contrastive_loss():
 # ----------------------------------------------------------------------------------------------------------- precision
 
 
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", VARIANTS)
-def test_bfloat16_stays_near_float32(name):
+def test_bfloat16_stays_near_float32(name, seed):
+    """At std 0.2: at 0.4 a softmax is so sharp that one rounding turns it, and the drift is that of the draw."""
     ids, mask = token_batch()
     config = {"vocab_size": 120, "hidden_size": 32, "num_attention_heads": 4, "max_position_embeddings": 40}
     config |= {"token_embedding_size": 16} if name == "narrow" else {}
+    config |= {"std": 0.2, "seed": seed}
     wide = model_of(ConceptEncoderForDiffusionMLM, name, torch.float32, **config)
     narrow = model_of(ConceptEncoderForDiffusionMLM, name, torch.bfloat16, **config)
     with torch.no_grad():
         one, other = (m(input_ids=ids, attention_mask=mask, labels=ids) for m in (wide, narrow))
     assert other.loss.dtype == torch.float32 and other.token_losses.dtype == torch.float32
     drift = (one.concepts - other.concepts.float()).norm() / one.concepts.norm()
-    assert drift < 0.05  # a bfloat16 has 8 bits: 0.004 per rounding
+    assert drift < 0.02  # a bfloat16 has 8 bits: 0.004 per rounding
     assert abs(one.loss - other.loss) / one.loss < 0.03
 
 

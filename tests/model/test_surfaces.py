@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from helpers import randomised, run_without_package
+from helpers import randomised, run_without_package, tiny_config
 from safetensors.numpy import load_file
 from transformers import AutoTokenizer
 
@@ -301,3 +301,25 @@ def test_mteb_takes_the_checkpoint_as_it_is(folder):
     scores = result.task_results[0].scores["test"][0]
     cosines = (encoder.encode(table["sentence1"]) * encoder.encode(table["sentence2"])).sum(-1)
     assert scores["main_score"] == pytest.approx(spearmanr(cosines, table["score"])[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"), [("mean", 8), ("weighted", None), ("weighted", 8), ("concat", None), ("concat", 8)]
+)
+def test_sentence_transformers_has_the_pooled_output(tmp_path, tokenizer, kind, size):
+    from sentence_transformers import SentenceTransformer
+
+    config = tiny_config(vocab_size=len(tokenizer), pooled_output=kind, projection_size=size)
+    model = randomised(ConceptEncoderModel(config))
+    model.save_pretrained(tmp_path / "saved")
+    tokenizer.save_pretrained(tmp_path / "saved")
+    encoder = SentenceTransformer(str(tmp_path / "saved"), trust_remote_code=True)
+    batch = tokenizer(["the cat sleeps ."], return_tensors="pt")
+    with torch.no_grad():
+        expected = model(batch["input_ids"], batch["attention_mask"]).pooler_output
+    vectors = encoder.encode(["the cat sleeps ."])
+    assert vectors.shape[1] == encoder.get_embedding_dimension() == config.projection_dim == expected.shape[1]
+    np.testing.assert_allclose(vectors, torch.nn.functional.normalize(expected, dim=-1), rtol=1e-4, atol=1e-5)
+    encoder.save(str(tmp_path / "again"))
+    again = SentenceTransformer(str(tmp_path / "again"), trust_remote_code=True)
+    np.testing.assert_array_equal(again.encode(["the cat sleeps ."]), vectors)

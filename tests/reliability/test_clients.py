@@ -283,9 +283,8 @@ train(*of, "diffusion", MultiVectorMultipleNegativesRankingLoss, look=concepts)
 of = CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments
 labelled = {**pairs, "label": [0, 1] * 4}
 pairwise = lambda model: model.predict(list(zip(texts, reversed(texts))))
-# The library takes a class whose name does not end in ForSequenceClassification for one of a single label.
-for name in ("classifier", "pair"):
-    train(*of, name, CrossEntropyLoss, labelled, pairwise, num_labels=2)
+for name in ("classifier", "via-decoder", "pair"):  # each with the labels that it was saved with
+    train(*of, name, CrossEntropyLoss, labelled, pairwise)
 name = "score"
 train(*of, "diffusion", BinaryCrossEntropyLoss, {**labelled, "label": [0.0, 1.0] * 4}, pairwise)
 done()
@@ -296,7 +295,7 @@ def test_trainers_of_sentence_transformers(folder):
     pytest.importorskip("sentence_transformers")
     shapes = outside(SENTENCE_TRANSFORMERS, folder)
     vectors = {name: [32] for name in ("ranking", "matryoshka", "layers", "matryoshka-2d")}
-    assert shapes == vectors | {"concepts": [4, 128], "classifier": [2], "pair": [2], "score": []}
+    assert shapes == vectors | {"concepts": [4, 128], "score": [], **{name: [2] for name in CLASSIFIERS}}
 
 
 PIPELINES = """

@@ -31,8 +31,10 @@ from concept_encoder.utils.results import (
     Parameters,
     PretrainResult,
     Published,
+    RankerRow,
     Reading,
     Result,
+    RetrievalResult,
     Setting,
     SimilarityResult,
     Spectrum,
@@ -367,6 +369,44 @@ def synthetic_similarity(task: str = "microworld_similarity") -> SimilarityResul
     )
 
 
+def synthetic_retrieval(task: str = "needle_1024") -> RetrievalResult:
+    """A plausible retrieval/<task>.json: BM25 at chance, the twin too."""
+    rows = []
+    for ranker, value in {"run": 0.62, "random_init": 0.08, "bm25": 0.09, "words_pairs_4096": 0.07}.items():
+        interval, less = (value - 0.05, value + 0.05), None if ranker == "run" else 0.62 - value
+        score = ControlScore(
+            value=value,
+            interval=interval,
+            difference=less,
+            difference_interval=None if less is None else (less - 0.06, less + 0.06),
+            p_value=None if less is None else 0.0002,
+        )
+        rows.append(
+            RankerRow(
+                ranker=ranker,
+                description=f"{ranker} in words",
+                scores={"ndcg_at_10": score, "mrr_at_10": replace(score, value=value - 0.02)},
+                bytes_per_text=None if ranker == "bm25" else 4096,
+                seconds=0.5,
+            )
+        )
+    return RetrievalResult(
+        task=task,
+        split="test",
+        primary_metric="ndcg_at_10",
+        documents=50,
+        queries=50,
+        words_per_document=990.5,
+        longest_document=1024,
+        settings={"weights": "0123456789abcdef", "words": "fedcba9876543210", "max_length": None, "compare": []},
+        chance={"ndcg_at_10": 0.0909, "mrr_at_10": 0.0586},
+        verdict="above chance",
+        weight=None,
+        rows=rows,
+        environment=None,
+    )
+
+
 def write_run(
     folder: Path,
     *,
@@ -376,6 +416,7 @@ def write_run(
     reading: AttentionResult | None = None,
     finetune: Sequence[FinetuneResult] = (),
     similarity: Sequence[SimilarityResult] = (),
+    retrieval: Sequence[RetrievalResult] = (),
 ) -> Path:
     """A run folder with the results given."""
     files: dict[str, Result | None] = {
@@ -386,6 +427,7 @@ def write_run(
     }
     files |= {f"finetune/{run.task}.{run.protocol}.json": run for run in finetune}
     files |= {f"similarity/{run.task}.json": run for run in similarity}
+    files |= {f"retrieval/{run.task}.json": run for run in retrieval}
     for name, result in files.items():
         if result is not None:
             result.save(folder / name)
@@ -411,4 +453,5 @@ def write_synthetic_run(folder: Path, corpus: str = "microworld", bits: float = 
         reading=synthetic_reading(),
         finetune=[similarity, paraphrase, entailment, *tuned],
         similarity=[synthetic_similarity()],
+        retrieval=[synthetic_retrieval()],
     )

@@ -26,17 +26,18 @@ def tiny_recipe(output_dir, *overrides, name="tiny") -> Recipe:
 
 
 def make_trainer(
-    tokenizer, output_dir, rows=64, objective=None, monitor=None, dropout=0.0, data=None, **training
+    tokenizer, output_dir, rows=64, objective=None, monitor=None, dropout=0.0, data=None, config=None, **training
 ) -> ConceptTrainer:
     torch.manual_seed(0)
     objective = objective or ObjectiveArguments()
-    corruption = objective.built_corruption
+    needs = objective.built_corruption.needs if objective.reconstruction else {}
     config = tiny_config(
         vocab_size=len(tokenizer),
         mask_token_id=tokenizer.mask_token_id,
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
-        **corruption.needs,
+        **needs,
+        **(config or {}),
     )
     data = data or Dataset.from_list(random_examples(tokenizer, rows=rows, longest=20))
     settings = {
@@ -53,12 +54,12 @@ def make_trainer(
         **training,
     }
     return ConceptTrainer(
-        model=corruption.head(config),
+        model=objective.head(config),
         args=ConceptTrainingArguments(**settings),
         objective_args=objective,
         monitor=monitor,
         train_dataset=data,
-        eval_dataset=data.select(range(min(rows, 20))),
+        eval_dataset=data.select(range(min(len(data), 20))),
         processing_class=tokenizer,
     )
 

@@ -136,3 +136,31 @@ def test_what_the_trainer_replaces_is_refused(tokenizer, tmp_path, name):
     with pytest.raises(ValueError, match=f"^ConceptTrainer does not take {name}: {REPLACED[name]}"):
         refuse_replaced({name: print})
     refuse_replaced({name: None, "callbacks": []})
+
+
+@pytest.mark.parametrize(
+    "given", ["f1", "eval_nll", "accuracy", "eval_runtime", "eval_tokens_t_0.5", "train_loss", ""]
+)
+def test_a_metric_that_evaluation_will_not_give_is_refused(given, tokenizer, tmp_path):
+    wanted = rf"metric_for_best_model must be one of loss, nelbo_bits_per_token, nll_bits_t_0.05, .*, got '{given}'"
+    with pytest.raises(ValueError, match=wanted):
+        make_trainer(tokenizer, tmp_path, metric_for_best_model=given)
+
+
+@pytest.mark.parametrize(
+    ("given", "higher"),
+    [("loss", False), ("eval_nelbo_bits_per_token", False), ("nll_bits_t_0.55", False), ("accuracy_t_0.55", True)],
+)
+def test_the_best_model_is_best_by_its_metric(given, higher, tokenizer, tmp_path):
+    trainer = make_trainer(
+        tokenizer,
+        tmp_path,
+        metric_for_best_model=given,
+        max_steps=4,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="best",
+    )
+    trainer.train()
+    found = [row[f"eval_{given.removeprefix('eval_')}"] for row in trainer.state.log_history if "eval_loss" in row]
+    assert trainer.state.best_metric == (max if higher else min)(found) and len(found) == 4

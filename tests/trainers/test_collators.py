@@ -183,11 +183,11 @@ def test_padding_is_the_tokenizer_s(tokenizer, side, monkeypatch):
             assert values.dtype == torch.long and torch.equal(values, expected[name])
 
 
-def test_a_pair_is_padded_together(tokenizer):
+def test_each_text_of_a_pair_is_padded_to_the_longest_of_its_kind(tokenizer):
     pairs = [{"input_ids": [2, 9, 3], "partner_ids": [2, 8, 8, 8, 3]}, {"input_ids": [2, 3], "partner_ids": [2, 7, 3]}]
     batch = DataCollatorForReconstruction(tokenizer).pad(pairs)
     pad = tokenizer.pad_token_id
-    assert batch["input_ids"].tolist() == [[2, 9, 3, pad, pad], [2, 3, pad, pad, pad]]
+    assert batch["input_ids"].tolist() == [[2, 9, 3], [2, 3, pad]]
     assert batch["partner_input_ids"].tolist() == [[2, 8, 8, 8, 3], [2, 7, 3, pad, pad]]
     assert batch["partner_attention_mask"].tolist() == [[1] * 5, [1, 1, 1, 0, 0]]
 

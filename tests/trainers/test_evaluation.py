@@ -1,13 +1,16 @@
 """What a text costs while training: fixed noise, known answers, and nothing of how training is done."""
 
 import math
+import re
 
 import pytest
 import torch
+from datasets import Dataset
 from small_runs import make_trainer
 
 from concept_encoder.trainers.objectives.collators import DataCollatorForReconstruction
 from concept_encoder.trainers.objectives.objective import ObjectiveArguments
+from concept_encoder.trainers.training.trainer import ConceptTrainer
 
 
 @pytest.mark.slow
@@ -77,3 +80,45 @@ def test_an_empty_evaluation_set_is_refused(tokenizer, tmp_path):
     trainer = make_trainer(tokenizer, tmp_path)
     with pytest.raises(ValueError, match="evaluation dataset is empty"):
         trainer.evaluate(eval_dataset=trainer.train_dataset.select([]))
+
+
+UNKNOWN = {"input_ids": [[2, 1, 1, 3], [2, 3]]}  # [CLS] [UNK] [UNK] [SEP]
+
+
+@pytest.mark.parametrize(
+    ("objective", "rows", "message"),
+    [
+        ({}, UNKNOWN, "the training data have nothing to rebuild with corruption 'diffusion': their 2 texts are too"),
+        ({"corruption": "tsdae"}, {"input_ids": []}, "the training dataset is empty"),
+    ],
+)
+def test_training_data_without_tokens_are_refused(objective, rows, message, tokenizer, tmp_path):
+    assert tokenizer.convert_ids_to_tokens([2, 1, 3]) == ["[CLS]", "[UNK]", "[SEP]"]
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make_trainer(
+            tokenizer, tmp_path, objective=ObjectiveArguments(**objective), data=Dataset.from_dict(rows), rows=0
+        )
+
+
+@pytest.mark.parametrize("corruption", ["diffusion", "mlm", "tsdae", "prefix", "two_view"])
+@pytest.mark.parametrize("kind", ["rows", "stream", "one of two", "empty"])
+def test_evaluation_data_without_tokens_are_refused_before_training(corruption, kind, tokenizer, tmp_path):
+    settings = ObjectiveArguments(corruption=corruption)
+    trainer = make_trainer(tokenizer, tmp_path, objective=settings)
+    rows = Dataset.from_dict(UNKNOWN)
+    evaluated = {
+        "rows": rows,
+        "stream": rows.to_iterable_dataset(),
+        "one of two": {"good": trainer.eval_dataset, "bad": rows},
+        "empty": rows.select([]),
+    }
+    message = "the evaluation dataset is empty" if kind == "empty" else "the evaluation data have nothing to rebuild"
+    with pytest.raises(ValueError, match=message):
+        ConceptTrainer(
+            trainer.model,
+            trainer.args,
+            objective_args=settings,
+            processing_class=tokenizer,
+            train_dataset=trainer.train_dataset,
+            eval_dataset=evaluated[kind],
+        )

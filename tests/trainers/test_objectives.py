@@ -6,10 +6,20 @@ from helpers import random_examples, randomised, tiny_config
 from torch import nn
 
 from concept_encoder import ConceptEncoderForDiffusionMLM
-from concept_encoder.trainers.objectives.collators import PARTNER, DataCollatorForReconstruction
+from concept_encoder.modeling_concept import ConceptMaskedLMOutput
+from concept_encoder.trainers.objectives.codes import contrast
+from concept_encoder.trainers.objectives.collators import DataCollatorForReconstruction
 from concept_encoder.trainers.objectives.corruptions import CORRUPTIONS, Diffusion
-from concept_encoder.trainers.objectives.objective import ObjectiveArguments, ReconstructionObjective, info_nce
+from concept_encoder.trainers.objectives.objective import Objective, ObjectiveArguments
 from concept_encoder.trainers.objectives.regularizers import REGULARIZERS
+
+
+def objective(**settings) -> Objective:
+    return Objective(ObjectiveArguments(**settings))
+
+
+def info_nce(anchors, positives, temperature=0.05):
+    return contrast([anchors, positives], 1, "pooled", 1 / temperature)
 
 
 @pytest.fixture
@@ -27,7 +37,7 @@ def corrupted(tokenizer, weighting="none"):
 @pytest.mark.parametrize("weighting", ["none", "elbo"])
 def test_loss_equals_a_short_reference(model, tokenizer, weighting):
     batch, items = corrupted(tokenizer, weighting=weighting)
-    result = ReconstructionObjective(label_smoothing=0.1)(model, batch, items)
+    result = objective(label_smoothing=0.1)(model, batch, items)
     inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "decoder_input_ids", "timesteps")}
     logits = model(**inputs, labels=batch["input_ids"]).logits.view(*batch["labels"].shape, -1)  # of every position
     nll = nn.functional.cross_entropy(logits.mT, batch["labels"], reduction="none", label_smoothing=0.1)
@@ -38,8 +48,8 @@ def test_loss_equals_a_short_reference(model, tokenizer, weighting):
 
 def test_regularizers_add_their_weighted_mean_over_micro_batches(model, tokenizer):
     batch, items = corrupted(tokenizer)
-    plain = ReconstructionObjective()(model, batch, items)
-    both = ReconstructionObjective(regularizers={"orthogonality": 0.5, "variance": 2.0})(model, batch, 4 * items)
+    plain = objective()(model, batch, items)
+    both = objective(regularizers={"orthogonality": 0.5, "variance": 2.0})(model, batch, 4 * items)
     concepts = model.encoder(batch["input_ids"], batch["attention_mask"]).last_hidden_state
     expected = {name: REGULARIZERS[name](concepts) for name in ("orthogonality", "variance")}
     added = (0.5 * expected["orthogonality"] + 2.0 * expected["variance"]) / 4  # one of four such micro-batches
@@ -53,7 +63,7 @@ def test_regularizers_add_their_weighted_mean_over_micro_batches(model, tokenize
 
 def test_binned_parts_add_up_to_all_masked_tokens(model, tokenizer):
     batch, items = corrupted(tokenizer)
-    result = ReconstructionObjective()(model, batch, items)
+    result = objective()(model, batch, items)
     assert list(result.parts) == ["loss_t_0.2", "loss_t_0.4", "loss_t_0.6", "loss_t_0.8", "loss_t_1.0"]
     totals, counts = zip(*result.parts.values(), strict=True)
     assert sum(counts) == result.token_count
@@ -73,7 +83,8 @@ def test_monte_carlo_nelbo_of_a_known_model_equals_its_closed_form(tokenizer):
         def forward(self, labels, loss_weights, num_items_in_batch, **kwargs):
             nll = -self.log_probs[labels.clamp_min(0)] * (labels != -100)
             loss = (nll * loss_weights).sum() / num_items_in_batch
-            return type("Output", (), {"loss": loss, "token_losses": nll, "concepts": torch.zeros(len(nll), 1, 1)})
+            nothing = torch.zeros(len(nll), 1, 1)
+            return ConceptMaskedLMOutput(loss, token_losses=nll, concepts=nothing, pooler_output=nothing[:, 0])
 
     log_probs = torch.randn(len(tokenizer), generator=torch.Generator().manual_seed(0)).log_softmax(0)
     collator = DataCollatorForReconstruction(tokenizer)
@@ -83,7 +94,7 @@ def test_monte_carlo_nelbo_of_a_known_model_equals_its_closed_form(tokenizer):
     losses = []
     for step in range(100):
         noised = collator.corrupt(batch, collator.draw(batch, step=step))
-        losses.append(ReconstructionObjective()(Unigram(log_probs), noised, noised["num_items"].sum()).loss.item())
+        losses.append(objective()(Unigram(log_probs), noised, noised["num_items"].sum()).loss.item())
     estimate = sum(losses) / len(losses)
     error = torch.tensor(losses).std().item() / math.sqrt(len(losses))
     assert abs(estimate - exact) < 4 * error and error < 0.02 * exact
@@ -112,8 +123,8 @@ def test_info_nce_equals_a_loop_and_reaches_both_sides():
 
 def test_contrastive_adds_info_nce_of_two_views_and_leaves_the_rest_alone(model, tokenizer):
     batch, items = corrupted(tokenizer)
-    plain = ReconstructionObjective(regularizers={"variance": 1.0})(model, batch, items)
-    both = ReconstructionObjective(regularizers={"variance": 1.0}, contrastive=0.5, temperature=0.1)(
+    plain = objective(regularizers={"variance": 1.0})(model, batch, items)
+    both = objective(regularizers={"variance": 1.0}, contrastive=0.5, contrastive_temperature=0.1)(
         model, batch, 2 * items
     )
     pooled = model.encoder(batch["input_ids"], batch["attention_mask"]).pooler_output
@@ -131,7 +142,7 @@ def test_dropout_makes_the_two_views_differ(tokenizer):
     batch, items = corrupted(tokenizer)
     seen = []
     model.register_forward_hook(lambda module, args, output: seen.append(output.concepts))
-    ReconstructionObjective(contrastive=0.5)(model, batch, items)
+    objective(contrastive=0.5)(model, batch, items)
     first, second = seen[0].chunk(2)
     assert len(first) == 16 and (first - second).flatten(1).norm(dim=1).min() > 1e-3
 
@@ -148,23 +159,23 @@ def test_the_second_view_of_a_pair_is_the_partner_read_in_full(tokenizer, corrup
     batch = collator.corrupt(clean, collator.draw(clean, step=0))
     seen = []
     model.register_forward_hook(lambda module, args, kwargs, output: seen.append((kwargs, output)), with_kwargs=True)
-    both = batch | {name: clean[name] for name in PARTNER.values()}
-    result = ReconstructionObjective(contrastive=0.5)(model, both, batch["num_items"].sum())
+    both = batch | {name: clean[name] for name in ("partner_input_ids", "partner_attention_mask")}
+    result = objective(contrastive=0.5)(model, both, batch["num_items"].sum())
     (inputs, output), alone = seen[0], [row["input_ids"] for row in partners]
     real = inputs["attention_mask"][6:].bool()
     assert [ids[mask].tolist() for ids, mask in zip(inputs["input_ids"][6:], real, strict=True)] == alone
     read = [model.encoder(torch.tensor([ids])).last_hidden_state[0] for ids in alone]
     torch.testing.assert_close(output.concepts[6:], torch.stack(read), rtol=1e-4, atol=1e-5)
-    plain = ReconstructionObjective()(model, batch, batch["num_items"].sum())
+    plain = objective()(model, batch, batch["num_items"].sum())
     expected = info_nce(output.concepts[:6].mean(1), output.concepts[6:].mean(1))
     assert result.loss.item() == pytest.approx((plain.loss + 0.5 * expected).item(), rel=1e-5)
 
 
 def test_pairs_and_contrastive_need_each_other():
     config = tiny_config(mask_token_id=4)
-    ObjectiveArguments(contrastive=0.1).check(config, paired=True)  # partners differ without dropout
+    ObjectiveArguments(contrastive=0.1).check(config, ["text", "partner"])  # partners differ without dropout
     with pytest.raises(ValueError, match=r"a corpus of pairs trains nothing but contrastive, which is 0"):
-        ObjectiveArguments().check(config, paired=True)
+        ObjectiveArguments().check(config, ["text", "partner"])
 
 
 def test_nested_concepts_refuse_what_they_cannot_hide():
@@ -180,7 +191,7 @@ def test_a_corruption_without_timesteps_logs_one_part(tokenizer, name):
     config = tiny_config(vocab_size=len(tokenizer), mask_token_id=4, **corruption.needs)
     model = randomised(corruption.head(config))
     batch = DataCollatorForReconstruction(tokenizer, corruption)(random_examples(tokenizer, rows=16, longest=30))
-    result = ReconstructionObjective()(model, batch, batch["num_items"].sum())
+    result = objective()(model, batch, batch["num_items"].sum())
     total, count = result.parts["loss_rebuilt"]
     assert list(result.parts) == ["loss_rebuilt"] and count == batch["num_items"].sum()
     assert result.loss.item() == pytest.approx((total / count).item(), rel=1e-5)
@@ -209,7 +220,7 @@ def test_contrastive_without_dropout_is_refused():
     settings.check(tiny_config(attention_probs_dropout_prob=0.1))
     with pytest.raises(
         ValueError,
-        match=r"contrastive without a partner_column needs dropout.*attention_probs_dropout_prob are both 0",
+        match=r"contrastive without a partner_column needs dropout.*_probs_dropout_prob and token_dropout are all 0",
     ):
         settings.check(tiny_config())
 

@@ -47,6 +47,7 @@ def test_the_package_has_recipes_that_run_as_typed():
     named = (
         "diffusion_l2",
         "diffusion_l2_fixed",
+        "embedder",
         "gate_1",
         "microworld",
         "mlm_perceiver",
@@ -62,7 +63,7 @@ def test_the_package_has_recipes_that_run_as_typed():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["prose_small", "tsdae", "mlm_perceiver", "gate_1"])
+@pytest.mark.parametrize("name", ["prose_small", "tsdae", "mlm_perceiver", "gate_1", "embedder"])
 def test_recipes_on_public_data_run_on_what_stands_in_for_it(seeded_hub, tmp_path, name):
     from concept_encoder.trainers.pretraining import pretrain
 

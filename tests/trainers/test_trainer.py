@@ -13,7 +13,8 @@ from torch import nn
 from transformers import TrainingArguments
 
 from concept_encoder import ConceptEncoderForDiffusionMLM
-from concept_encoder.trainers.objectives.objective import ObjectiveArguments, info_nce
+from concept_encoder.trainers.objectives.codes import contrast
+from concept_encoder.trainers.objectives.objective import ObjectiveArguments
 from concept_encoder.trainers.training import data_wait
 from concept_encoder.trainers.training.arguments import ConceptTrainingArguments
 from concept_encoder.trainers.training.stability import DivergenceError
@@ -254,19 +255,19 @@ def test_its_own_arguments_are_required(tokenizer, tmp_path):
         )
 
 
-INFO_NCE_APART = """
+CONTRAST_APART = """
 import json
 import torch
 from torch import distributed
-from concept_encoder.trainers.objectives.objective import info_nce
+from concept_encoder.trainers.objectives.codes import contrast
 
 distributed.init_process_group("gloo")
 rank = distributed.get_rank()
 assert distributed.get_world_size() == 2
 generator = torch.Generator().manual_seed(0)
-whole = [torch.randn(6, 5, generator=generator) for _ in range(2)]
+whole = [torch.randn(6, 5, generator=generator) for _ in range(3)]  # texts, partners, negatives
 own = [each[3 * rank :][:3].clone().requires_grad_() for each in whole]
-loss = info_nce(*own)
+loss = contrast(own, 1, "pooled", 20.0)
 loss.backward()
 with open({out!r} + f"/{{rank}}.json", "w") as file:
     json.dump([loss.item(), *(each.grad.tolist() for each in own)], file)
@@ -275,16 +276,16 @@ distributed.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_info_nce_of_two_processes_is_that_of_one_large_batch(tmp_path):
+def test_contrast_in_two_processes_is_that_of_one_large_batch(tmp_path):
     script = tmp_path / "two.py"
-    script.write_text(INFO_NCE_APART.format(out=str(tmp_path)))
+    script.write_text(CONTRAST_APART.format(out=str(tmp_path)))
     launch_two(script)
     losses_apart, *grads_apart = zip(
         *(json.loads((tmp_path / f"{r}.json").read_text()) for r in range(2)), strict=True
     )
     generator = torch.Generator().manual_seed(0)
-    whole = [torch.randn(6, 5, generator=generator).requires_grad_() for _ in range(2)]
-    loss = info_nce(*whole)
+    whole = [torch.randn(6, 5, generator=generator).requires_grad_() for _ in range(3)]
+    loss = contrast(whole, 1, "pooled", 20.0)
     loss.backward()
     assert sum(losses_apart) / 2 == pytest.approx(loss.item(), rel=1e-5)
     for apart, each in zip(grads_apart, whole, strict=True):  # of the sum of both means, twice the mean of all

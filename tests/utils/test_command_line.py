@@ -20,7 +20,10 @@ import concept_encoder
 from concept_encoder import scripts
 from concept_encoder.eval.benchmarks.protocols import PROTOCOLS
 from concept_encoder.eval.benchmarks.registry import BENCHMARKS
+from concept_encoder.eval.benchmarks.retrieval_tasks import RETRIEVAL_TASKS
 from concept_encoder.eval.benchmarks.similarity import SIMILARITY_TASKS
+from concept_encoder.eval.corpus.precision import PRECISIONS
+from concept_encoder.eval.corpus.searching import FUSIONS, SOURCES
 from concept_encoder.eval.hub.export import EXPORTERS
 from concept_encoder.eval.report.gates import load_gates
 from concept_encoder.utils.command_line import (
@@ -115,8 +118,10 @@ def test_a_default_in_the_help_is_that_of_the_verb(name):
 
 def test_names_that_the_help_lists_are_those_of_the_library():
     assert set(script("finetune").TASKS) == set(BENCHMARKS) and script("similarity").TASKS == SIMILARITY_TASKS
+    assert tuple(RETRIEVAL_TASKS) == script("retrieval").TASKS
     assert tuple(PROTOCOLS) == script("finetune").PROTOCOLS and tuple(load_gates()) == script("report").GATES
-    assert tuple(EXPORTERS) == script("export").FORMATS
+    assert tuple(EXPORTERS) == script("export").FORMATS and PRECISIONS == script("encode").PRECISIONS
+    assert (SOURCES, FUSIONS) == (script("search").SOURCES, script("search").FUSIONS)
 
 
 @pytest.mark.parametrize("name", scripts.COMMANDS)
@@ -168,7 +173,7 @@ def test_one_name_for_one_thing(monkeypatch, capsys):
     banned = {"--output", "--out", "--out_dir", "--folder", "--force", "--dryrun", "--bs", "--model", "--rev"}
     assert not {name: found & banned for name, found in options.items() if found & banned}
     positionals = {name: set(re.findall(r"^  ([A-Z_]+)\b", text, re.M)) for name, text in texts.items()}
-    named = {"CHECKPOINT", "RUN_DIR", "OTHER_RUN_DIR", "RECIPE", "PLAN", "COMPARISON"}
+    named = {"CHECKPOINT", "RUN_DIR", "OTHER_RUN_DIR", "RECIPE", "PLAN", "COMPARISON", "FOLDER", "QUERY"}
     assert set().union(*positionals.values()) == named
 
 

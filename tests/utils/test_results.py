@@ -15,6 +15,7 @@ from run_files import (
     synthetic_ledger,
     synthetic_pretrain,
     synthetic_reading,
+    synthetic_retrieval,
     synthetic_similarity,
     synthetic_spectrum,
     with_controls,
@@ -57,6 +58,7 @@ OWN = [
     synthetic_reading(4),
     dataclasses.replace(STSB, environment=PRETRAIN.environment, log_history=[{"loss": 1.0, "epoch": None}]),
     synthetic_similarity(),
+    synthetic_retrieval(),
     SweepCell(settings={"task": "stsb"}, row=ROW, metrics_by_epoch=[{"accuracy": 0.5}], seconds=1.5),
     SeedCell(
         settings={"task": "stsb"},
@@ -203,7 +205,7 @@ def test_older_files_and_those_of_another_kind_are_named(result, name, tmp_path)
     wanted = repr(content[name])
     said = refused(result, {key: value for key, value in content.items() if key != name}, file, (name,))
     assert f"{name} must be {wanted}, got none, as older versions wrote it" in said
-    for value in (0, "x", None, True, [], {"a": 1}, 2):
+    for value in (0, "x", None, True, [], {"a": 1}, 99):
         assert f"{name} must be {wanted}, got {value!r}" in refused(result, {**content, name: value}, file, (name,))
 
 

@@ -21,8 +21,9 @@ from datasets import Dataset, DatasetDict, Features, IterableDataset, List, Valu
 from transformers import PreTrainedTokenizerBase
 
 from ...utils.fields import check_fields
-from ...utils.files import check_new, disk_trouble_named, whole_folder
+from ...utils.files import at_home, check_new, disk_trouble_named, whole_folder
 from ...utils.untrusted import read_tokenizer
+from .roles import NEGATIVE, PARTNER, TEXT, id_column, numbered, vector_name
 from .tables import Origin, Rows, Table, is_empty, meets_rule, open_tables, read_rule
 
 logger = logging.getLogger(__name__)
@@ -37,8 +38,6 @@ Packing = Literal["packed", "truncated"]
 Split = Literal["train", "validation"]
 
 _IDS = Features({"input_ids": List(Value("int32"))})
-_ID_COLUMNS = {"text": "input_ids", "partner": "partner_ids"}
-_PAIR_IDS = Features({**_IDS, "partner_ids": List(Value("int32"))})
 # datasets fingerprints an imported function by its name only: raise this when the same texts give other examples.
 _FORMAT_VERSION = 1
 
@@ -77,6 +76,17 @@ class DataArguments:
         default=None,
         metadata={"help": "Column of a text that means the same, for contrastive; None: single texts."},
     )
+    more_partner_columns: list[str] = field(
+        default_factory=list, metadata={"help": "Columns of more texts that mean the same as that of text_column."}
+    )
+    negative_columns: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Columns of texts that only seem to mean the same, for contrastive with a partner_column."},
+    )
+    teacher_columns: dict[str, str] = field(
+        default_factory=dict,
+        metadata={"help": "Of columns of texts, {texts: vectors}: columns of a teacher's vectors, for distillation."},
+    )
     keep_rows: str | None = field(
         default=None,
         metadata={"help": "Rows to use, as column=value or column>=number, such as label=0 or label>=4; None: all."},
@@ -114,8 +124,8 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        self.dataset_name = os.path.expanduser(self.dataset_name)
-        self.tokenizer_name = self.tokenizer_name and os.path.expanduser(self.tokenizer_name)
+        self.dataset_name = at_home(self.dataset_name)
+        self.tokenizer_name = self.tokenizer_name and at_home(self.tokenizer_name)
         if self.max_length < 3:
             raise ValueError(f"max_length must be at least 3 (two special tokens and a text's), got {self.max_length}")
         if self.validation_size is not None and not 0 < self.validation_size < 1:
@@ -131,13 +141,7 @@ class DataArguments:
                 f"train_split ({self.train_split!r}) and validation_split ({self.validation_split!r}) must differ; "
                 "to hold out a share of the training split set validation_size instead"
             )
-        if self.partner_column is not None and self.packing != "truncated":
-            raise ValueError(
-                f"partner_column={self.partner_column!r} needs packing='truncated', one pair per example, got "
-                f"{self.packing!r}"
-            )
-        if self.partner_column == self.text_column:
-            raise ValueError(f"partner_column and text_column are both {self.text_column!r}: a pair needs two columns")
+        self._check_columns()
         if self.keep_rows is not None:
             read_rule(self.keep_rows)
         if self.streaming and self.preprocessing_num_workers is not None:
@@ -148,13 +152,62 @@ class DataArguments:
         if self.dataset_name == MICROWORLD:
             self._check_microworld()
 
+    @property
+    def columns(self) -> dict[str, str]:
+        """Role -> column of the texts of an example: the text, its partners, its negatives."""
+        partners = [] if self.partner_column is None else [self.partner_column, *self.more_partner_columns]
+        return {TEXT: self.text_column} | numbered(PARTNER, partners) | numbered(NEGATIVE, self.negative_columns)
+
+    @property
+    def vectors(self) -> dict[str, str]:
+        """Name in an example -> column of the teacher's vectors."""
+        roles = {column: role for role, column in self.columns.items()}
+        return {vector_name(roles[texts]): vectors for texts, vectors in self.teacher_columns.items()}
+
+    def texts_alone(self) -> "DataArguments":
+        """Of the same corpus, without partners, negatives and a teacher's vectors."""
+        return dataclasses.replace(
+            self, partner_column=None, more_partner_columns=[], negative_columns=[], teacher_columns={}
+        )
+
+    def _check_columns(self) -> None:
+        columns = list(self.columns.values())
+        for name in ("more_partner_columns", "negative_columns"):
+            if getattr(self, name) and self.partner_column is None:
+                raise ValueError(f"{name}={getattr(self, name)} is of use with a partner_column only; name one")
+        if self.partner_column is not None and self.packing != "truncated":
+            raise ValueError(
+                f"partner_column={self.partner_column!r} needs packing='truncated', one pair per example, got "
+                f"{self.packing!r}"
+            )
+        for column in columns:
+            if columns.count(column) > 1:
+                both = "partner_column and text_column" if self.partner_column == self.text_column else "two columns"
+                raise ValueError(f"{both} are both {column!r}: a pair needs two columns")
+        if self.teacher_columns and self.packing != "truncated":
+            raise ValueError(f"teacher_columns need packing='truncated', one text per example, got {self.packing!r}")
+        for texts in self.teacher_columns:
+            if texts not in columns:
+                raise ValueError(
+                    f"teacher_columns has vectors of {texts!r}, which is none of the columns of texts: "
+                    f"{', '.join(columns)}"
+                )
+
     def _check_microworld(self) -> None:
         """A generated corpus has no configurations, revisions, columns or splits to choose."""
         source = ("dataset_config_name", "dataset_revision", "train_split", "validation_split")
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
-            columns = ("text_column", "partner_column", "keep_rows")
-            if f.name in (*source, "validation_size", *columns, "streaming") and value != f.default:
+            columns = (
+                "text_column",
+                "partner_column",
+                "more_partner_columns",
+                "negative_columns",
+                "teacher_columns",
+                "keep_rows",
+            )
+            empty = f.default is dataclasses.MISSING and not value
+            if f.name in (*source, "validation_size", *columns, "streaming") and not empty and value != f.default:
                 raise ValueError(
                     f"{f.name}={value!r} has no meaning with dataset_name={MICROWORLD!r}, which is generated; "
                     f"leave {f.name} out or name another dataset"
@@ -400,18 +453,19 @@ def _splits(args: DataArguments, data: Dataset | DatasetDict | None) -> dict[str
 
 
 def _texts(table: Table, args: DataArguments) -> Rows:
-    """The columns asked for, as `text` and, of pairs, `partner`, without rows in which one is null or blank."""
-    columns = {args.text_column: "text"}
-    if args.partner_column is not None:
-        columns[args.partner_column] = "partner"
+    """The columns asked for, named by role, without rows in which a text is null or blank."""
+    columns = {column: role for role, column in args.columns.items()}
     for column, role in columns.items():
-        table.check_texts(column, f"{role}_column")
+        table.check_texts(column, _field(role))
+    vectors = {column: name for name, column in args.vectors.items()}
+    for column in vectors:
+        table.check_vectors(column, "teacher_columns")
     rows = table.rows
     if args.keep_rows is not None:
         rows = _filter(rows, meets_rule, args, **table.rule(args.keep_rows))
         if is_empty(rows):
             raise ValueError(f"keep_rows={args.keep_rows!r} keeps no row of {table.origin.name}")
-    rows = rows.select_columns(list(columns))
+    rows = rows.select_columns([*columns, *vectors])
     kept = _filter(rows, _have_texts, args, columns=columns, origin=table.origin)
     named = " or ".join(map(repr, columns))
     if is_empty(kept):
@@ -421,15 +475,23 @@ def _texts(table: Table, args: DataArguments) -> Rows:
             "dropped %d of %d rows of %s: null or blank in column %s",
             len(rows) - len(kept), len(rows), table.origin.name, named,
         )  # fmt: skip
-    return kept.rename_columns({old: new for old, new in columns.items() if old != new})
+    return kept.rename_columns({old: new for old, new in (columns | vectors).items() if old != new})
+
+
+def _field(role: str) -> str:
+    """Of the arguments, the one that names a role's column."""
+    if role.startswith(NEGATIVE):
+        return "negative_columns"
+    return f"{role}_column" if role in (TEXT, PARTNER) else "more_partner_columns"
 
 
 def _have_texts(batch: dict[str, list], indices: list[int], columns: dict[str, str], origin: Origin) -> list[bool]:
     """Which rows hold text in every column; ValueError for what is neither text nor null, as a stream may hold."""
     for column, role in columns.items():
         for row, text in zip(indices, batch[column], strict=True):
-            origin.check_text(row, column, f"{role}_column", text)
-    return [all(text is not None and text.strip() != "" for text in row) for row in zip(*batch.values(), strict=True)]
+            origin.check_text(row, column, _field(role), text)
+    texts = (batch[column] for column in columns)
+    return [all(text is not None and text.strip() != "" for text in row) for row in zip(*texts, strict=True)]
 
 
 def _filter(rows: Rows, function: Callable, args: DataArguments, **options: Any) -> Rows:
@@ -463,14 +525,22 @@ def _encode(corpus: Dataset | IterableDataset, args: DataArguments, tokenizer: P
         "max_length": args.max_length if args.packing == "truncated" else None,
         "format_version": _FORMAT_VERSION,
     }
-    paired = args.partner_column is not None
+    texts = list(args.columns)
+    features = Features({id_column(role): List(Value("int32")) for role in texts})
+    if args.vectors:
+        assert corpus.features is not None
+        # Vectors stay in Arrow: as Python lists they would cost more than tokenising.
+        encoded = corpus.with_format("arrow").map(
+            _tokenize_with_vectors,
+            batched=True,
+            fn_kwargs={"texts": texts, **options},
+            remove_columns=texts,
+            features=Features({**features, **{name: corpus.features[name] for name in args.vectors}}),
+            **workers,
+        )
+        return encoded.with_format(None)
     encoded = corpus.map(
-        _tokenize,
-        batched=True,
-        fn_kwargs=options,
-        remove_columns=["text", "partner"] if paired else ["text"],
-        features=_PAIR_IDS if paired else _IDS,
-        **workers,
+        _tokenize, batched=True, fn_kwargs=options, remove_columns=texts, features=features, **workers
     )
     if args.packing == "truncated":
         return encoded
@@ -484,9 +554,27 @@ def _tokenize(
     batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, max_length: int | None, format_version: int
 ) -> dict[str, list[list[int]]]:
     """`[CLS] text [SEP]` cut to `max_length`; with None: all of `text [SEP]`. A row without any token is dropped."""
+    encoded, kept = _token_ids(batch, tokenizer, max_length)
+    separator = _separator_token_id(tokenizer)
+    ending = [] if max_length is not None or separator is None else [separator]
+    return {column: [[*row, *ending] for row in compress(rows, kept)] for column, rows in encoded.items()}
+
+
+def _tokenize_with_vectors(table: pa.Table, texts: list[str], tokenizer, max_length: int, format_version: int):
+    """As `_tokenize`, of the texts, with the other columns of the rows that are kept."""
+    encoded, kept = _token_ids({role: table[role].to_pylist() for role in texts}, tokenizer, max_length)
+    others = table.drop_columns(texts).filter(pa.array(kept))
+    ids = [pa.array(list(compress(rows, kept)), pa.list_(pa.int32())) for rows in encoded.values()]
+    return pa.table([*ids, *others.columns], names=[*encoded, *others.column_names])
+
+
+def _token_ids(
+    batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, max_length: int | None
+) -> tuple[dict[str, list[list[int]]], list[bool]]:
+    """Ids of the texts of each role, and whether a row has a token in all of them."""
     truncated = max_length is not None
     encoded = {
-        _ID_COLUMNS[column]: tokenizer(
+        id_column(role): tokenizer(
             texts,
             add_special_tokens=truncated,
             truncation=truncated,
@@ -496,13 +584,10 @@ def _tokenize(
             return_token_type_ids=False,
             verbose=False,  # longer than the model on purpose: the blocks are cut afterwards
         )["input_ids"]
-        for column, texts in batch.items()
+        for role, texts in batch.items()
     }
     specials = tokenizer.num_special_tokens_to_add() if truncated else 0
-    separator = _separator_token_id(tokenizer)
-    ending = [] if truncated or separator is None else [separator]
-    kept = [all(len(row) > specials for row in rows) for rows in zip(*encoded.values(), strict=True)]
-    return {column: [[*row, *ending] for row in compress(rows, kept)] for column, rows in encoded.items()}
+    return encoded, [all(len(row) > specials for row in rows) for rows in zip(*encoded.values(), strict=True)]
 
 
 class _Packer:

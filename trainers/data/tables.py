@@ -9,6 +9,7 @@ import bz2
 import csv
 import glob
 import gzip
+import hashlib
 import json
 import lzma
 import os
@@ -23,6 +24,7 @@ from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import (
     ClassLabel,
@@ -33,11 +35,13 @@ from datasets import (
     Value,
     load_dataset_builder,
 )
+from datasets.config import HF_DATASETS_CACHE
 from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns
 from datasets.exceptions import DatasetsError
 from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
+from ...utils.files import at_home
 from ...utils.untrusted import inside, parse_yaml
 
 FILE_MODULES = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".txt": "text"}
@@ -121,6 +125,29 @@ class Table:
             return
         for row, value in enumerate(self.rows[column]):
             self.origin.check_text(row, column, role, value, null)
+
+    def check_vectors(self, column: str, role: str) -> None:
+        """`check_column`, and that every row holds as many finite numbers, none of them null; those of a stream are
+        left to who reads them, but for their type."""
+        self.check_column(column, role)
+        kind = (self.rows.features or {}).get(column)
+        number = getattr(getattr(kind, "feature", None), "dtype", None)
+        if number not in ("float16", "float32", "float64"):
+            raise ValueError(f"{role}: column {column!r} of {self.origin.name} must hold lists of numbers, got {kind}")
+        if isinstance(self.rows, IterableDataset):
+            return
+        start, size = 0, None
+        for part in self.rows.select_columns([column]).with_format("arrow").iter(10_000):
+            vectors = part[column].combine_chunks()
+            sizes = set(pc.list_value_length(vectors).to_pylist())
+            size = next(iter(sizes)) if size is None else size
+            numbers = np.asarray(vectors.flatten(), dtype=np.float32)
+            if sizes != {size} or not size or not np.isfinite(numbers).all():
+                raise ValueError(
+                    f"{role}: column {column!r} of {self.origin.name} must hold as many finite numbers in every row; "
+                    f"rows {start} to {start + len(part) - 1} do not"
+                )
+            start += len(part)
 
     def rule(self, text: str) -> dict[str, Any]:
         """A rule such as label=0 or label>=4 as arguments of `meets_rule`.
@@ -261,7 +288,8 @@ def open_tables(
     """Every split of a source, by name.
 
     Args:
-        source: Hub id, folder, file or glob, or data in memory: one split, which is "train", or several by name.
+        source: Hub id, folder, file or glob, `hf://` too, or data in memory: one split, which is "train", or several
+            by name.
         config: of a Hub id or folder; None is its default one.
         revision: of a Hub id.
         streaming: read while iterating.
@@ -278,9 +306,11 @@ def open_tables(
         return {
             split: Table(rows, Origin(f"the split {split!r} of the data in memory")) for split, rows in source.items()
         }
-    name = os.path.expanduser(os.fspath(source))
+    name = at_home(source)
     path, files = Path(name), []
-    if not path.is_dir() and path.suffix in FILE_MODULES:
+    if name.startswith("hf://") and path.suffix in FILE_MODULES:
+        files = [path]
+    elif not path.is_dir() and path.suffix in FILE_MODULES:
         files = [path] if path.is_file() else sorted(Path(each) for each in glob.glob(name, recursive=True))
         if not files:
             raise FileNotFoundError(f"{field} {name!r}: there is no such file")
@@ -296,13 +326,15 @@ def open_tables(
         raise ValueError(f"dataset_config_name={config!r} needs a dataset, but {field}={name!r} is a file")
     origins: dict[str, tuple[Path, ...]] = {}
     with _naming(name, origins):
-        if files:
+        if name.startswith("hf://"):
+            builder = load_dataset_builder(FILE_MODULES[path.suffix], data_files=name)
+        elif files:
             builder = load_dataset_builder(FILE_MODULES[path.suffix], data_files=_escaped(files))
         elif path.is_dir():
             builder = _folder_builder(path, config)
         else:
             builder = _hub_builder(name, config, revision)
-        if files or path.is_dir():
+        if path.is_dir() or (files and not name.startswith("hf://")):
             origins |= {split: tuple(map(Path, found)) for split, found in (builder.config.data_files or {}).items()}
         if streaming:
             splits = builder.as_streaming_dataset()
@@ -352,6 +384,10 @@ def _folder_builder(folder: Path, config: str | None) -> DatasetBuilder:
         base = glob.escape(str(folder.resolve()))
         found = DataFilesDict.from_patterns(get_data_patterns(base), base_path=base)
         options["data_files"] = {split: _escaped(files) for split, files in found.items()}
+    if any("configs" in card for card in cards):
+        # Of files that a card names, datasets knows a copy by the folder's last name: it would answer with those of
+        # another folder, or of this one before they were changed.
+        options["cache_dir"] = str(Path(HF_DATASETS_CACHE, "folders", _state_of(folder)))
     try:
         builder = load_dataset_builder(str(folder), config, **options)
     except RuntimeError as error:
@@ -365,6 +401,13 @@ def _folder_builder(folder: Path, config: str | None) -> DatasetBuilder:
     columns = _check_csv(files, builder.config.sep)
     features = Features(dict.fromkeys(columns, Value("string")))
     return load_dataset_builder(str(folder), config, **options, features=features, keep_default_na=False)
+
+
+def _state_of(folder: Path) -> str:
+    """Digest of where a folder is and which files it has, by their sizes and times."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    facts = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr((str(folder.resolve()), facts)).encode()).hexdigest()[:16]
 
 
 def _hub_builder(name: str, config: str | None, revision: str | None) -> DatasetBuilder:

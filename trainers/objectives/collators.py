@@ -1,7 +1,10 @@
 """Batches: texts padded, noise drawn for them, and a corruption applied."""
 
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,10 +12,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from .corruptions import Corruption, Diffusion, Noise, Text
-
-# Where a batch of pairs has what the encoder reads of the other text: input of the encoder -> key in the batch.
-PARTNER = {"input_ids": "partner_input_ids", "attention_mask": "partner_attention_mask"}
+from ..data.roles import ENCODER_INPUTS, VECTOR, id_column, input_name, roles_of_batch, roles_of_example
+from .corruptions import Corruption, Diffusion, Noise, Text, chosen_tokens, pack
 
 
 def noise_generator(*key: int) -> torch.Generator:
@@ -31,6 +32,34 @@ def visible_concept_counts(uniform: Tensor, num_concepts: int) -> Tensor:
     Differs: uniform in place of geometric, so that every k is trained as often as any other.
     """
     return (uniform * num_concepts).long().clamp(max=num_concepts - 1) + 1
+
+
+def check_rebuilds(
+    texts: Iterable[dict], collator: "DataCollatorForReconstruction", part: str, t: float | None = None
+) -> None:
+    """ValueError where nothing of the first 10,000 `texts` would be rebuilt, as of words that the tokenizer lacks.
+
+    Args:
+        texts: examples, as the collator takes them.
+        collator: that would corrupt them.
+        part: of the data, as the message names it.
+        t: timestep of all, in place of those that are drawn.
+    """
+    rows = islice(texts, 10_000)
+    found = 0
+    while examples := list(islice(rows, 64)):
+        found += len(examples)
+        batch = collator.pad(examples)
+        timesteps = None if t is None else torch.full((len(examples),), t)
+        rebuilt = collator.corrupt(batch, collator.fixed_noise(batch), timesteps)["num_items"] > 0
+        if (rebuilt & collator.eligible(batch).any(-1)).any():
+            return
+    if not found:
+        raise ValueError(f"the {part} dataset is empty")
+    raise ValueError(
+        f"the {part} data have nothing to rebuild with corruption {collator.corruption.name!r}: their {found} texts "
+        "are too short, or hold only special and unknown tokens; give texts that the tokenizer was made for"
+    )
 
 
 @dataclass
@@ -68,25 +97,43 @@ class DataCollatorForReconstruction:
         return self.corrupt(batch, self.fixed_noise(batch))
 
     def pad(self, examples: list[dict]) -> dict[str, Tensor]:
-        """Clean batch: `input_ids` and `attention_mask`, both (B, N) long; of pairs also those of the `PARTNER`.
+        """Clean batch: `input_ids` and `attention_mask`, both (B, N) long; and of other texts and a teacher's vectors
+        what the examples have, under the names of `data.roles`.
 
         What the tokenizer's own `pad` gives, without its way through Python lists: data come as arrays.
         """
         if not examples:
             raise ValueError("cannot collate an empty list of examples")
-        columns = [column for column in ("input_ids", "partner_ids") if column in examples[0]]
-        # Together, so that a text and its partner are equally long.
-        rows = [
-            torch.from_numpy(np.asarray(example[column], dtype=np.int64)) for column in columns for example in examples
-        ]
         side = {"batch_first": True, "padding_side": self.tokenizer.padding_side}
-        ids = pad_sequence(rows, padding_value=self.tokenizer.pad_token_id, **side)
-        mask = pad_sequence([torch.ones_like(row) for row in rows], **side)
-        keys = ("input_ids", "attention_mask", *PARTNER.values())
-        parts = [
-            part for pair in zip(ids.split(len(examples)), mask.split(len(examples)), strict=True) for part in pair
-        ]
-        return dict(zip(keys, parts, strict=False))
+        padding, batch = self.tokenizer.pad_token_id, {}
+        for role in roles_of_example(examples[0]):
+            column = id_column(role)
+            rows = [torch.from_numpy(np.asarray(example[column], dtype=np.int64)) for example in examples]
+            batch[input_name(role, "input_ids")] = pad_sequence(rows, padding_value=padding, **side)
+            batch[input_name(role, "attention_mask")] = pad_sequence([torch.ones_like(row) for row in rows], **side)
+        for column in examples[0]:
+            if column.endswith(VECTOR):
+                vectors = np.stack([np.asarray(example[column], dtype=np.float32) for example in examples])
+                batch[column] = torch.from_numpy(vectors)
+        return batch
+
+    def without_tokens(
+        self, batch: dict[str, Tensor], share: float, step: int, micro_step: int = 0, rank: int = 0
+    ) -> dict[str, Tensor]:
+        """The batch, its texts of every role without a random share of their tokens; a special token stays, and at
+        least one other."""
+        shown = {**batch}
+        for number, role in enumerate(roles_of_batch(batch)):
+            names = [input_name(role, name) for name in ENCODER_INPUTS]
+            ids, mask = (batch[name] for name in names)
+            generator = noise_generator(self.seed, step, micro_step, 1 + rank, 2, number)
+            noise = torch.rand(ids.shape, generator=generator).to(ids.device)
+            real = mask.bool()
+            eligible = real & ~torch.isin(ids, self._special_ids.to(ids.device))
+            _, kept = chosen_tokens(eligible, noise, 1 - share)
+            seen, packed = pack(kept | (real & ~eligible), (ids, self.tokenizer.pad_token_id))
+            shown |= dict(zip(names, (packed, seen.long()), strict=True))
+        return shown
 
     def draw(
         self, batch: dict[str, Tensor], step: int, micro_step: int = 0, rank: int = 0, world_size: int = 1
@@ -110,6 +157,20 @@ class DataCollatorForReconstruction:
         generator = noise_generator(self.seed, step, micro_step, 1 + rank, 1)
         return torch.rand(len(batch["input_ids"]), generator=generator)
 
+    def draw_size(
+        self, concepts: list[int], dims: list[int], n_dims: int, step: int, micro_step: int = 0
+    ) -> dict[str, Any]:
+        """`num_concepts`, one of `concepts`, and `n_dims` of `dims`, -1 for all, where there are any to choose from;
+        the same on all processes."""
+        generator = noise_generator(self.seed, step, micro_step, 0, 1)
+        drawn: dict[str, Any] = {}
+        if concepts:
+            drawn["num_concepts"] = concepts[int(torch.randint(len(concepts), (), generator=generator))]
+        if dims:
+            chosen = torch.randperm(len(dims), generator=generator).tolist()[: len(dims) if n_dims == -1 else n_dims]
+            drawn["dims"] = [dims[each] for each in sorted(chosen)]
+        return drawn
+
     def fixed_noise(self, batch: dict[str, Tensor], draw: int = 0) -> Noise:
         """Noise, each text's a function of the seed, its real tokens and the number of the draw; 0 at padding."""
         rows, columns = batch["input_ids"].shape
@@ -122,6 +183,11 @@ class DataCollatorForReconstruction:
             noise.tokens[:, row, real] = torch.rand(self._channels, int(real.sum()), generator=generator)
             noise.rows[1:, row] = torch.rand(self.corruption.row_draws - 1, generator=generator)
         return noise
+
+    def eligible(self, batch: dict[str, Tensor]) -> Tensor:
+        """(B, N) bool: real tokens that are not special ones, as unknown words are too."""
+        ids = batch["input_ids"]
+        return batch["attention_mask"].bool() & ~torch.isin(ids, self._special_ids.to(ids.device))
 
     def corrupt(self, batch: dict[str, Tensor], noise: Noise, timesteps: Tensor | None = None) -> dict[str, Tensor]:
         """Corrupt a clean batch, and draw the positions that carry the loss.
@@ -141,8 +207,7 @@ class DataCollatorForReconstruction:
         if timesteps is not None and timesteps.device.type == "cpu" and not ((timesteps > 0) & (timesteps <= 1)).all():
             raise ValueError(f"timesteps must be in (0, 1], got {timesteps.tolist()}")
         ids, real = batch["input_ids"], batch["attention_mask"].bool()
-        eligible = real & ~torch.isin(ids, self._special_ids.to(ids.device))
-        text = Text(ids, real, eligible, self.tokenizer.mask_token_id, self.tokenizer.pad_token_id)
+        text = Text(ids, real, self.eligible(batch), self.tokenizer.mask_token_id, self.tokenizer.pad_token_id)
         corrupted = self.corruption(text, noise, timesteps)
         labels, weights = corrupted["labels"], corrupted["loss_weights"]
         share = self.corruption.position_share

@@ -73,6 +73,7 @@ class Corruption:
         head: class of the model that can undo it.
         needs: fields of the model's configuration, and the value that each must have.
         row_draws, token_draws: how many numbers per text and per token it takes from `Noise`.
+        own_decoder_ids: whether the decoder is given ids of its own, and not what the encoder reads.
         stratified: whether the first number per text is evenly spread over the global batch.
     """
 
@@ -80,6 +81,7 @@ class Corruption:
     needs: ClassVar[dict[str, Any]] = {}
     row_draws: ClassVar[int] = 1
     token_draws: ClassVar[int] = 1
+    own_decoder_ids: ClassVar[bool] = True
     stratified: ClassVar[bool] = False
     _: KW_ONLY
     position_share: float = 1.0
@@ -275,6 +277,7 @@ class MaskedLanguageModeling(Corruption):
 
     masking_rate: float = 0.15
     head = ConceptEncoderForMaskedLMPerceiver
+    own_decoder_ids = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -87,6 +87,20 @@ def refuse_replaced(options: dict[str, Any]) -> None:
             raise ValueError(f"ConceptTrainer does not take {name}: {reason}")
 
 
+def check_best(args: TrainingArguments, measures: list[str], datasets: list[str]) -> None:
+    """ValueError for a `metric_for_best_model` that evaluation will not give.
+
+    Args:
+        args: of the run.
+        measures: that evaluation gives, without their prefix.
+        datasets: names of the evaluation datasets where there are several.
+    """
+    given = args.metric_for_best_model
+    legal = [f"{name}_{measure}" for name in datasets for measure in measures] or measures
+    if given is not None and given.removeprefix("eval_") not in legal:
+        raise ValueError(f"metric_for_best_model must be one of {', '.join(legal)}, got {given!r}")
+
+
 def check_trackers(args: TrainingArguments) -> None:
     """ValueError for a tracker whose package is not installed, with what to install."""
     for name in args.report_to:

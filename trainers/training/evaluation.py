@@ -2,16 +2,17 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ...modeling_concept import ConceptMaskedLMOutput, cross_entropy_of_rows
-from ..objectives.collators import DataCollatorForReconstruction
+from ..objectives.codes import WHOLE, encode
+from ..objectives.collators import DataCollatorForReconstruction, check_rebuilds
 from ..objectives.corruptions import Diffusion
-from ..objectives.objective import ObjectiveArguments
+from ..objectives.objective import Objective, ObjectiveArguments, with_partner
 
 Model = Callable[..., ConceptMaskedLMOutput]
 Batch = dict[str, Tensor]
@@ -49,6 +50,15 @@ class ReconstructionEvaluator:
         if type(corruption) is not Diffusion:
             self._passes.append((DataCollatorForReconstruction(tokenizer, corruption), 0, None))
 
+    def check(self, texts: Iterable[dict]) -> None:
+        """ValueError unless something of the evaluation `texts` is measured by each of its passes."""
+        for collator, _, t in [*self._passes[:1], *self._passes[len(self.grid) :]]:  # the grid's share a collator
+            check_rebuilds(texts, collator, "evaluation", t and 1.0)
+
+    def measures(self) -> list[str]:
+        """Names of the metrics."""
+        return list(self.metrics(torch.ones(len(self._passes), 5)))
+
     def score(self, model: Model, batch: Batch) -> Tensor:
         """(B, P, 5) of a clean batch, P the grid points and then the corruption's own task where there is one:
         weighted NLL, items that it is divided by, NLL, hits and number of rebuilt tokens."""
@@ -61,6 +71,40 @@ class ReconstructionEvaluator:
         for sums in own_task:
             metrics |= _rebuilding_metrics(sums)
         return metrics
+
+
+class CodeEvaluator:
+    """The terms of an objective without reconstruction, each a mean over batches, weighted by their texts.
+
+    They compare the texts of a batch, so that they depend on `per_device_eval_batch_size`. Metrics: each term, and
+    `loss`, their sum with the weights of training.
+    """
+
+    def __init__(self, objective: Objective):
+        self.objective = objective
+
+    def check(self, texts: Iterable[dict]) -> None:
+        """ValueError without a text to evaluate on."""
+        if next(iter(texts), None) is None:
+            raise ValueError("the evaluation dataset is empty")
+
+    def measures(self) -> list[str]:
+        """Names of the metrics."""
+        return ["loss", *self.objective.settings.weights]
+
+    def score(self, model: nn.Module, batch: Batch) -> Tensor:
+        """(B, T + 1): the T terms of the batch, the same for each text, and 1."""
+        settings = self.objective.settings
+        batch = with_partner(batch) if settings.contrastive else batch
+        encoded = encode(model, batch, mini_batch_num_tokens=settings.mini_batch_num_tokens)
+        terms = list(self.objective.terms(model, encoded, batch, WHOLE).values())
+        return torch.stack([*terms, torch.ones_like(terms[0])]).expand(len(batch["input_ids"]), -1)
+
+    def metrics(self, totals: Tensor) -> dict[str, float]:
+        """Of the sums (T + 1,) over texts of what `score` gives."""
+        weights, (*sums, count) = self.objective.settings.weights, totals.tolist()
+        means = {name: value / count for name, value in zip(weights, sums, strict=True)}
+        return {"loss": sum(weights[name] * value for name, value in means.items()), **means}
 
 
 def _score(model: Model, batch: Batch, collator: DataCollatorForReconstruction, draw: int, t: float | None) -> Tensor:

@@ -14,16 +14,17 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
-from ...modeling_concept import ConceptMaskedLMOutput
 from ...utils.progress import progress
 from ...utils.tokenizer import limit_length
-from ..objectives.collators import PARTNER, DataCollatorForReconstruction, visible_concept_counts
-from ..objectives.objective import ObjectiveArguments
+from ..data.roles import VECTOR, roles_of_example
+from ..objectives.codes import attach, encoder_inputs, training_head
+from ..objectives.collators import DataCollatorForReconstruction, check_rebuilds, visible_concept_counts
+from ..objectives.objective import ObjectiveArguments, with_partner
 from .arguments import ConceptTrainingArguments
 from .averaging import WeightAverage
-from .checks import check_optimizer, check_schedule, check_trackers, refuse_replaced
+from .checks import check_best, check_optimizer, check_schedule, check_trackers, refuse_replaced
 from .data_wait import DataWait
-from .evaluation import ReconstructionEvaluator
+from .evaluation import CodeEvaluator, ReconstructionEvaluator
 from .kernels import liger_linear_cross_entropy
 from .sharding import OwnClassName, share_tied_embeddings
 from .stability import DivergenceError, DivergenceGuard, gradient_norms
@@ -57,7 +58,7 @@ class ObjectiveTrainer(Trainer):
         if processing_class is None:
             raise ValueError("ConceptTrainer needs processing_class: the tokenizer knows [MASK] and [PAD]")
         refuse_replaced(kwargs)
-        _check_task(model, args, objective_args, train_dataset)
+        teacher_size = _check_task(model, args, objective_args, train_dataset)
         processing_class = limit_length(processing_class, model.config)
         check_trackers(args)
         check_schedule(args)
@@ -68,8 +69,18 @@ class ObjectiveTrainer(Trainer):
             objective_args.built_corruption,
             seed=args.seed,
         )
-        self.evaluator = ReconstructionEvaluator(processing_class, objective_args)
+        if train_dataset is not None and objective_args.reconstruction:
+            check_rebuilds(train_dataset, self.collator, "training")
         self.objective = objective_args.build_objective()
+        self.evaluator: CodeEvaluator | ReconstructionEvaluator = CodeEvaluator(self.objective)
+        if objective_args.reconstruction:
+            self.evaluator = ReconstructionEvaluator(processing_class, objective_args)
+        evaluated = kwargs.get("eval_dataset")
+        each = evaluated if isinstance(evaluated, dict) else {} if evaluated is None else {"": evaluated}
+        for texts in each.values():
+            self.evaluator.check(texts)
+        check_best(args, self.evaluator.measures(), [name for name in each if name])
+        attach(model, objective_args.build_head(model.config, teacher_size))
         self.monitor = monitor
         self.data_wait = DataWait()
         self.guard = DivergenceGuard(args.divergence_ratio, clipped=args.max_grad_norm > 0)
@@ -101,12 +112,24 @@ class ObjectiveTrainer(Trainer):
             self._shared_embeddings = share_tied_embeddings(self.model)
             self.add_callback(OwnClassName(type(self.model)))
 
+    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
+        """As the Trainer's; but DDP does not look for weights that the model's outputs are not made of, since those of
+        a training head, and of texts that are read in other passes, get their gradients all the same."""
+        outside = not self.settings.reconstruction or training_head(self.model) is not None
+        with self._with_args(**{"ddp_find_unused_parameters": False} if outside else {}):
+            return super()._build_accelerator_args(**kwargs)
+
     def _check_devices(self) -> None:
         """ValueError for settings that do not go with the devices that accelerate has found."""
         if self.args.use_liger_kernel and self.args.device.type != "cuda":
             raise ValueError(
                 f"use_liger_kernel=True needs a CUDA device, and training runs on {self.args.device.type}; leave it "
                 "out"
+            )
+        if self.is_fsdp_enabled and training_head(self.model) is not None:
+            raise ValueError(
+                "learn_temperature and distillation_map learn weights outside the model, which FSDP would shard with "
+                "it; train with DDP, or leave them out"
             )
         if self.average is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError("ema_decay needs whole weights on each device; FSDP and DeepSpeed shard them")
@@ -161,26 +184,34 @@ class ObjectiveTrainer(Trainer):
         return batches, num_items.clamp_min(1)
 
     def _num_tokens(self, batch: dict[str, Tensor]) -> Tensor:
-        mask = batch["attention_mask"]
-        return mask.new_tensor(mask.numel()) if self.args.include_num_input_tokens_seen == "all" else mask.sum()
+        masks = encoder_inputs(batch, "attention_mask")
+        every = self.args.include_num_input_tokens_seen == "all"
+        return torch.stack([mask.new_tensor(mask.numel()) if every else mask.sum() for mask in masks]).sum()
 
     def _track_num_input_tokens(self, inputs: dict[str, Tensor]) -> None:
         # Once per step, where `_judge_step` has just waited for the device; the Trainer waits at each micro-step.
         if self.args.include_num_input_tokens_seen != "no" and self.accelerator.sync_gradients:
             self.state.num_input_tokens_seen += int(self._tokens_of_step)
 
-    def _corrupted(self, batches: Iterator) -> Iterator[dict[str, Tensor]]:
+    def _corrupted(self, batches: Iterator) -> Iterator[dict[str, Any]]:
         rank, world_size = self.args.process_index, self.args.world_size
+        settings, step = self.settings, self.state.global_step
         for micro_step, batch in enumerate(batches):
-            noise = self.collator.draw(batch, self.state.global_step, micro_step, rank, world_size)
-            device = batch["input_ids"].device
-            corrupted = self.collator.corrupt(batch, noise.to(device))
-            corrupted |= {key: batch[key] for key in PARTNER.values() if key in batch}
-            if self.settings.nested_concepts:
-                uniform = self.collator.draw_rows(batch, self.state.global_step, micro_step, rank)
+            place, device = (step, micro_step, rank), batch["input_ids"].device
+            if settings.reconstruction:
+                noise = self.collator.draw(batch, *place, world_size)
+                batch = batch | self.collator.corrupt(batch, noise.to(device))
+            else:
+                batch = batch | {"num_items": torch.ones(len(batch["input_ids"]), dtype=torch.long, device=device)}
+            if settings.nested_concepts:
+                uniform = self.collator.draw_rows(batch, *place)
                 counts = visible_concept_counts(uniform, self.model.config.num_concepts)
-                corrupted["num_visible_concepts"] = counts.to(device)
-            yield corrupted
+                batch["num_visible_concepts"] = counts.to(device)
+            if settings.token_dropout:
+                batch = with_partner(batch) if settings.contrastive else batch
+                batch = self.collator.without_tokens(batch, settings.token_dropout, *place)
+            sizes = settings.matryoshka_concepts, settings.matryoshka_dims, settings.n_dims_per_step
+            yield batch | self.collator.draw_size(*sizes, step, micro_step)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> Tensor:
         result = self.objective(model, inputs, num_items_in_batch)
@@ -246,7 +277,10 @@ class ObjectiveTrainer(Trainer):
         # Through the whole model, around whose forward FSDP gathers the weights; cheap, as nothing has a label.
         no_labels = torch.full_like(self._watched["input_ids"], -100)
         with self.accelerator.autocast():
-            concepts = model(**self._watched, labels=no_labels).concepts
+            if self.settings.reconstruction:
+                concepts = model(**self._watched, labels=no_labels).concepts
+            else:
+                concepts = model(**self._watched).last_hidden_state
         model.train(training)
         return concepts
 
@@ -288,19 +322,17 @@ class ObjectiveTrainer(Trainer):
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ) -> EvalLoopOutput:
-        """The metrics of `ReconstructionEvaluator`, over the texts of all processes."""
+        """The metrics of the evaluator, over the texts of all processes."""
         # Not prepared by accelerate: a model once prepared for evaluation would later train without synchronisation.
         model = self.model.eval()
-
-        def autocast(**inputs) -> ConceptMaskedLMOutput:
-            with self.accelerator.autocast():
-                return model(**inputs)
 
         totals: Tensor | float = 0.0
         num_texts = 0
         hide = self.args.disable_tqdm or not self.is_world_process_zero()
         for batch in progress(dataloader, desc=description, disable=hide, leave=False):
-            scores = self.accelerator.gather_for_metrics(self.evaluator.score(autocast, batch))  # (B, P, 5)
+            with self.accelerator.autocast():
+                scores = self.evaluator.score(model, batch)  # (B, ...)
+            scores = self.accelerator.gather_for_metrics(scores)
             totals = totals + scores.double().sum(0).cpu()
             num_texts += len(scores)
         if not isinstance(totals, Tensor):
@@ -324,16 +356,28 @@ def _check_task(
     args: ConceptTrainingArguments,
     settings: ObjectiveArguments,
     train_dataset: Dataset | IterableDataset | None,
-) -> None:
-    """ValueError if the model, or the batches, are not what the objective needs."""
-    corruption = settings.built_corruption
-    head = corruption.head.__name__
+) -> int | None:
+    """ValueError if the model, or the batches, are not what the objective needs.
+
+    Returns:
+        How many numbers a teacher's vector has; None where there is none.
+    """
     # By name: a class loaded with a checkpoint's own code is another object. A model that is none of the heads says
     # which one it can be trained as.
-    own = getattr(model, "trained_as", type(model).__name__)
+    own, head = getattr(model, "trained_as", type(model).__name__), settings.head.__name__
     if own != head:
-        raise ValueError(f"corruption {corruption.name!r} trains a {head}, got a {own}")
+        task = f"corruption {settings.built_corruption.name!r}" if settings.reconstruction else "reconstruction 0"
+        raise ValueError(f"{task} trains a {head}, got a {own}")
     columns = getattr(train_dataset, "column_names", None) or ()  # a stream may not know its own
-    settings.check(model.config, paired="partner_ids" in columns)
-    if settings.contrastive and args.per_device_train_batch_size * args.world_size < 2:
+    vectors = [column for column in columns if column.endswith(VECTOR)]
+    settings.check(model.config, roles_of_example(columns), bool(vectors))
+    if any((settings.contrastive, settings.similarity_distillation)) and (
+        args.per_device_train_batch_size * args.world_size < 2
+    ):
         raise ValueError("contrastive needs other texts as negatives: raise per_device_train_batch_size to 2 or more")
+    if not vectors:
+        return None
+    assert train_dataset is not None
+    teacher_size = len(next(iter(train_dataset))[vectors[0]])
+    settings.check_teacher(model.config, teacher_size)
+    return teacher_size

@@ -1,5 +1,6 @@
 """The Trainer of this package: an objective, checkpoints that are whole and resume bit for bit, and pushes."""
 
+import dataclasses
 import logging
 import shutil
 from concurrent.futures import Future
@@ -19,6 +20,7 @@ from ...utils.files import disk_trouble_named, replaced_together
 from ...utils.progress import TrainingProgress
 from ...utils.tokenizer import fit_saved_tokenizer
 from ..data.corpora import DataArguments
+from ..objectives.codes import HEAD, training_head
 from ..objectives.objective import ObjectiveArguments
 from .arguments import ConceptTrainingArguments
 from .objective_trainer import ObjectiveTrainer
@@ -238,6 +240,10 @@ class ConceptTrainer(ObjectiveTrainer):
             "collapsed_in_a_row": self._collapsed_in_a_row,
             "rollbacks": self._rollbacks,
         }
+        head = training_head(self.model)
+        if head is not None:  # like the model in a checkpoint, which does not hold it: the average where there is one
+            with self._averaged():
+                sums[HEAD] = {name: weight.clone() for name, weight in head.state_dict().items()}
         torch.save(sums, folder / SUMS_SINCE_LOG.format(rank=self.args.process_index))
         if not self.args.should_save:
             return
@@ -249,10 +255,15 @@ class ConceptTrainer(ObjectiveTrainer):
         """Load what `_save_own_state` wrote, once the Trainer has loaded the rest and set its sums to zero."""
         if self._checkpoint is None:
             return
-        if self.average is not None:
-            self.average.load(self.model, str(self._checkpoint))
+        if self.state.best_model_checkpoint is not None:
+            self.state.best_model_checkpoint = str(self._checkpoint.parent / self.state.best_model_checkpoint)
         file = self._checkpoint / SUMS_SINCE_LOG.format(rank=self.args.process_index)
         device, sums = self.args.device, torch.load(file, map_location="cpu", weights_only=True)
+        head = training_head(self.model)
+        if head is not None:
+            head.load_state_dict(sums[HEAD])
+        if self.average is not None:
+            self.average.load(self.model, str(self._checkpoint))
         self._tr_loss, self._globalstep_last_logged = sums["loss"].to(device), sums["last_logged"]
         self._total_loss_scalar = sums["total_loss"]
         self._parts = {name: [tensor.to(device) for tensor in pair] for name, pair in sums["parts"].items()}
@@ -264,11 +275,13 @@ class ConceptTrainer(ObjectiveTrainer):
             self.log({"rollback": self._rollbacks, "learning_rate": self._get_learning_rate()})
 
     def _name_best(self, staged: Path, final: Path) -> None:
-        """The Trainer took the place where the best checkpoint is written for its own."""
+        """The Trainer took the place where the best checkpoint is written for its own; the file has its name alone."""
         if self.state.best_model_checkpoint == str(staged):
             self.state.best_model_checkpoint = str(final)
-            if self.args.should_save:
-                self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
+        best = self.state.best_model_checkpoint
+        if self.args.should_save and best is not None:
+            state = dataclasses.replace(self.state, best_model_checkpoint=Path(best).name)
+            state.save_to_json(str(staged / TRAINER_STATE_NAME))
 
     def _load_from_checkpoint(self, *args, **kwargs) -> None:
         with embeddings_apart(self.model, self._shared_embeddings):

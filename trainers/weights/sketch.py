@@ -20,7 +20,7 @@ from ...modeling_concept import ConceptEncoderModel
 SHARPNESS = 20.0
 
 
-def inverse_document_frequency(texts: Iterable[list[int]], vocab_size: int) -> np.ndarray:
+def inverse_document_frequency(texts: Iterable[list[int] | np.ndarray], vocab_size: int) -> np.ndarray:
     """(V,) log(1 + (n - df + 1/2) / (df + 1/2)) of token ids in n texts; df texts hold the id.
 
     Source: Robertson & Zaragoza 2009, The Probabilistic Relevance Framework, eq. 3.3, kept positive as in Lucene.

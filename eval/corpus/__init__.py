@@ -1,0 +1,1 @@
+"""A corpus encoded once, kept as parquet shards, and searched."""

@@ -1,0 +1,297 @@
+"""Indexes and search: exact scores, fusion, changes, kills, and faults by their names."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from killing import killed_at
+from small_corpora import documents, encoded, word_weights
+
+import concept_encoder as ce
+from concept_encoder.eval.corpus import index as index_module
+from concept_encoder.eval.corpus import shards
+from concept_encoder.eval.corpus.embedders import embed_texts, load_embedder
+from concept_encoder.eval.corpus.index import Index
+from concept_encoder.eval.corpus.searching import choose_weights, query_embedder
+from concept_encoder.scripts.search import main
+
+pytest.importorskip("datatrove")
+pytest.importorskip("sentence_transformers")
+QUERY = "the doctor saw the dog in the garden"
+
+
+@pytest.fixture(scope="module")
+def corpus(pretrained, tmp_path_factory) -> Path:
+    """60 documents with float32 vectors, words and texts."""
+    folder = tmp_path_factory.mktemp("corpus")
+    return encoded(pretrained, documents(60), folder / "out", words=word_weights(folder), word_entries=20)
+
+
+@pytest.fixture
+def index(corpus, tmp_path) -> Index:
+    return Index.build(corpus, tmp_path / "index")
+
+
+def scores_of(hits) -> dict[str, float]:
+    return {hit.id: hit.score for hit in hits}
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+# -------------------------------------------------------------------------------------------------------------- scores
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8", "2bit", "ubinary"])
+def test_exact_search_is_the_product_with_every_vector(pretrained, tmp_path, monkeypatch, precision):
+    """In blocks and segments of a few documents."""
+    monkeypatch.setattr(index_module, "SEGMENT_ROWS", 13)
+    monkeypatch.setattr(index_module, "BLOCK_NUMBERS", 5 * 32)
+    folder = encoded(pretrained, documents(40), tmp_path / "out", precision=precision)
+    found = shards.open_shards(folder)
+    (table,) = shards.read_tables(found.files)
+    query = embed_texts(load_embedder(pretrained), [QUERY], "query")[0]  # stays in float
+    wanted = shards.vectors(table, found.code) @ query
+    index = Index.build(folder)
+    assert len(index.segments) == 4
+    (hits,) = ce.search(index, QUERY, k=40, checkpoint=pretrained)
+    order = np.argsort(-wanted, kind="stable")
+    assert [hit.score for hit in hits] == pytest.approx(wanted[order].tolist(), abs=1e-5)
+    assert {hit.id for hit in hits} == {f"d{row}" for row in range(40)}
+    assert scores_of(hits) == pytest.approx(dict(zip(table["id"].to_pylist(), wanted.tolist(), strict=True)), abs=1e-5)
+    assert scores_of(hits)["d9"] == 0  # an empty text
+    assert hits[0].document.keys() == {"text"}
+
+
+def test_words_are_added_and_weighted(index, corpus, pretrained):
+    options = {"k": 60, "checkpoint": pretrained}
+    found = scores_of(ce.search(index, QUERY, by=["words"], **options)[0])
+    weights = index.word_weights
+    exact = (weights.encode(documents(60)["text"][:], 20) @ weights.encode([QUERY]).T).toarray().ravel()
+    assert found == pytest.approx(
+        {f"d{row}": score for row, score in enumerate(exact.tolist()) if score > 0}, abs=1e-3
+    )
+    (hits,) = ce.search(index, QUERY, weights=[0.25, 2], **options)
+    for hit in hits:
+        assert hit.parts["words"] == pytest.approx(found.get(hit.id, 0), abs=1e-6)
+        assert hit.score == pytest.approx(0.25 * hit.parts["vectors"] + 2 * hit.parts["words"], abs=1e-5)
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+
+
+def test_bm25_is_that_of_bm25s(corpus, tmp_path):
+    bm25s = pytest.importorskip("bm25s")
+    index = Index.build(corpus, tmp_path / "index", bm25="text")
+    texts = documents(60)["text"][:]
+    theirs = bm25s.BM25()
+    theirs.index(bm25s.tokenize(texts, stopwords="en", return_ids=False, show_progress=False), show_progress=False)
+    wanted = theirs.get_scores(bm25s.tokenize(QUERY, stopwords="en", return_ids=False, show_progress=False)[0])
+    (hits,) = ce.search(index, QUERY, k=60, by=["bm25"])
+    assert {hit.id: hit.score * wanted.max() for hit in hits} == pytest.approx(
+        {f"d{row}": float(score) for row, score in enumerate(wanted) if score > 0}, abs=1e-4
+    )
+    assert ce.search(index, "xyzzy", by=["bm25"]) == [[]]
+
+
+def test_reciprocal_ranks(index, pretrained):
+    options = {"k": 60, "checkpoint": pretrained}
+    ranks = {
+        name: {hit.id: place + 1 for place, hit in enumerate(ce.search(index, QUERY, by=[name], **options)[0])}
+        for name in ("vectors", "words")
+    }
+    (hits,) = ce.search(index, QUERY, by=["vectors", "words"], fusion="rank", weights=[1, 3], **options)
+    for hit in hits:
+        first, second = (1 / (60 + rank[hit.id]) if hit.id in rank else 0 for rank in ranks.values())
+        assert hit.score == pytest.approx(first + 3 * second)
+
+
+def test_weights_are_chosen_on_training_queries(index, pretrained):
+    texts = documents(60)["text"][:5]
+    queries = [" ".join(text.split()[:4]) for text in texts]
+    chosen = choose_weights(index, queries, [[f"d{row}"] for row in range(5)], checkpoint=pretrained)
+    assert sum(chosen) == pytest.approx(1)
+
+    def quality(weights):
+        options = {"k": 60, "checkpoint": pretrained}
+        found = ce.search(index, queries, by=["vectors", "words"], weights=weights, **options)
+        places = [[hit.id for hit in hits].index(f"d{row}") for row, hits in enumerate(found)]
+        return sum(1 / (place + 1) for place in places)
+
+    assert quality(chosen) >= max(quality((1, 0)), quality((0, 1)), quality((0.5, 0.5)))
+    with pytest.raises(ValueError, match="weights are chosen for two sources on at least one query, got 1 and 1"):
+        choose_weights(index, ["a"], [["d1"]], by=["words"])
+
+
+def test_concepts_that_matched(pretrained, tmp_path):
+    folder = encoded(pretrained, documents(12), tmp_path / "out", concepts=True)
+    (hits,) = ce.search(folder, QUERY, k=1, checkpoint=pretrained)
+    asked, found = (
+        embed_texts(load_embedder(pretrained, output="concepts"), [text])[0].reshape(4, 32)
+        for text in (QUERY, hits[0].document["text"])
+    )
+    shares = (asked * found).sum(1)
+    assert hits[0].concepts == [
+        (int(place), pytest.approx(float(shares[place]), abs=1e-5)) for place in np.argsort(-shares)[:3]
+    ]
+    assert hits[0].score == pytest.approx(float(shares.sum()), abs=1e-5)
+
+
+def test_a_graph_finds_what_exact_search_finds(corpus, pretrained, tmp_path, monkeypatch):
+    pytest.importorskip("usearch")
+    monkeypatch.setattr(index_module, "SEGMENT_ROWS", 25)
+    index = Index.build(corpus, tmp_path / "index", approximate=True)
+    assert index.facts.approximate.recall_at_10 > 0.9
+    assert index.facts.approximate.queries == 54  # documents with words
+    index = index.delete(["d1"])
+    options = {"k": 5, "checkpoint": pretrained}
+    for by in (["vectors"], ["vectors", "words"]):
+        exact, graph = (ce.search(index, QUERY, by=by, approximate=each, **options)[0] for each in (False, True))
+        assert scores_of(exact) == pytest.approx(scores_of(graph), abs=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------------------- changes
+
+
+def test_documents_are_added_deleted_and_compacted(index, corpus, pretrained, tmp_path):
+    query = {"k": 100, "checkpoint": pretrained}
+    before = scores_of(ce.search(index, QUERY, **query)[0])
+    more = encoded(
+        pretrained, documents(20, first=60), tmp_path / "more", words=corpus / "words.safetensors", word_entries=20
+    )
+    grown = index.add(more)
+    after = scores_of(ce.search(grown, QUERY, **query)[0])
+    assert len(after) == 80 and {name: after[name] for name in before} == pytest.approx(before, abs=1e-6)
+    best = max(after, key=lambda name: after[name])
+    less = grown.delete([best, "d70"])
+    assert (less.facts.documents, less.facts.deleted) == (78, 2)
+    wanted = {name: score for name, score in after.items() if name not in (best, "d70")}
+    assert scores_of(ce.search(less, QUERY, **query)[0]) == pytest.approx(wanted, abs=1e-6)
+    compact = less.compact()
+    assert (compact.facts.documents, compact.facts.deleted, len(compact.segments)) == (78, 0, 1)
+    assert scores_of(ce.search(compact, QUERY, **query)[0]) == pytest.approx(wanted, abs=1e-6)
+    again = Index.open(index.folder)
+    assert scores_of(ce.search(again, QUERY, **query)[0]) == pytest.approx(wanted, abs=1e-6)
+    words = {"words": corpus / "words.safetensors", "word_entries": 20}
+    one = encoded(pretrained, documents(1, first=2), tmp_path / "one", **words)
+    assert again.delete(["d2"]).add(one).facts.documents == 78  # a document that has changed
+
+
+def test_bm25_counts_what_was_added(corpus, pretrained, tmp_path):
+    pytest.importorskip("bm25s")
+    index = Index.build(corpus, tmp_path / "index", bm25="text")
+    table = Dataset.from_dict({"key": ["new"], "text": ["zebra zebra"], "n": [0]})
+    more = encoded(pretrained, table, tmp_path / "more", words=corpus / "words.safetensors", word_entries=20)
+    grown = index.add(more)
+    assert [hit.id for hit in ce.search(grown, "a zebra", by=["bm25"])[0]] == ["new"]
+    assert ce.search(grown.delete(["new"]), "a zebra", by=["bm25"]) == [[]]
+    assert len(list(grown.folder.glob("bm25-*"))) == 1
+
+
+@pytest.mark.parametrize("change", ["build", "add", "delete", "compact"])
+@pytest.mark.parametrize("moment", ["_write_segment", "sync_folder"])
+def test_a_change_that_is_killed_leaves_the_index_as_it_was(corpus, pretrained, tmp_path, change, moment):
+    index = Index.build(corpus, tmp_path / "index")
+    before, facts = scores_of(ce.search(index, QUERY, k=60, checkpoint=pretrained)[0]), index.facts
+    more = encoded(
+        pretrained, documents(5, first=60), tmp_path / "more", words=corpus / "words.safetensors", word_entries=20
+    )
+    changes = {
+        "build": lambda: Index.build(more, tmp_path / "index", overwrite=True),
+        "add": lambda: index.add(more),
+        "delete": lambda: index.delete(["d3"]),
+        "compact": index.compact,
+    }
+    killed = killed_at(changes[change], index_module, moment)
+    assert killed or (change, moment) == ("delete", "_write_segment")  # which writes none
+    opened = Index.open(tmp_path / "index")
+    if killed:
+        assert opened.facts == facts
+        assert scores_of(ce.search(opened, QUERY, k=60, checkpoint=pretrained)[0]) == before
+    changed = {"build": lambda: Index.build(more, tmp_path / "index", overwrite=True), "add": lambda: opened.add(more)}
+    new = changed.get(change, lambda: opened.delete(["d4"]))()
+    assert new.facts.documents == {"build": 5, "add": 65}.get(change, 59 if killed else 58)
+    held = {path.parent.name for path in (tmp_path / "index").rglob("codes.npy")}
+    assert held == {each.name for each in new.facts.segments}  # nothing is left of what was killed
+
+
+# -------------------------------------------------------------------------------------------------------------- faults
+
+
+def test_what_does_not_fit_together_is_named(index, corpus, pretrained, tmp_path):
+    other = encoded(pretrained, documents(5, first=60), tmp_path / "other", precision="2bit")
+    with pytest.raises(ValueError, match=r"precision '2bit'.*never mixed"):
+        index.add(other)
+    with pytest.raises(ValueError, match="id 'd0' comes twice; ids are unique"):
+        index.add(corpus)
+    with pytest.raises(ValueError, match=r"2 of the ids are not in .*, the first is 'x1'"):
+        index.delete(["d1", "x1", "x2"])
+    with pytest.raises(ValueError, match="holds an index already; add to it, or overwrite it"):
+        Index.build(corpus, index.folder)
+    with pytest.raises(FileNotFoundError, match="holds no index"):
+        Index.open(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"has no BM25; build it with --bm25 COLUMN"):
+        ce.search(index, QUERY, by=["bm25"])
+    with pytest.raises(ValueError, match=r"bm25 'title' is no column of the shards.* Columns: id, text"):
+        Index.build(corpus, tmp_path / "other-index", bm25="title")
+    without_words = encoded(pretrained, documents(5), tmp_path / "plain")
+    with pytest.raises(ValueError, match="has no words; encode the corpus with --words FILE"):
+        ce.search(without_words, QUERY, by=["words"])
+
+
+def test_an_index_of_another_revision_is_named(index, pretrained, tmp_path):
+    import torch
+
+    from concept_encoder.modeling_concept import ConceptEncoderForDiffusionMLM
+
+    checkpoint = ce.Checkpoint.open(pretrained)
+    torch.manual_seed(1)
+    later = ConceptEncoderForDiffusionMLM(checkpoint.config)
+    later.save_pretrained(tmp_path / "later")
+    checkpoint.tokenizer.save_pretrained(tmp_path / "later")
+    with pytest.raises(ValueError, match=f"of run with weights {checkpoint.digest}, and .*later has "):
+        query_embedder(index, tmp_path / "later")
+    with pytest.raises(FileNotFoundError, match="it encodes the queries; say where it is now with --checkpoint"):
+        query_embedder(index, tmp_path / "gone")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"by": ["meaning"]}, "by must be some of vectors, words, bm25, got 'meaning'"),
+        ({"fusion": "max"}, "fusion must be one of sum, rank, got 'max'"),
+        ({"weights": [1]}, "weights must be one for each of vectors, words, got 1"),
+        ({"k": 0}, "k must be at least 1, got 0"),
+    ],
+)
+def test_an_option_that_is_none_is_named(index, options, message):
+    with pytest.raises(ValueError, match=message):
+        ce.search(index, QUERY, **options)
+
+
+def test_an_empty_corpus_has_no_hits(pretrained, tmp_path):
+    table = Dataset.from_dict({"key": ["a"], "text": ["the cat"], "n": [0]})
+    index = Index.build(encoded(pretrained, table, tmp_path / "out")).delete(["a"])
+    assert ce.search(index, QUERY, checkpoint=pretrained) == [[]]
+    assert ce.search(index.compact(), QUERY, checkpoint=pretrained) == [[]]
+
+
+def test_the_command(corpus, pretrained, tmp_path, capsys):
+    home = str(tmp_path / "index")
+    main([str(corpus), "--build", "--index_dir", home])
+    assert f"{home}: 60 documents, 0 deleted." in capsys.readouterr().err
+    main([home, QUERY, "--k", "2", "--checkpoint", str(pretrained)])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    score, name, text = lines[0].split("\t")
+    (hits,) = ce.search(home, QUERY, k=2, checkpoint=pretrained)
+    assert (score, name) == (f"{hits[0].score:.4f}", hits[0].id) and hits[0].document["text"].startswith(text[:40])
+    main([home, "--delete", name, "--compact"])
+    assert "59 documents, 0 deleted." in capsys.readouterr().err
+    for words, message in (
+        ([], "there is nothing to do: give a QUERY, or --build, --add, --delete or --compact"),
+        ([QUERY, "--bm25", "text"], "--bm25 is for --build"),
+    ):
+        with pytest.raises(SystemExit):
+            main([home, *words])
+        assert message in capsys.readouterr().err
