@@ -84,7 +84,7 @@ versions: $(INSTALLED)
 	for version in $(VERSIONS); do \
 		$(PYTHON) -m venv "$$folder/$$version"; python="$$folder/$$version/bin/python"; \
 		"$$python" -m pip install --quiet "$(TORCH)"; \
-		"$$python" -m pip install --quiet "$(TORCH)" "transformers==$$version" accelerate pytest "sentence-transformers>=5.3"; \
+		"$$python" -m pip install --quiet "$(TORCH)" "transformers==$$version" accelerate pytest "sentence-transformers>=5.4"; \
 		"$$python" -c 'import transformers; print("transformers", transformers.__version__)'; \
 		(cd "$$folder"; $(QUIET) CHECKPOINTS="$$folder/checkpoints" HF_HOME="$$folder/cache" HF_HUB_OFFLINE=1 \
 			"$$python" -m pytest -q -p no:cacheprovider test_versions.py) || failed="$$failed $$version"; \

@@ -175,7 +175,7 @@ class ConceptEncoderConfig(PreTrainedConfig):
             self.final_layer_norm_eps = self.layer_norm_eps
         self.auto_map = {**AUTO_MAP, **(self.auto_map or {})}
         super().__post_init__(**kwargs)
-        self.architectures = self.architectures or []  # over which the Auto classes loop
+        self.architectures: list[str] = self.architectures or []  # over which the Auto classes loop
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
         """As in transformers, by which every model is saved: with the map of the class that is saved, and the files by
@@ -194,20 +194,23 @@ class ConceptEncoderConfig(PreTrainedConfig):
 
     def sentence_transformers_files(self) -> dict[str, str]:
         """Names in a checkpoint to JSON texts. Concepts take the place of the tokens, all of them real: the library's
-        own mask is of the tokens, and would fit in shape where a batch is as long as there are concepts. A pooled
-        output that is no mean of the concepts is taken as the model gives it."""
+        own mask is of the tokens, and would fit in shape where a batch is as long as there are concepts. A
+        weighted mean is taken as the model gives it."""
         whole = "sentence_transformers"
         types = {
             "": f"{whole}.base.modules.transformer.Transformer",
             "1_ConceptMask": "modeling_concept.ConceptMask",
             "2_Pooling": f"{whole}.sentence_transformer.modules.pooling.Pooling",
-            "3_Normalize": f"{whole}.base.modules.normalize.Normalize",
+            "3_Normalize": f"{whole}.sentence_transformer.modules.normalize.Normalize",
         }
-        method = "whitened" if self.pooler_whitening else "forward"
+        method = "forward" if self.projection_size is None else "projected"
+        method = "whitened" if self.pooler_whitening else method
         states, features = "last_hidden_state", "token_embeddings"
-        if self.pooled_output != "mean" or self.projection_size is not None:
-            states, features = "pooler_output", "sentence_embedding"
-            del types["1_ConceptMask"], types["2_Pooling"]
+        if self.pooled_output == "weighted":
+            method, states, features = "forward", "pooler_output", "sentence_embedding"
+            del types["1_ConceptMask"]
+        if self.pooled_output != "mean":
+            del types["2_Pooling"]
         contents = {
             "modules.json": [
                 {"idx": i, "name": str(i), "path": path, "type": types[path]} for i, path in enumerate(types)
@@ -225,7 +228,7 @@ class ConceptEncoderConfig(PreTrainedConfig):
                 "module_output_name": features,
                 "modality_config": {"text": {"method": method, "method_output_name": states}},
             },
-            "2_Pooling/config.json": {"embedding_dimension": self.hidden_size, "pooling_mode": "mean"},
+            "2_Pooling/config.json": {"embedding_dimension": self.projection_dim, "pooling_mode": "mean"},
             "3_Normalize/config.json": {"module_input_name": "sentence_embedding"},
         }
         kept = {name: each for name, each in contents.items() if "/" not in name or name.partition("/")[0] in types}

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 import transformers
-from packaging.version import Version
 from torch import Tensor, nn
 from torch.nn import init  # which transformers guards, as its own, where a tensor is loaded already
 from transformers import masking_utils
@@ -32,7 +31,7 @@ from .configuration_concept import ConceptEncoderConfig
 
 # ------------------------------------------------------------------------------------------- what older versions lack
 
-version = Version(transformers.__version__).release
+version = tuple(map(int, transformers.__version__.split(".")[:2]))
 if version >= (5, 2):
     from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 else:
@@ -73,7 +72,7 @@ else:
                 super().set_input_embeddings(value)
 
 
-if version[:2] == (5, 3):
+if version == (5, 3):
 
     class PreTrainedModel(PreTrainedModel):  # type: ignore[no-redef]
         def mark_tied_weights_as_initialized(self, loading_info):  # it takes them for loaded, and does not tie them
@@ -986,6 +985,12 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
         output.last_hidden_state = self.whitening(output.last_hidden_state)
         return output
 
+    def projected(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None) -> ConceptEncoderOutput:
+        """`forward` with the projection of the pooled output on every concept: `last_hidden_state` is (B, C, d)."""
+        output = self(input_ids, attention_mask)
+        output.last_hidden_state = self.pool.projection(output.last_hidden_state)
+        return output
+
     def _counts(self, num_concepts: int | str | None, attention_mask: Tensor | None, given: Tensor) -> Tensor | None:
         """(B,) concepts of each text, or (1,) where all have as many."""
         most, each = self.config.num_concepts, self.config.tokens_per_concept
@@ -1712,19 +1717,33 @@ class ConceptEncoderForSentencePairClassification(ConceptClassificationModel):
 
 
 class ConceptMask(nn.Module):
-    """Module of sentence-transformers behind the encoder: its `token_embeddings` are concepts, and all are real."""
+    """Module of sentence-transformers behind the encoder: its `token_embeddings` are concepts, and all are real.
+
+    Args:
+        size: P = C * d of a pooled output that is all concepts one after the other; None: another module pools.
+    """
+
+    def __init__(self, size: int | None = None):
+        super().__init__()
+        self.size = size
 
     def forward(self, features: dict[str, Tensor], **kwargs) -> dict[str, Tensor]:
         """`features` with an `attention_mask` (B, C) of ones; the given one stays that of the tokens."""
         concepts = features["token_embeddings"]  # (B, C, D)
-        return {**features, "attention_mask": concepts.new_ones(concepts.shape[:2], dtype=torch.long)}
+        pooled = {} if self.size is None else {"sentence_embedding": concepts.flatten(1)}
+        return {**features, "attention_mask": concepts.new_ones(concepts.shape[:2], dtype=torch.long), **pooled}
+
+    def get_embedding_dimension(self) -> int | None:
+        return self.size
 
     def save(self, output_path: str, **kwargs) -> None:
-        """Nothing to save; modules.json names the class."""
+        """Nothing to save; modules.json names the class, and the configuration of the model says the rest."""
 
     @classmethod
-    def load(cls, *args, **kwargs) -> "ConceptMask":
-        return cls()
+    def load(cls, model_name_or_path: str, cache_folder: str | None = None, **kwargs) -> "ConceptMask":
+        kwargs = {name: kwargs[name] for name in ("token", "revision", "local_files_only") if name in kwargs}
+        config = ConceptEncoderConfig.from_pretrained(model_name_or_path, cache_dir=cache_folder, **kwargs)
+        return cls(config.projection_dim if config.pooled_output == "concat" else None)
 
 
 ConceptEncoderModel.register_for_auto_class("AutoModel")

@@ -26,6 +26,9 @@ def command() -> Command:
     parser.add_argument("--output_dir", help="run folder to write to (default: CHECKPOINT, when it is a folder)")
     parser.add_argument("--max_length", type=int, help="tokens per sentence (default: 128)")
     parser.add_argument("--max_train_examples", type=int, help="training pairs to fit on (default: all)")
+    text = "concepts to read a text into, several to compare: quality, bytes and time by size"
+    parser.add_argument("--num_concepts", nargs="+", type=int, default=[], help=text)
+    parser.add_argument("--dims", nargs="+", type=int, default=[], help="numbers of each concept to keep, likewise")
     parser.add_argument("--overwrite", action="store_true", help="discard existing results first")
     return parser
 
@@ -40,6 +43,7 @@ def main(argv: list[str] | None = None) -> None:
         folder = results_folder(arguments["checkpoint"], arguments.pop("output_dir", None))
         results = ce.similarity(output_dir=folder, **arguments)
     _print_table(results)
+    _print_sizes(results)
     say(f"\nWritten to {folder / RESULT_FOLDER}.")
     suggest("report", folder)
 
@@ -52,6 +56,17 @@ def _print_table(results: list["SimilarityResult"]) -> None:
             untrained = None if row.random_init is None else row.random_init.value
             numbers = f"{_number(row.value)}  {interval:<17}  {_number(untrained)}"
             print(f"{result.task:<24}{row.method:<24}{row.metric:<10}{numbers}")
+
+
+def _print_sizes(results: list["SimilarityResult"]) -> None:
+    if any(result.sizes for result in results):
+        heads = "".join(f"{name:>9}" for name in ("concepts", "numbers", "bytes", "score"))
+        print(f"\n{'task':<24}{heads}  {'95 % interval':<17}{'ms a text':>11}")
+    for result in results:
+        for row in result.sizes:
+            interval = "undefined" if row.interval is None else f"{row.interval[0]:.3f} to {row.interval[1]:.3f}"
+            size = f"{row.num_concepts:>9}{row.dim:>9}{row.bytes:>9}"
+            print(f"{result.task:<24}{size}{_number(row.value)}  {interval:<17}{1000 * row.seconds:>11.2f}")
 
 
 def _number(value: float | None) -> str:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from ..configuration_concept import ConceptEncoderConfig
 from ..utils.command_line import did_you_mean
 from ..utils.fields import annotations, help_text, typed, words_to_fields
-from ..utils.files import recorded_source, write_atomically
+from ..utils.files import at_home, recorded_source, write_atomically
 from ..utils.tokenizer import vocabulary_size
 from ..utils.untrusted import inside, read_yaml
 from .data.corpora import DataArguments
@@ -181,7 +181,7 @@ def read_data(checkpoint: str | os.PathLike, **fields: Any) -> DataArguments:
 def find_recipe(name: str | os.PathLike, folder: Path = RECIPES) -> Path:
     """`name` as a path that ends in .yaml, or as the name of a recipe in `folder`; ValueError that lists them
     otherwise."""
-    name = os.path.expanduser(os.fspath(name))
+    name = at_home(name)
     path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
     is_name = name.endswith((".yaml", ".yml")) or path.parent == folder
     # The stem names the folder of the run.

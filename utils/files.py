@@ -51,6 +51,15 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     write_atomically(path, json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+def no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """`object_pairs_hook` of json: ValueError for a key written twice, of which the first would be lost."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is written twice")
+    return content
+
+
 @contextmanager
 def replaced_together(folder: Path, last: str) -> Iterator[Path]:
     """An empty folder to fill, whose files then replace those of the same names in `folder`, `last` after all others.
@@ -88,6 +97,11 @@ def whole_folder(target: Path) -> Iterator[Path]:
         os.replace(staged, target)
 
 
+def at_home(name: str | os.PathLike) -> str:
+    """A name or a path as text, its leading `~` written out as a shell does."""
+    return os.path.expanduser(os.fspath(name))
+
+
 def recorded_source(name: str | None) -> str | None:
     """A data set, tokenizer or checkpoint as the files of a run name it, which other people read: never by a path of
     this machine.
@@ -96,8 +110,8 @@ def recorded_source(name: str | None) -> str | None:
     """
     if name is None:
         return None
-    path = os.path.abspath(os.path.expanduser(name))
-    if not (os.path.isabs(os.path.expanduser(name)) or os.path.exists(path) or glob.glob(path, recursive=True)):
+    path = os.path.abspath(at_home(name))
+    if not (os.path.isabs(at_home(name)) or os.path.exists(path) or glob.glob(path, recursive=True)):
         return name
     return f"./{os.path.relpath(path)}" if Path(path).is_relative_to(Path.cwd()) else os.path.basename(path)
 

@@ -3,7 +3,6 @@
 import sys
 import time
 from collections.abc import Iterable
-from contextlib import redirect_stdout
 from typing import Any
 
 import datasets
@@ -12,6 +11,11 @@ from tqdm import tqdm
 from transformers import ProgressCallback
 from transformers.utils import logging
 
+# Of all that is logged, what a line says while training; the rest is in trainer_state.json and pretrain.json.
+SHOWN = (
+    *("loss", "grad_norm", "learning_rate", "train_loss", "rollback"),
+    *("eval_loss", "eval_nelbo_bits_per_token", "eval_rebuilt_bits_per_token", "eval_rebuilt_accuracy"),
+)
 SECONDS_BETWEEN_LINES = 30.0  # where there is no terminal; what takes less says nothing
 
 
@@ -47,7 +51,7 @@ def silence_libraries() -> None:
 
 
 class TrainingProgress(ProgressCallback):
-    """The Trainer's display by the same rule, its logged figures on stderr too: stdout is for results."""
+    """The Trainer's display by the same rule, its main figures in a line on stderr: stdout is for results."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.current_step = 0
@@ -56,5 +60,6 @@ class TrainingProgress(ProgressCallback):
             self.training_bar = progress(total=state.max_steps, **options)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        with redirect_stdout(sys.stderr):
-            super().on_log(args, state, control, logs, **kwargs)
+        figures = [f"{name} {value:.4g}" for name, value in (logs or {}).items() if name in SHOWN]
+        if state.is_world_process_zero and self.training_bar is not None and figures:
+            self.training_bar.write(f"step {state.global_step}: {', '.join(figures)}", file=sys.stderr)

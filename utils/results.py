@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
-from .files import write_atomically
+from .files import no_key_twice, write_atomically
 
 LARGEST = 1e100  # of a figure: no measurement is larger, and sums and squares of such stay finite
 SHOWN = 60  # characters of a wrong value that an error quotes
@@ -174,7 +174,7 @@ class Result(Part):
             OSError: it cannot be opened.
         """
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=no_key_twice)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} cannot be read as JSON: {error}; {cls._way_out()}") from error
         result = cls._checked(content, path)
@@ -718,6 +718,20 @@ class FrozenScore(Figure):
 
 
 @dataclass(kw_only=True)
+class SizeScore(Figure):
+    """The primary metric of the pooled output, cut to a size."""
+
+    value: Score | None
+    num_concepts: Count
+    dim: Count
+    """numbers of a concept"""
+    bytes: Count
+    """of a text, in float32"""
+    seconds: Number
+    """of the processor, to encode a text"""
+
+
+@dataclass(kw_only=True)
 class SimilarityResult(Result):
     """similarity/<task>.json: frozen concepts on graded similarity."""
 
@@ -738,6 +752,8 @@ class SimilarityResult(Result):
     """of the probe"""
     alpha_of_twin: Number | None
     rows: list[FrozenScore]
+    sizes: list[SizeScore] = field(default_factory=list)
+    """cosine of pooled outputs that are read and cut so; none where none was asked for"""
 
     @property
     def id(self) -> str:

@@ -14,6 +14,8 @@ import yaml
 from huggingface_hub.errors import HTTPError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from .files import no_key_twice
+
 MOST_CHARACTERS, MOST_VALUES, LONGEST_NUMBER = 500_000, 30_000, 100  # of a YAML file
 
 
@@ -24,7 +26,7 @@ def read_object(path: Path) -> dict[str, Any]:
         raise ValueError(f"{constant} is not JSON; an unknown number is null")
 
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse, object_pairs_hook=no_key_twice)
     except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise ValueError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):

@@ -1,6 +1,7 @@
 """Sentence similarity without fine-tuning: cosines of frozen concepts, and a linear probe on them."""
 
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...utils.progress import progress
-from ...utils.results import FrozenScore, SimilarityResult
+from ...utils.results import FrozenScore, SimilarityResult, SizeScore
 from ...utils.tokenizer import longest_text
 from ..concepts.whitening import whitening
 from ..loading.checkpoints import FAMILIES, Checkpoint, random_twin, results_folder
@@ -74,6 +75,8 @@ def similarity(
     revision: str | None = None,
     max_length: int = 128,
     max_train_examples: int | None = None,
+    num_concepts: Sequence[int] = (),
+    dims: Sequence[int] = (),
     overwrite: bool = False,
 ) -> list[SimilarityResult]:
     """Score the frozen concepts of a checkpoint on similarity tasks, write `similarity/<task>.json` for each.
@@ -88,6 +91,8 @@ def similarity(
         revision: commit, branch or tag of a Hub id.
         max_length: tokens per sentence, special tokens included; bounded by the encoder's learned positions.
         max_train_examples: training pairs used, drawn at random; None: all.
+        num_concepts, dims: sizes (k, d) to score the pooled output at, each k with each d: quality, bytes and time in
+            `sizes` of the result, and drawn in `similarity/<task>_sizes.png`. Of one of them alone the other is whole.
         overwrite: replace existing results.
 
     Returns:
@@ -96,8 +101,8 @@ def similarity(
 
     Raises:
         FileExistsError: a result exists and `overwrite` is not set.
-        ValueError: a task without graded similarity; not a pretrained concept encoder; max_length or
-            max_train_examples too small; anything that `load_benchmark` raises.
+        ValueError: a task without graded similarity; not a pretrained concept encoder; a size that it does not have;
+            max_length or max_train_examples too small; anything that `load_benchmark` raises.
     """
     if max_length < 3:
         raise ValueError(f"max_length must be at least 3, got {max_length}")
@@ -111,6 +116,11 @@ def similarity(
     opened.check_pretrained()
     tokenizer = opened.tokenizer
     max_length = longest_text(opened.config, max_length)
+    most = {"num_concepts": opened.config.num_concepts, "dims": pooled_size(opened.config)}
+    for name, sizes in (("num_concepts", num_concepts), ("dims", dims)):
+        wrong = [size for size in sizes if not 1 <= size <= most[name]]
+        if wrong:
+            raise ValueError(f"{name} must be in [1, {most[name]}], got {', '.join(map(str, wrong))}")
     results = []
     for benchmark in benchmarks:
         data = load_benchmark(benchmark)
@@ -122,6 +132,13 @@ def similarity(
             for name, source in subjects.items()
         }
         result = _result(benchmark, data, scored, max_length, opened.digest)
+        if num_concepts or dims:
+            counts, lengths = num_concepts or [most["num_concepts"]], dims or [most["dims"]]
+            pairs = data[SPLIT]
+            result.sizes = score_sizes(opened.encoder, tokenizer, pairs, benchmark, max_length, counts, lengths)
+            from ..report.plots import plot_sizes
+
+            plot_sizes(result.sizes, result_path(output_dir, f"{benchmark.name}_sizes").with_suffix(".png"))
         result.save(result_path(output_dir, benchmark.name))
         result.folder = Path(output_dir)
         results.append(result)
@@ -175,6 +192,46 @@ def score_frozen(
     return Frozen(dict(zip(METHODS, by_method, strict=True)), alpha)
 
 
+def pooled_size(config) -> int:
+    """Numbers of a concept in the pooled output."""
+    return getattr(config, "projection_size", None) or config.hidden_size
+
+
+def score_sizes(
+    encoder: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Dataset,
+    benchmark: Task,
+    max_length: int,
+    num_concepts: Sequence[int],
+    dims: Sequence[int],
+) -> list[SizeScore]:
+    """Score cosines of the pooled output of pairs, read into k concepts of d numbers, for each k and d."""
+    labels, scores = np.asarray(pairs["label"]), []
+    for count in num_concepts:
+        for dim in dims:
+            predictions, numbers, start = np.empty(len(pairs)), 0, time.process_time()
+            named, size = f"{benchmark.name}: {count} x {dim}", {"num_concepts": count, "dim": dim}
+            read = _encoded_pairs(encoder, tokenizer, pairs, max_length, named, "pooler_output", **size)
+            for rows, (a, b) in read:
+                numbers = a.shape[1]
+                predictions[rows] = cosine(a.double().numpy(), b.double().numpy())
+            seconds = (time.process_time() - start) / (2 * len(pairs))
+            metric = benchmark.primary_metric
+            value = benchmark_score(benchmark.scored_as, predictions, labels)[metric]
+            intervals = bootstrap_intervals(benchmark.scored_as, predictions, labels, resamples=RESAMPLES)
+            score = SizeScore(
+                value=value,
+                interval=intervals[metric],
+                num_concepts=count,
+                dim=dim,
+                bytes=4 * numbers,
+                seconds=seconds,
+            )
+            scores.append(score)
+    return scores
+
+
 def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """(n,) cosines of the rows of two (n, D) arrays; 0 where one of them is 0."""
     norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
@@ -222,9 +279,15 @@ class _RunningVariance:
 
 @torch.inference_mode()
 def _encoded_pairs(
-    encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: Dataset, max_length: int, description: str
+    encoder: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: Dataset,
+    max_length: int,
+    description: str,
+    output: str = "last_hidden_state",
+    **sizes: int,
 ) -> Iterator[tuple[np.ndarray, tuple[Tensor, Tensor]]]:
-    """Row numbers (b,) and both sentences' concepts (b, C, D) of every pair, pairs of like length together."""
+    """Row numbers (b,) and an output of both sentences, concepts (b, C, D), of every pair, like lengths together."""
     options = {"truncation": True, "max_length": max_length, "return_token_type_ids": False}
     sides = [tokenizer(data[name][:], **options)["input_ids"] for name in ("sentence1", "sentence2")]
     order = np.argsort([len(a) + len(b) for a, b in zip(*sides, strict=True)], kind="stable")
@@ -232,8 +295,8 @@ def _encoded_pairs(
         rows = order[start : start + BATCH_SIZE]
         batch = tokenizer.pad({"input_ids": [side[row] for side in sides for row in rows]}, return_tensors="pt")
         batch = {name: batch[name].to(encoder.device) for name in ("input_ids", "attention_mask")}
-        concepts = encoder(**batch).last_hidden_state.float().cpu()  # (2 b, C, D)
-        yield rows, (concepts[: len(rows)], concepts[len(rows) :])
+        found = getattr(encoder(**batch, **sizes), output).float().cpu()  # (2 b, ...)
+        yield rows, (found[: len(rows)], found[len(rows) :])
 
 
 def _probe(features: np.ndarray, labels: np.ndarray, unseen: np.ndarray, benchmark: Task) -> tuple[np.ndarray, float]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ...configuration_concept import ConceptEncoderConfig
+from ...utils.files import at_home
 from ...utils.results import CodeFacts
 from ...utils.untrusted import read_object
 from ..loading.checkpoints import Checkpoint, checkpoint_folder
@@ -222,7 +223,7 @@ def load_embedder(
     ours = config.is_file() and read_object(config).get("model_type") == ConceptEncoderConfig.model_type
     embedder: Embedder
     if not ours and (folder / "modules.json").is_file():
-        local = folder == Path(os.path.expanduser(source))
+        local = folder == Path(at_home(source))
         name, commit = (folder.resolve().name, None) if local else (str(source), folder.name)
         embedder = SentenceEmbedder(folder, name, commit, output, max_length)
     else:
@@ -250,7 +251,7 @@ def kept_embedder(source: str, code: CodeFacts) -> Embedder:
     """
     held = _Kept.embedder
     if held is None or (_Kept.source, held.kind, held.max_length) != (source, code.output, code.max_length):
-        revision = None if Path(os.path.expanduser(source)).is_dir() else code.revision
+        revision = None if Path(at_home(source)).is_dir() else code.revision
         held = load_embedder(source, revision, code.output, code.max_length)
     if held.digest != code.digest:
         raise ValueError(

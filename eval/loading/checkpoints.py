@@ -23,7 +23,7 @@ from ...configuration_concept import ConceptEncoderConfig
 from ...trainers.recipes import RECIPE_FILE
 from ...trainers.weights.tensors import check_weights, listed, weight_files
 from ...trainers.weights.warm_start import architecture
-from ...utils.files import whole_folder
+from ...utils.files import at_home, whole_folder
 from ...utils.progress import progress
 from ...utils.tokenizer import limit_length, longest_text, vocabulary_size
 from ...utils.untrusted import is_hub_id, read_object, read_tokenizer
@@ -353,7 +353,7 @@ def checkpoint_folder(checkpoint: str | os.PathLike, revision: str | None = None
         FileNotFoundError: neither a folder nor the form of a Hub id.
         ValueError: a revision of a folder.
     """
-    checkpoint = os.path.expanduser(checkpoint)
+    checkpoint = at_home(checkpoint)
     if Path(checkpoint).is_dir():
         if revision is not None:
             raise ValueError(f"{checkpoint} is a folder, which has no revision {revision!r}; leave the revision out")

@@ -141,7 +141,7 @@ def chance_lines(tasks: Sequence[FinetuneResult]) -> list[str]:
     if above:
         lines = [f"Above chance: {', '.join(above)}."]
         if formally:
-            lines.append(f"Above chance formally, no more: {', '.join(formally)}.")
+            lines.append(f"Above chance, but explaining next to nothing: {', '.join(formally)}.")
         if at_chance:
             lines.append(f"Cannot be told from chance: {_named(at_chance, len(scored))}.")
         return lines
@@ -150,7 +150,7 @@ def chance_lines(tasks: Sequence[FinetuneResult]) -> list[str]:
         line += f": {_named(at_chance, len(scored))} {'is' if len(at_chance) == 1 else 'are'} at chance"
     line += "."
     if formally:
-        line += f" Formally above it, with next to nothing explained: {', '.join(formally)}."
+        line += f" Above it, but explaining next to nothing: {', '.join(formally)}."
     return [line]
 
 

@@ -11,6 +11,7 @@ import os
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
+
+from ...utils.results import SizeScore
 
 WIDTH = 5.0  # inches; with 10 pt text a 360-pixel screen shows it unscaled
 DPI = 200
@@ -500,6 +503,32 @@ SCORE_MARKS = {  # kind of row -> colour, marker
     "control": ("muted", "s"),
     "published": ("text", "D"),
 }
+
+
+def plot_sizes(rows: Sequence[SizeScore], path: Path, theme: str = "light") -> None:
+    """Quality of codes by their bytes, a curve for each number of concepts, with 95 % intervals.
+
+    Raises:
+        ValueError: no rows.
+    """
+    _require(bool(rows), "scores by size")
+    with figure_file(path, theme, height=3.4) as (figure, colours):
+        axes = figure.subplots()
+        kinds = product("- -- :".split(), ("main", "second", "good"))
+        for count, (line, colour) in zip(sorted({row.num_concepts for row in rows}), cycle(kinds), strict=False):
+            own = sorted((row for row in rows if row.num_concepts == count), key=lambda row: row.bytes)
+            values = _floats(row.value for row in own)
+            ends = np.array([row.interval or (math.nan, math.nan) for row in own]).T
+            style: dict[str, Any] = {"color": colours[colour], "ls": line, "label": f"{count} concepts"}
+            axes.errorbar([row.bytes for row in own], values, np.abs(ends - values), capsize=2, marker="o", **style)
+        axes.set_xscale("log")
+        axes.set_xticks(sorted({row.bytes for row in rows}))
+        axes.xaxis.set_major_formatter(FormatStrFormatter("%d"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel("bytes of a text, float32")
+        axes.set_ylabel("score")
+        axes.set_title("Quality by size", loc="left")
+        axes.legend(loc="best")
 
 
 @contextmanager

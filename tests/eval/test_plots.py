@@ -6,6 +6,7 @@ from matplotlib import rcParams
 from matplotlib.image import imread
 
 from concept_encoder.eval.report import plots
+from concept_encoder.utils.results import SizeScore
 
 SIMILARITY = np.array([[1, 0.1, 0.9, 0.0], [0.1, 1, 0.0, 0.8], [0.9, 0.0, 1, 0.1], [0.0, 0.8, 0.1, 1]])
 CURVES = {
@@ -24,6 +25,10 @@ TIMESTEPS = [
     {"timestep": 0.75, "bits_shuffled": -0.1, "bits_null": 0.2},
 ]
 POSITIONS = [{"from": 0, "to": 7, "bits_null": 0.5}, {"from": 8, "to": 15, "bits_null": None}]
+SIZES = [
+    SizeScore(value=value, interval=interval, num_concepts=count, dim=8, bytes=32 * count, seconds=0.001)
+    for count, value, interval in ((4, 0.5, (0.4, 0.6)), (16, 0.6, None), (64, None, None))
+]
 DRAWINGS = {
     "learning_curves": lambda path, theme: plots.plot_learning_curves(CURVES, path, theme),
     "loss_by_timestep": lambda path, theme: plots.plot_loss_by_timestep(
@@ -39,6 +44,7 @@ DRAWINGS = {
     "ledger_by_timestep": lambda path, theme: plots.plot_ledger_by_timestep(TIMESTEPS, path, theme, TIMESTEPS[1:]),
     "ledger_by_position": lambda path, theme: plots.plot_ledger_by_position(POSITIONS, path, theme, POSITIONS[:1]),
     "leave_one_out": lambda path, theme: plots.plot_leave_one_out([0.1, -0.01, 0.3], path, theme, 2, [0.2, 0.1]),
+    "sizes": lambda path, theme: plots.plot_sizes(SIZES, path, theme),
     "similarity_matrix": lambda path, theme: plots.plot_similarity_matrix(SIMILARITY.tolist(), path, theme),
     "dimension_std": lambda path, theme: plots.plot_dimension_std(
         [0.8, 0.9, 1.1], path, theme, {"min_dimension_std": 0.6, "mean_dimension_std": 0.9, "max_dimension_std": 1.3}
@@ -110,6 +116,7 @@ def test_clusters_stand_side_by_side():
         (lambda path: plots.plot_spectrum_views({"across": {}}, path), "a metric that is not fixed by construction"),
         (lambda path: plots.plot_ledger_by_timestep([], path), "need the ledger by timestep"),
         (lambda path: plots.plot_ledger_by_position([], path), "need the ledger by position"),
+        (lambda path: plots.plot_sizes([], path), "need scores by size"),
         (lambda path: plots.plot_leave_one_out([], path), "need bits lost without each concept"),
     ],
 )

@@ -184,3 +184,25 @@ def test_command_line(pretrained, stsb, tmp_path, capsys):
             main([*arguments, *extra])
         assert stopped.value.code == 2
         assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_sizes_are_scored_timed_and_drawn(pretrained, stsb, tmp_path, capsys):
+    config = load(pretrained).config
+    most, whole = config.num_concepts, config.hidden_size
+    arguments = [str(pretrained), "--tasks", "stsb", "--output_dir", str(tmp_path)]
+    main([*arguments, "--num_concepts", "2", str(most), "--dims", "8", str(whole)])
+    printed = capsys.readouterr().out
+    result = SimilarityResult.load(tmp_path / "similarity" / "stsb.json")
+    sizes = [(row.num_concepts, row.dim, row.bytes) for row in result.sizes]
+    assert sizes == [(k, d, 4 * d) for k in (2, most) for d in (8, whole)]
+    assert result.sizes[-1].value == pytest.approx(result.primary("cosine, mean").value, abs=1e-6)
+    assert result.sizes[0].value != result.sizes[-1].value and all(row.seconds > 0 for row in result.sizes)
+    assert re.search(rf"\nstsb +{most} +8 +32 ", printed)
+    assert (tmp_path / "similarity" / "stsb_sizes.png").stat().st_size > 1000
+    for extra, message in (
+        (["--num_concepts", str(most + 1)], rf"num_concepts must be in \[1, {most}\], got {most + 1}"),
+        (["--dims", "0"], rf"dims must be in \[1, {whole}\], got 0"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*arguments, "--overwrite", *extra])
+        assert re.search(message, capsys.readouterr().err)

@@ -21,7 +21,7 @@ import pytest
 from exact_runs import ENVIRONMENT, assert_equal_runs, command_line, settings
 from huggingface_hub import HfApi, hf_file_system
 from huggingface_hub.utils import http_backoff
-from run_files import synthetic_pretrain, write_run
+from run_files import synthetic_pretrain, write_run, write_synthetic_run
 from small_runs import tiny_recipe
 
 from concept_encoder.eval import pretraining as door
@@ -29,6 +29,7 @@ from concept_encoder.eval.concepts.monitor import monitor_concepts
 from concept_encoder.eval.report.report import report
 from concept_encoder.scripts import analyze, finetune, push
 from concept_encoder.scripts import pretrain as script
+from concept_encoder.scripts import report as report_script
 from concept_encoder.trainers import pretraining
 from concept_encoder.trainers.data import corpora as data
 from concept_encoder.trainers.data.microworld import microworld_tokenizer
@@ -442,6 +443,38 @@ def test_a_damaged_model_is_named(pretrained, tmp_path, capsys, command, name, h
     *_, line = capsys.readouterr().err.strip().split("\n")
     assert "error: " in line and (name in line or "does not load" in line), line
     assert {path.name for path in folder.iterdir()} == {path.name for path in pretrained.iterdir()}
+
+
+EDITED = {
+    "cut": (lambda content: content[: len(content) // 2], "cannot be read as JSON"),
+    "a list": (lambda content: "[]", "must hold a JSON object, got"),
+    "of another schema": (lambda content: content.replace('"schema": ', '"schema": 9'), "schema must be"),
+    "a field more": (lambda content: content.replace("{", '{"mine": 1,', 1), "mine"),
+    "a key twice": (lambda content: content.replace("{", '{"schema": 1,', 1), "the key 'schema' is written twice"),
+}
+READERS = {
+    "report": lambda folder, other: (report_script.main, [folder]),
+    "report next to": lambda folder, other: (report_script.main, [other, folder]),
+    "push": lambda folder, other: (push.main, [folder, "--repo_id", "me/x", "--dry_run"]),
+}
+
+
+@pytest.mark.parametrize("how", EDITED)
+@pytest.mark.parametrize("command", READERS)
+def test_an_edited_result_is_named_by_each_command_that_reads_it(pretrained, tmp_path, capsys, command, how):
+    folder, other = shutil.copytree(pretrained, tmp_path / "run"), write_synthetic_run(tmp_path / "other")
+    write_synthetic_run(folder)
+    harm, message = EDITED[how]
+    for name in ("pretrain.json", "ledger.json", "finetune/microworld_paraphrase.tuned.json"):
+        whole = (folder / name).read_text()
+        (folder / name).write_text(harm(whole))
+        main, arguments = READERS[command](str(folder), str(other))
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        *_, line = capsys.readouterr().err.strip().split("\n")
+        assert stop.value.code == 2 and f"error: {folder / name}" in line and message in line, line
+        (folder / name).write_text(whole)
+    assert not (folder / "report.json").exists() and not (other / "report.json").exists()
 
 
 # ---------------------------------------------------------------------------------------------------------------- data

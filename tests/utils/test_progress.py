@@ -2,14 +2,16 @@
 
 import re
 import sys
+from types import SimpleNamespace
 
 import datasets
 import pytest
 from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+from transformers import TrainerState
 from transformers.utils import logging
 
 from concept_encoder.utils import progress as module
-from concept_encoder.utils.progress import progress, silence_libraries
+from concept_encoder.utils.progress import TrainingProgress, progress, silence_libraries
 
 
 @pytest.fixture
@@ -40,6 +42,21 @@ def test_a_changed_postfix_is_no_line_of_its_own(clock, capsys):
             clock[0] = epoch
             bar.set_postfix_str(f"epoch {epoch}")
     assert len(capsys.readouterr().err.splitlines()) == 6
+
+
+def test_training_says_its_main_figures_in_a_line(capsys):
+    args, state = SimpleNamespace(disable_tqdm=True), TrainerState(max_steps=60, global_step=20)
+    display = TrainingProgress()
+    display.on_train_begin(args, state, None)
+    display.on_log(args, state, None, {"loss": 3.14159, "grad_norm": 12.0, "learning_rate": 2e-5, "epoch": 1.5})
+    display.on_log(args, state, None, {"eval_loss": 2.0, "eval_nll_bits_t_0.5": 3.0, "eval_runtime": 1.0})
+    display.on_log(args, state, None, {"epoch": 1.5})
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        "step 20: loss 3.142, grad_norm 12, learning_rate 2e-05",
+        "step 20: eval_loss 2",
+    ]
 
 
 def test_a_terminal_gets_the_bar(monkeypatch, capsys):

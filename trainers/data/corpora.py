@@ -21,7 +21,7 @@ from datasets import Dataset, DatasetDict, Features, IterableDataset, List, Valu
 from transformers import PreTrainedTokenizerBase
 
 from ...utils.fields import check_fields
-from ...utils.files import check_new, disk_trouble_named, whole_folder
+from ...utils.files import at_home, check_new, disk_trouble_named, whole_folder
 from ...utils.untrusted import read_tokenizer
 from .roles import NEGATIVE, PARTNER, TEXT, id_column, numbered, vector_name
 from .tables import Origin, Rows, Table, is_empty, meets_rule, open_tables, read_rule
@@ -124,8 +124,8 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        self.dataset_name = os.path.expanduser(self.dataset_name)
-        self.tokenizer_name = self.tokenizer_name and os.path.expanduser(self.tokenizer_name)
+        self.dataset_name = at_home(self.dataset_name)
+        self.tokenizer_name = self.tokenizer_name and at_home(self.tokenizer_name)
         if self.max_length < 3:
             raise ValueError(f"max_length must be at least 3 (two special tokens and a text's), got {self.max_length}")
         if self.validation_size is not None and not 0 < self.validation_size < 1:

@@ -41,6 +41,7 @@ from datasets.exceptions import DatasetsError
 from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
+from ...utils.files import at_home
 from ...utils.untrusted import inside, parse_yaml
 
 FILE_MODULES = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".txt": "text"}
@@ -305,7 +306,7 @@ def open_tables(
         return {
             split: Table(rows, Origin(f"the split {split!r} of the data in memory")) for split, rows in source.items()
         }
-    name = os.path.expanduser(os.fspath(source))
+    name = at_home(source)
     path, files = Path(name), []
     if name.startswith("hf://") and path.suffix in FILE_MODULES:
         files = [path]

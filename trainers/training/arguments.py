@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -11,6 +10,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
+from ...utils.files import at_home
 from .checks import refuse_unused
 
 # Field -> what it must be; None says nothing.
@@ -70,7 +70,7 @@ class ConceptTrainingArguments(TrainingArguments):
     def __post_init__(self):
         for name in ("start_from", "warm_start_embeddings", "resume_from_checkpoint"):
             if getattr(self, name) is not None:
-                setattr(self, name, os.path.expanduser(getattr(self, name)))
+                setattr(self, name, at_home(getattr(self, name)))
         for each in dataclasses.fields(self):
             value = getattr(self, each.name)
             if isinstance(value, float) and not math.isfinite(value):
@@ -94,7 +94,7 @@ class ConceptTrainingArguments(TrainingArguments):
             )
         refuse_unused(self)
         if self.greater_is_better is None and self.metric_for_best_model is not None:  # else all but loss would be
-            self.greater_is_better = "accuracy" in self.metric_for_best_model
+            self.greater_is_better: bool | None = "accuracy" in self.metric_for_best_model
         super().__post_init__()
         if self.fp16 and self.device.type == "cpu":
             raise ValueError("fp16=True would be ignored: a CPU trains in float32; leave it out, or set bf16")
