@@ -19,7 +19,7 @@ import datasets
 import numpy as np
 import scipy.sparse as sp
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from sklearn.preprocessing import normalize
 from transformers import PreTrainedTokenizerBase
@@ -80,7 +80,7 @@ def kept(
         with safe_open(path, "numpy") as file:
             facts = json.loads(file.metadata()["facts"])
             return Scored(file.get_tensor("scores"), facts["seconds"], facts["bytes_per_text"])
-    except Exception:  # not there, or not whole: it is made again
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):  # not there, or not whole: it is made again
         found = ranker.score(queries, documents)
     facts = json.dumps({"seconds": found.seconds, "bytes_per_text": found.bytes_per_text})
     write_atomically(path, save({"scores": found.scores}, {"facts": facts}))
