@@ -153,7 +153,7 @@ def render_page(folder: Path) -> str:
     lines = [
         "# Retrieval",
         "",
-        "Rendered by `python scripts/dev/retrieval.py` from [results](results/retrieval); a test keeps it fresh.",
+        "Rendered by `python scripts/dev/retrieval.py` from `docs/results/retrieval`; a test keeps it fresh.",
         "",
         *(line for paragraph in about["paragraphs"] for line in (paragraph, "")),
         "## nDCG@10",
