@@ -352,7 +352,8 @@ def trained(tmp_path_factory) -> tuple[Path, str, str]:
 def test_a_pipe_gets_results_only_and_a_log_has_no_bars(trained):
     folder, out, err = trained
     assert re.fullmatch(r"3 steps, 0\.1 M parameters, conditional NELBO [\d.]+ bits per token.*\n", out)
-    assert "'loss'" in err and err.rstrip().endswith(f"Next: concept-encoder analyze {folder}")
+    assert re.search(r"^step \d+: loss [\d.]+", err, re.M)
+    assert err.rstrip().endswith(f"Next: concept-encoder analyze {folder}")
     assert "\r" not in out + err and "\x1b" not in out + err
 
 
