@@ -27,7 +27,7 @@ else:  # before 5.4 a configuration is no dataclass: its fields are set here, wi
         def __post_init__(self):
             pass
 
-    def strict(cls):
+    def strict(cls):  # type: ignore[no-redef]
         return cls
 
 

@@ -1,8 +1,7 @@
 """Encode a corpus: a data set in, parquet shards of vectors out.
 
-    concept-encoder encode runs/mine docs.jsonl --output_dir encoded
-    concept-encoder encode you/model owner/corpus --output_dir encoded \\
-        --precision 2bit --columns title text --workers 2
+    concept-encoder encode runs/mine --dataset_name docs.jsonl \\
+        --output_dir encoded --precision 2bit
 
 CHECKPOINT is of this package or of sentence-transformers. The same command again does what is missing: after a kill,
 a full disk, or when Slurm is through. Needs the extra: pip install "concept-encoder[corpus]".
@@ -20,25 +19,24 @@ PRECISIONS = ("float32", "float16", "int8", "2bit", "ubinary")
 def command() -> Command:
     parser = Command(__file__, __doc__)
     parser.add_argument("checkpoint", help="folder of a model, or its Hub id")
-    parser.add_argument("dataset_name", help="Hub id, folder, or .parquet, .jsonl, .txt; hf:// too")
+    parser.add_argument("--dataset_name", required=True, metavar="NAME", help="Hub id, folder, file; hf:// too")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder of the shards")
     parser.add_argument("--revision", help="commit, branch or tag of the model")
-    parser.add_argument("--dataset_config_name", help="of a Hub id or folder")
-    parser.add_argument("--dataset_revision", help="commit, branch or tag of the data set")
+    parser.add_argument("--dataset_config_name", metavar="C", help="of a Hub id")
+    parser.add_argument("--dataset_revision", metavar="R", help="of the data set")
     parser.add_argument("--split", help="of the data set (default: train)")
     parser.add_argument("--streaming", action="store_true", help="read without a download, a file a task")
-    parser.add_argument("--text_column", help="that is encoded (default: text)")
+    parser.add_argument("--text_column", metavar="C", help="that is encoded (default: text)")
     parser.add_argument("--id_column", help="of unique ids (default: documents are numbered)")
-    parser.add_argument("--columns", nargs="*", help="that are kept (default: the text)")
-    parser.add_argument("--output", names=("pooled", "concepts"), help="pooled or concepts (default: pooled)")
-    parser.add_argument("--precision", names=PRECISIONS, help=f"{', '.join(PRECISIONS)} (default: float32)")
+    parser.add_argument("--columns", nargs="*", metavar="C", help="that are kept (default: the text)")
+    parser.add_argument("--concepts", action="store_true", help="all of a text, not the pooled vector")
+    parser.add_argument("--precision", names=PRECISIONS, help=", ".join(PRECISIONS))
     parser.add_argument("--max_length", type=int, help="tokens of a text (default: the model's limit)")
     parser.add_argument("--words", type=Path, metavar="FILE", help="of word weights, for a column of words")
     parser.add_argument("--word_entries", type=int, help="words of a document (default: 4 KiB)")
-    parser.add_argument("--batch_tokens", type=int, help="of a batch, with padding (default: 16384)")
     parser.add_argument("--workers", type=int, help="processes (default: 1, which uses all cores)")
     parser.add_argument("--executor", names=("local", "ray", "slurm"), help="local, ray or slurm (default: local)")
-    parser.add_argument("--executor_options", nargs="+", metavar="NAME=VALUE", help="of datatrove's executor")
+    parser.add_argument("--executor_options", nargs="+", metavar="A=B", help="of datatrove's")
     parser.add_argument("--overwrite", action="store_true", help="encode again what is there")
     return parser
 

@@ -1,6 +1,6 @@
-"""Find documents by the pooled output of a checkpoint, next to BM25, codes of words and other encoders.
+"""Find documents by the concepts of a checkpoint, next to BM25 and others.
 
-    concept-encoder retrieval runs/mine --tasks scifact squality --words owner/prose
+    concept-encoder retrieval runs/mine --tasks scifact --words owner/prose
     concept-encoder retrieval runs/mine --tasks needle_1024 passkey_1024
 
 Nothing is trained. Writes one JSON file per task into the folder retrieval of the run; the same command goes on where

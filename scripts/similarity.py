@@ -27,8 +27,8 @@ def command() -> Command:
     parser.add_argument("--max_length", type=int, help="tokens per sentence (default: 128)")
     parser.add_argument("--max_train_examples", type=int, help="training pairs to fit on (default: all)")
     text = "concepts to read a text into, several to compare: quality, bytes and time by size"
-    parser.add_argument("--num_concepts", nargs="+", type=int, default=[], help=text)
-    parser.add_argument("--dims", nargs="+", type=int, default=[], help="numbers of each concept to keep, likewise")
+    parser.add_argument("--num_concepts", nargs="+", type=int, help=text)
+    parser.add_argument("--dims", nargs="+", type=int, help="numbers of each concept to keep, likewise")
     parser.add_argument("--overwrite", action="store_true", help="discard existing results first")
     return parser
 

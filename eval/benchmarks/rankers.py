@@ -19,7 +19,7 @@ import datasets
 import numpy as np
 import scipy.sparse as sp
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from sklearn.preprocessing import normalize
 from transformers import PreTrainedTokenizerBase
@@ -63,7 +63,7 @@ class Ranker:
 
 
 def kept(
-    ranker: Ranker, queries: Sequence[str], documents: Sequence[str], cache_dir: str | os.PathLike | None
+    ranker: Ranker, queries: Sequence[str], documents: Sequence[str], cache_dir: str | os.PathLike | None = None
 ) -> Scored:
     """The scores of a ranker, from the disk where they are kept there; ValueError for too many of them at once."""
     if len(queries) * len(documents) > LARGEST:
@@ -80,7 +80,7 @@ def kept(
         with safe_open(path, "numpy") as file:
             facts = json.loads(file.metadata()["facts"])
             return Scored(file.get_tensor("scores"), facts["seconds"], facts["bytes_per_text"])
-    except Exception:  # not there, or not whole: it is made again
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):  # not there, or not whole: it is made again
         found = ranker.score(queries, documents)
     facts = json.dumps({"seconds": found.seconds, "bytes_per_text": found.bytes_per_text})
     write_atomically(path, save({"scores": found.scores}, {"facts": facts}))
@@ -166,7 +166,7 @@ def bm25(name: str, weights: WordWeights) -> Ranker:
         index.index(read, show_progress=False)
         seconds = time.perf_counter() - start
         rows = [
-            index.get_scores(known) if (known := [word for word in row if word in index.vocab_dict]) else None
+            index.get_scores(known) if (known := [word for word in row if word and word in index.vocab_dict]) else None
             for row in tokens(queries)
         ]
         zero = np.zeros(len(documents), np.float32)
@@ -192,9 +192,14 @@ def _version(package: str) -> str | None:
 # --------------------------------------------------------------------------------------------------- codes of words
 
 
-def words_codes(words: WordWeights, sizes: Iterable[int] = SIZES) -> list[Ranker]:
-    """The heaviest word pieces, and word pieces with pairs, cut to each of some sizes in bytes, and whole."""
+def untrained_codes(words: WordWeights) -> list[Ranker]:
+    """`words_codes` and `sketches`, of texts that are read once."""
     read = Remembered(lambda texts, pairs: words.encode(texts, pairs=pairs))
+    return [*words_codes(words, read), *sketches(words, read)]
+
+
+def words_codes(words: WordWeights, read: Remembered, sizes: Iterable[int] = SIZES) -> list[Ranker]:
+    """The heaviest word pieces, and word pieces with pairs, cut to each of some sizes in bytes, and whole."""
     digest = words.digest
     rankers = []
     for pairs, name, what in ((False, "words", "word pieces"), (True, "words_pairs", "word pieces and pairs")):
@@ -212,13 +217,12 @@ def words_codes(words: WordWeights, sizes: Iterable[int] = SIZES) -> list[Ranker
     return rankers
 
 
-def sketches(words: WordWeights) -> list[Ranker]:
+def sketches(words: WordWeights, read: Remembered) -> list[Ranker]:
     """Word pieces in random slots with random values, quantised: MUVERA's construction on word pieces, at `SIZES`.
 
     Source: Dhulipala et al. 2024, MUVERA, arXiv:2405.19504.
     Differs: slots by word piece and not by the direction of its vector; sums weighted by rarity; 1 or 2 bits a number.
     """
-    read = Remembered(lambda texts, pairs: words.encode(texts, pairs=pairs))
     shapes = ((128, 16, 1), (1024, 64, 2), (4096, 256, 2))
     rankers = []
     for size, slots, bits in shapes:

@@ -31,9 +31,8 @@ from .rankers import (
     fused_scores,
     kept,
     sentence_encoders,
-    sketches,
     token_means,
-    words_codes,
+    untrained_codes,
 )
 from .retrieval_tasks import Collection, RetrievalTask, find_retrieval_task, load_collection
 
@@ -103,7 +102,7 @@ def retrieval(
         "compare": [Path(each).name for each in compare],
     }
     done = {row.name: _existing(result_path(output_dir, row.name), settings, overwrite) for row in rows}
-    others = [*(bm25(name, weights) for name in BM25), *words_codes(weights), *sketches(weights)]
+    others = [*(bm25(name, weights) for name in BM25), *untrained_codes(weights)]
     others += [each for name in compare for each in sentence_encoders(name)]
     results: list[RetrievalResult] = []
     own: list[Ranker] = []
@@ -199,7 +198,7 @@ def _judged(
     }
     weight = _chosen_weight(task, own[0], next(each for each in others if each.name == BM25[0]), data_dir, cache_dir)
     if weight is not None:
-        text = f"BM25 + {weight:g} * the run, standardised scores, the weight chosen on training queries"
+        text = "BM25 and the run, weighted sum of standardised scores, the weight chosen on training queries"
         fusions["bm25_run_weighted"] = (text, fused_scores(lexical, run, weight))
     for name, (text, scores) in fusions.items():
         found[name], descriptions[name] = Scored(scores, None, None), text

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from ...utils.progress import progress
 from ...utils.results import CodeFacts, EncodePlan, EncodeResult, WordFacts
 from ...utils.untrusted import is_hub_id
 from . import shards
-from .embedders import BATCH_TOKENS, Embedder, Output, embed_texts, load_embedder
+from .embedders import BATCH_TOKENS, Embedder, Output, embedded_windows, load_embedder
 from .precision import Precision, calibration, check_precision
 from .rows import columns_of, split_of, spread
 from .shards import (
@@ -77,7 +78,7 @@ def encode(
     id_column: str | None = None,
     columns: Sequence[str] | None = None,
     revision: str | None = None,
-    output: Output = "pooled",
+    concepts: bool = False,
     precision: Precision = "float32",
     max_length: int | None = None,
     words: str | os.PathLike | None = None,
@@ -100,7 +101,7 @@ def encode(
         id_column: unique; None numbers the documents.
         columns: that are kept next to the vectors; None keeps the text, which BM25 and reading need.
         revision: commit, branch or tag of a checkpoint on the Hub.
-        output: "pooled", or "concepts" for all C vectors, one after the other.
+        concepts: all C vectors of a text, one after the other, in place of the pooled one.
         precision: one of float32, float16, int8, 2bit, ubinary.
         max_length: tokens after which a text is cut; None: the model's limit, at most 32,768.
         words: file that `WordWeights.save` wrote, for a column of the heaviest words and pairs.
@@ -133,6 +134,7 @@ def encode(
     options = {"config": dataset_config_name, "revision": dataset_revision, "streaming": streaming}
     table = split_of(dataset_name, options, split)
     named = isinstance(dataset_name, str | os.PathLike)
+    output: Output = "concepts" if concepts else "pooled"
     embedder = load_embedder(checkpoint, revision, output, max_length)
     code = CodeFacts(
         model=embedder.name,
@@ -205,7 +207,7 @@ def _kept_or_new(folder: Path, table: Table, draft: EncodePlan, embedder: Embedd
     """The plan of the folder, checked to be the same as what is asked for, or one that is made now."""
     path = folder / PLAN_FILE
     sample = _sample(table, draft)
-    draft.sample = hashlib.sha256(json.dumps(sample, default=str).encode()).hexdigest()[:16]
+    draft.sample = hashlib.sha256(json.dumps(sample, default=str, sort_keys=True).encode()).hexdigest()[:16]
     if path.is_file():
         kept = EncodePlan.load(path)
         free = ("documents", "tasks", "code", "checkpoint")  # a model that moved is known by its weights
@@ -224,12 +226,7 @@ def _kept_or_new(folder: Path, table: Table, draft: EncodePlan, embedder: Embedd
     embedder.choose_dtype(texts, draft.batch_tokens)
     draft.code.dtype = embedder.dtype  # type: ignore[assignment]
     if draft.code.precision == "int8":
-        read = [text for row in spread(table, [draft.text_column], CALIBRATED) if (text := row[draft.text_column])]
-        found = embed_texts(embedder, read, batch_tokens=draft.batch_tokens)
-        found = found[found.any(1)]
-        draft.code.calibration = shards.as_text(
-            calibration(found if len(found) else np.float32([[-1], [1]]).repeat(shards.width(draft.code), 1))
-        )
+        draft.code.calibration = shards.as_text(_calibration(table, draft, embedder))
     rows = table.rows
     if isinstance(rows, Dataset):
         draft.documents = len(rows)
@@ -240,6 +237,16 @@ def _kept_or_new(folder: Path, table: Table, draft: EncodePlan, embedder: Embedd
         draft.documents, draft.tasks = getattr(known, "num_examples", None), max(1, rows.num_shards)
     draft.save(path)
     return draft
+
+
+def _calibration(table: Table, plan: EncodePlan, embedder: Embedder) -> np.ndarray:
+    """The ranges of int8, of texts from all over the data set, a few of them in memory at a time."""
+    rows = spread(table, [plan.text_column], CALIBRATED)
+    read = (row[plan.text_column] or "" for row in rows)
+    windows = iter(lambda: list(islice(read, 64)), [])
+    found = np.concatenate([vectors for _, vectors, _ in embedded_windows(embedder, windows, plan.batch_tokens)])
+    kept = found[found.any(1)]
+    return calibration(kept if len(kept) else np.array([[-1.0], [1.0]]).repeat(shards.width(plan.code), 1))
 
 
 def _check_columns(table: Table, plan: EncodePlan) -> None:
@@ -254,7 +261,7 @@ def _check_columns(table: Table, plan: EncodePlan) -> None:
 
 def _sample(table: Table, plan: EncodePlan) -> list[dict[str, Any]]:
     """Rows by which a data set is known again, and from which its types are read."""
-    return spread(table, columns_of(plan), SAMPLED)
+    return list(spread(table, columns_of(plan), SAMPLED))
 
 
 def _schema(table: Table, plan: EncodePlan) -> pa.Schema:
@@ -411,10 +418,12 @@ def corpus_card(result: EncodeResult) -> str:
         "bytes": f"{result.bytes:,}",
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    # A name of its own, since `load_dataset` keeps what it has read of a local folder under the configuration's name.
+    name = hashlib.sha256(json.dumps(result.as_dict(), sort_keys=True).encode()).hexdigest()[:8]
     base = f"source_datasets:\n- {plan.dataset}\n" if is_hub_id(plan.dataset) else ""
     return f"""---
 configs:
-- config_name: default
+- config_name: encoded-{name}
   data_files:
   - split: {plan.split}
     path: {DATA_FOLDER}/*.parquet

@@ -369,7 +369,8 @@ class Index:
         for start, segment, gone in zip(self.starts, self.segments, self.deleted, strict=False):
             matches = segment.graph.search(queries, min(len(segment), k + min(k, len(gone))))
             keys, distances = (np.atleast_2d(each) for each in (matches.keys, matches.distances))
-            missing = np.arange(keys.shape[1]) >= np.reshape(getattr(matches, "counts", keys.shape[1]), (-1, 1))
+            counts = np.asarray(getattr(matches, "counts", keys.shape[1]))
+            missing = np.arange(keys.shape[1]) >= counts.reshape(-1, 1)
             rows = np.where(missing, 0, keys).astype(int) + int(start)
             scores = np.where(missing | self.is_deleted[rows], -np.inf, 1 - distances)
             best.keep(rows, scores)

@@ -66,7 +66,7 @@ def quantized(
     else:
         from sentence_transformers.util import quantize_embeddings  # of the extra
 
-        codes = np.asarray(quantize_embeddings(vectors, precision, ranges))
+        codes = np.asarray(quantize_embeddings(vectors, precision, ranges))  # type: ignore[arg-type]
     norms = np.linalg.norm(_levels(codes, precision, vectors.shape[1], ranges), axis=1)
     scales = np.divide(1, norms, out=np.zeros_like(norms), where=(norms > 0) & vectors.any(1))
     return codes, scales.astype(np.float32)

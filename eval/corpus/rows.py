@@ -44,9 +44,9 @@ def _rows(rows: Dataset | IterableDataset) -> Iterator[dict[str, Any]]:
             yield dict(zip(batch, values, strict=True))
 
 
-def spread(table: Table, names: list[str], most: int) -> list[dict[str, Any]]:
+def spread(table: Table, names: list[str], most: int) -> Iterator[dict[str, Any]]:
     """At most so many rows from all over a table, or the first of a stream."""
     rows = table.rows.select_columns(names)
     if isinstance(rows, IterableDataset):
-        return list(rows.take(most))
-    return rows.select(np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int))).to_list()
+        return _rows(rows.take(most))
+    return _rows(rows.select(np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int))))

@@ -184,7 +184,7 @@ class _Asked:
 
     def summed(self, rows: slice | np.ndarray) -> np.ndarray:
         """(n, q) weighted sums."""
-        return sum((weight * self.scores[name](rows) for name, weight in self.weights.items()), np.float32(0))
+        return np.sum([weight * self.scores[name](rows) for name, weight in self.weights.items()], axis=0)
 
     def candidates(self, approximate: bool, most: int) -> dict[str, np.ndarray]:
         """(q, most) rows of each source alone, best first, -1 where there are fewer."""

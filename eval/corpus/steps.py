@@ -151,7 +151,7 @@ class LocalExecutor(LocalPipelineExecutor):
 
     def _quiet_task(self, rank: int) -> None:
         logger.disable("datatrove")  # it says on stderr what the bar and the error say
-        pipeline = self.pipeline
+        pipeline = self.pipeline  # type: ignore[has-type]
         self.pipeline = deepcopy(pipeline)  # so that each has figures of its own
         try:
             self._run_for_rank(rank)

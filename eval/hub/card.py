@@ -9,13 +9,16 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ...utils.results import (
+    ControlScore,
     FinetuneResult,
     FrozenScore,
     PretrainResult,
+    RankMetric,
     Report,
     RetrievalResult,
     SimilarityResult,
     TaskScore,
+    names_of,
 )
 from ..benchmarks.registry import BENCHMARKS
 from ..benchmarks.retrieval_tasks import RETRIEVAL_TASKS
@@ -182,10 +185,14 @@ def _datasets(report: Report | None, facts: CardFacts) -> list[str]:
 
 def _dataset(task: str) -> tuple[str, str | None]:
     row = BENCHMARKS.get(task)
-    return (task, None) if row is None else (row.dataset_id, row.validation_config or row.config)
+    if row is not None:
+        return row.dataset_id, row.validation_config or row.config
+    return (RETRIEVAL_TASKS[task].dataset_id if task in RETRIEVAL_TASKS else task), None
 
 
-def _eval_result(task: str, row: TaskScore | FrozenScore, metric: str, how: str, **args: Any) -> EvalResult:
+def _eval_result(
+    task: str, row: TaskScore | FrozenScore | ControlScore, metric: str, how: str, **args: Any
+) -> EvalResult:
     """One score. The model index groups by data, so how it was made is said of each metric, and so is its interval."""
     dataset, config = _dataset(task)
     regression = task in BENCHMARKS and BENCHMARKS[task].problem_type == "regression"
@@ -193,8 +200,9 @@ def _eval_result(task: str, row: TaskScore | FrozenScore, metric: str, how: str,
     if row.interval is not None:
         args |= {"confidence_level": 0.95, "interval": [round(end, 4) for end in row.interval]}
     assert row.value is not None  # else it is not indexed
+    searched = metric in names_of(RankMetric)
     return EvalResult(
-        task_type="sentence-similarity" if regression else "text-classification",
+        task_type="text-retrieval" if searched else "sentence-similarity" if regression else "text-classification",
         task_name=task,
         dataset_type=dataset,
         dataset_name=task,
@@ -226,19 +234,9 @@ def _frozen(task: SimilarityResult) -> list[EvalResult]:
 
 
 def _searched(task: RetrievalResult) -> list[EvalResult]:
-    dataset = RETRIEVAL_TASKS[task.task].dataset_id if task.task in RETRIEVAL_TASKS else task.task
+    how = "not fine-tuned, exact search"
     return [
-        EvalResult(
-            task_type="text-retrieval",
-            task_name=task.task,
-            dataset_type=dataset,
-            dataset_name=task.task,
-            dataset_split=task.split,
-            metric_type=metric,
-            metric_name=f"{metric}, exact search without fine-tuning, 95 % interval {span(row.interval)}",
-            metric_value=round(row.value, 4),
-            metric_args={"chance": round(task.chance[metric], 4)},
-        )
+        _eval_result(task.task, row, metric, how, chance=round(task.chance[metric], 4), split=task.split)
         for metric, row in task.rows[0].scores.items()
         if row.value is not None
     ]

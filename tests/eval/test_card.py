@@ -136,7 +136,7 @@ def test_the_hub_accepts_the_metadata(cards, path, hub):
     assert all(isinstance(tag, str) for tag in data["tags"])
     (index,) = data["model-index"]
     for entry in index["results"]:
-        assert entry["task"]["type"] in ("text-classification", "sentence-similarity")
+        assert entry["task"]["type"] in ("text-classification", "sentence-similarity", "text-retrieval")
         assert isinstance(entry["dataset"]["type"], str) and isinstance(entry["dataset"]["name"], str)
         for metric in entry["metrics"]:
             assert isinstance(metric["type"], str) and isinstance(metric["value"], float)
@@ -183,6 +183,7 @@ def test_metadata(report):
     assert "base_model" not in data
     frozen = [result for result in card.data.eval_results if "not fine-tuned" in result.metric_name]
     scored = [row for task in report.similarity for row in task.rows if row.value is not None]
+    scored += [row for task in report.retrieval for row in task.rows[0].scores.values()]
     assert len(frozen) == len(scored)
     assert {result.metric_args["interval"][0] for result in frozen} == {round(row.interval[0], 4) for row in scored}
     protocols = {result.metric_args["how"] for result in card.data.eval_results}
@@ -270,7 +271,7 @@ def test_a_fine_tuned_head(report):
 def test_an_undefined_score_is_shown_and_not_indexed(report):
     first = report.downstream[0]
     task = replace(first, scores={first.primary_metric: replace(first.primary, value=None)})
-    card = render_card(replace(report, downstream=[task], similarity=[]), facts())
+    card = render_card(replace(report, downstream=[task], similarity=[], retrieval=[]), facts())
     assert "model-index" not in str(card)
     assert any(row[3] == "–" for row in cells(card.text) if row[0] == f"{task.task}, {task.protocol}")
     assert all(math.isfinite(result.metric_value) for result in card.data.eval_results or [])

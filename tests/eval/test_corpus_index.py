@@ -124,7 +124,7 @@ def test_weights_are_chosen_on_training_queries(index, pretrained):
 
 
 def test_concepts_that_matched(pretrained, tmp_path):
-    folder = encoded(pretrained, documents(12), tmp_path / "out", output="concepts")
+    folder = encoded(pretrained, documents(12), tmp_path / "out", concepts=True)
     (hits,) = ce.search(folder, QUERY, k=1, checkpoint=pretrained)
     asked, found = (
         embed_texts(load_embedder(pretrained, output="concepts"), [text])[0].reshape(4, 32)

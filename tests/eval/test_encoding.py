@@ -223,8 +223,12 @@ def test_another_plan_in_the_same_folder_is_refused(pretrained, rows, tmp_path, 
     with pytest.raises(ValueError, match=message):
         encoded(pretrained, rows, tmp_path / "out", **options)
     assert shard_bytes(tmp_path / "out") == before
+    load_dataset(str(tmp_path / "out"), split="train")
     encoded(pretrained, rows, tmp_path / "out", overwrite=True, **options)
     assert shard_bytes(tmp_path / "out") != before
+    table = load_dataset(str(tmp_path / "out"), split="train")  # not what it has kept of the folder
+    (held,) = shards.read_tables(shards.open_shards(tmp_path / "out").files)
+    assert table.column_names == held.column_names and table["vector"][0] == held["vector"][0].as_py()
 
 
 def test_other_rows_under_the_same_plan_are_refused(pretrained, rows, tmp_path):

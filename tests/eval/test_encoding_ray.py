@@ -54,12 +54,13 @@ def test_ray_with_a_worker_killed_and_with_the_driver_killed(pretrained, tmp_pat
     wanted = shard_bytes(encoded(pretrained, tmp_path / "rows.jsonl", tmp_path / "local"))
     assert len(wanted) == 4
     disturbed = ran(pretrained, tmp_path / "rows.jsonl", tmp_path / "worker", "worker")
-    assert disturbed.stdout.splitlines() == ["killed", "200"], disturbed.stderr
+    said = disturbed.stdout.splitlines()  # with ray's own lines between
+    assert said[0] == "killed" and said[-1] == "200", disturbed.stderr
     assert shard_bytes(tmp_path / "worker") == wanted
     assert ran(pretrained, tmp_path / "rows.jsonl", tmp_path / "driver", "driver").returncode == -9
     done = {path: path.stat().st_mtime_ns for path in (tmp_path / "driver" / "data").glob("0*.parquet")}
     assert 0 < len(done) < 4
     again = ran(pretrained, tmp_path / "rows.jsonl", tmp_path / "driver", "")
-    assert again.stdout.splitlines() == ["200"], again.stderr
+    assert again.stdout.splitlines()[-1:] == ["200"], again.stderr
     assert shard_bytes(tmp_path / "driver") == wanted
     assert {path: path.stat().st_mtime_ns for path in done} == done

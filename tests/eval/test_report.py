@@ -496,7 +496,7 @@ def test_markdown_tables_are_whole(run):
         tables += width is None
         assert width in (None, cells), line
         width = cells
-    assert tables == 29
+    assert tables == 30
     html = markdown.markdown("\n".join(lines), extensions=["tables"])
     assert Page(html).tags.count("table") == tables
 
@@ -518,6 +518,7 @@ def test_markdown_names_the_figures_that_exist(run):
         "Comparison with other\\_run and the reference runs",
         "Downstream",
         "Frozen concepts",
+        "Retrieval",
         "Gates",
         "Next steps",
         "Raw JSON",

@@ -17,6 +17,7 @@ import concept_encoder as ce
 from concept_encoder.eval.benchmarks import rankers
 from concept_encoder.eval.benchmarks.rankers import (
     Ranker,
+    Remembered,
     Scored,
     bm25,
     chunks,
@@ -63,6 +64,10 @@ def task():
 def words_file(weights, tmp_path):
     weights.save(tmp_path / "words.safetensors")
     return tmp_path / "words.safetensors"
+
+
+def reading(weights):
+    return Remembered(lambda texts, pairs: weights.encode(texts, pairs=pairs))
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +159,9 @@ def test_bm25_is_its_formula(weights):
 
 
 def test_codes_of_words_are_cosines_of_their_rows(weights):
-    found = {ranker.name: ranker.score(QUERIES, DOCUMENTS) for ranker in words_codes(weights, (5, 10))}
+    found = {
+        ranker.name: ranker.score(QUERIES, DOCUMENTS) for ranker in words_codes(weights, reading(weights), (5, 10))
+    }
     asked = weights.encode(QUERIES)
     np.testing.assert_allclose(
         found["words_pairs_5"].scores, (asked @ weights.encode(DOCUMENTS, 2).T).toarray(), atol=1e-6
@@ -171,7 +178,7 @@ def test_random_slots_are_those_of_the_warm_start(weights, tokenizer):
         expected = np.zeros((4, 6))
         expected[slot[token]] = values[token]
         np.testing.assert_allclose(project[token].toarray()[0], expected.ravel(), rtol=1e-6)
-    found = sketches(weights)[0].score(QUERIES, DOCUMENTS)
+    found = sketches(weights, reading(weights))[0].score(QUERIES, DOCUMENTS)
     assert found.bytes_per_text == 128 and np.isfinite(found.scores).all() and not found.scores[:, -1].any()
 
 
@@ -200,6 +207,36 @@ def test_chunks_hold_every_character_and_no_more_tokens_than_fit(tokenizer):
     assert [len(tokenizer(piece)["input_ids"]) for piece in found] == [12] * 7
     with pytest.raises(ValueError, match="the model reads texts of any length"):
         chunks([text], tokenizer, None)
+
+
+def test_another_encoder_reads_the_beginning_or_takes_its_best_chunk(tokenizer, monkeypatch, tmp_path):
+    library = pytest.importorskip("sentence_transformers")
+    read = []
+
+    class Fake:
+        """Counts of the first three words, of unit length; reads texts of up to 5 tokens."""
+
+        def __init__(self, source, trust_remote_code, model_kwargs):
+            assert not trust_remote_code
+            self.tokenizer = tokenizer
+
+        def get_max_seq_length(self):
+            return 5
+
+        def encode(self, texts, **options):
+            read.extend(texts)
+            counts = np.array([[text.split().count(word) for word in WORDS[:3]] for text in texts], np.float32)
+            return counts / np.linalg.norm(counts, axis=1, keepdims=True).clip(1)
+
+    monkeypatch.setattr(library, "SentenceTransformer", Fake)
+    beginning, best_chunk = rankers.sentence_encoders(str(tmp_path / "owner" / "mine"))
+    documents = ["cat cat cat dog dog dog", "dog", "horse horse horse cat cat dog"]
+    found = beginning.score(["dog"], documents)
+    np.testing.assert_allclose(found.scores, [[0, 1, 0]], atol=1e-6)
+    assert (beginning.name, best_chunk.name, found.bytes_per_text) == ("mine", "mine_maxp", 12)
+    whole = best_chunk.score(["dog"], documents)
+    np.testing.assert_allclose(whole.scores, [[1, 1, 1 / np.sqrt(5)]], atol=1e-6)
+    assert whole.bytes_per_text is None and read.count("dog") == 2  # as query and as document; beginnings read once
 
 
 def test_fusions():

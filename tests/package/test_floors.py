@@ -14,7 +14,13 @@ from house import PACKAGE, ROOT, module_name, package_files
 FLOORS = ("configuration_concept", "modeling_concept", "utils", "trainers", "eval", "scripts")
 # What `from_pretrained(..., trust_remote_code=True)` may ask of a machine that has transformers and nothing else.
 REMOTE_CODE_REQUIREMENTS = {"torch", "transformers", "huggingface_hub", "safetensors"}
-OF_AN_EXTRA = {"eval/explorer/app.py": "explore"}  # the one module that may ask for it
+OF_AN_EXTRA = {  # the modules that may ask for it
+    "eval/explorer/app.py": "explore",
+    "eval/corpus/embedders.py": "st",
+    "eval/corpus/precision.py": "st",
+    "eval/corpus/steps.py": "corpus",
+    "scripts/dev/corpus.py": "st",
+}
 READS_ARGV_WITHOUT_ARGUMENTS = {"parse_args", "parse_known_args", "parse_args_into_dataclasses"}
 
 

@@ -82,7 +82,7 @@ def test_wheel_metadata(wheel):
     metadata = Parser().parsestr(archive.read(name).decode())
     assert metadata["Name"] == "concept-encoder"
     assert metadata["License-Expression"] == "Apache-2.0"
-    extras = "train eval explore corpus ann mteb cuda docs onnx st tensorboard trackio wandb test dev"
+    extras = "train eval explore corpus ann retrieval mteb cuda docs onnx st tensorboard trackio wandb test dev"
     assert set(metadata.get_all("Provides-Extra")) == set(extras.split())
     assert f"version: {metadata['Version']}" in (ROOT / "CITATION.cff").read_text(encoding="utf-8").splitlines()
 

@@ -87,6 +87,9 @@ def test_models_are_read_without_pickles():
                 readers.setdefault(str(path.relative_to(ROOT)), []).append(ast.unparse(node.func))
     assert readers == {
         "eval/loading/checkpoints.py": ["head.from_pretrained"],  # the door, with use_safetensors
+        "modeling_concept.py": ["ConceptEncoderConfig.from_pretrained"],  # no weights
+        "utils/auto_classes.py": ["head.from_pretrained"],  # what `AutoModelForMaskedLM` itself was asked for
+        "scripts/dev/corpus.py": ["AutoTokenizer.from_pretrained"],  # of a peer in a local folder
         "eval/hub/export.py": ["ExportedModel.from_pretrained"],  # what was exported a moment ago
         "scripts/dev/speed/finetuning.py": ["AutoTokenizer.from_pretrained"],  # BERT's, by its id
         "trainers/weights/importing.py": ["type(model).from_pretrained"],  # what was imported a moment ago

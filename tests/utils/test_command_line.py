@@ -22,6 +22,8 @@ from concept_encoder.eval.benchmarks.protocols import PROTOCOLS
 from concept_encoder.eval.benchmarks.registry import BENCHMARKS
 from concept_encoder.eval.benchmarks.retrieval_tasks import RETRIEVAL_TASKS
 from concept_encoder.eval.benchmarks.similarity import SIMILARITY_TASKS
+from concept_encoder.eval.corpus.precision import PRECISIONS
+from concept_encoder.eval.corpus.searching import FUSIONS, SOURCES
 from concept_encoder.eval.hub.export import EXPORTERS
 from concept_encoder.eval.report.gates import load_gates
 from concept_encoder.utils.command_line import (
@@ -118,7 +120,8 @@ def test_names_that_the_help_lists_are_those_of_the_library():
     assert set(script("finetune").TASKS) == set(BENCHMARKS) and script("similarity").TASKS == SIMILARITY_TASKS
     assert tuple(RETRIEVAL_TASKS) == script("retrieval").TASKS
     assert tuple(PROTOCOLS) == script("finetune").PROTOCOLS and tuple(load_gates()) == script("report").GATES
-    assert tuple(EXPORTERS) == script("export").FORMATS
+    assert tuple(EXPORTERS) == script("export").FORMATS and PRECISIONS == script("encode").PRECISIONS
+    assert (SOURCES, FUSIONS) == (script("search").SOURCES, script("search").FUSIONS)
 
 
 @pytest.mark.parametrize("name", scripts.COMMANDS)
@@ -170,7 +173,7 @@ def test_one_name_for_one_thing(monkeypatch, capsys):
     banned = {"--output", "--out", "--out_dir", "--folder", "--force", "--dryrun", "--bs", "--model", "--rev"}
     assert not {name: found & banned for name, found in options.items() if found & banned}
     positionals = {name: set(re.findall(r"^  ([A-Z_]+)\b", text, re.M)) for name, text in texts.items()}
-    named = {"CHECKPOINT", "RUN_DIR", "OTHER_RUN_DIR", "RECIPE", "PLAN", "COMPARISON"}
+    named = {"CHECKPOINT", "RUN_DIR", "OTHER_RUN_DIR", "RECIPE", "PLAN", "COMPARISON", "FOLDER", "QUERY"}
     assert set().union(*positionals.values()) == named
 
 
@@ -349,7 +352,8 @@ def trained(tmp_path_factory) -> tuple[Path, str, str]:
 def test_a_pipe_gets_results_only_and_a_log_has_no_bars(trained):
     folder, out, err = trained
     assert re.fullmatch(r"3 steps, 0\.1 M parameters, conditional NELBO [\d.]+ bits per token.*\n", out)
-    assert "'loss'" in err and err.rstrip().endswith(f"Next: concept-encoder analyze {folder}")
+    assert re.search(r"^step \d+: loss [\d.]+", err, re.M)
+    assert err.rstrip().endswith(f"Next: concept-encoder analyze {folder}")
     assert "\r" not in out + err and "\x1b" not in out + err
 
 

@@ -18,6 +18,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ...utils.files import disk_trouble_named, replaced_together
 from ...utils.progress import TrainingProgress
+from ...utils.tokenizer import fit_saved_tokenizer
 from ..data.corpora import DataArguments
 from ..objectives.codes import HEAD, training_head
 from ..objectives.objective import ObjectiveArguments
@@ -189,6 +190,8 @@ class ConceptTrainer(ObjectiveTrainer):
         super().save_model(str(folder), _internal_call=True)
         # Nothing reads it, recipe.yaml says how the run was made; and of several processes one alone writes it.
         (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        if self.args.should_save:
+            fit_saved_tokenizer(folder, self.model.config)
 
     def _save_checkpoint(self, model: nn.Module, trial) -> None:
         """As the Trainer does, but aside: it gets its name and may replace older ones when it is whole.
