@@ -752,7 +752,7 @@ class SimilarityResult(Result):
     """of the probe"""
     alpha_of_twin: Number | None
     rows: list[FrozenScore]
-    sizes: list[SizeScore] = field(default_factory=list)
+    sizes: list[SizeScore]
     """cosine of pooled outputs that are read and cut so; none where none was asked for"""
 
     @property

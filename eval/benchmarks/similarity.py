@@ -350,6 +350,7 @@ def _result(
         alpha=own.alpha,
         alpha_of_twin=twin.alpha,
         rows=rows,
+        sizes=[],
     )
 
 

@@ -37,6 +37,7 @@ from concept_encoder.utils.results import (
     RetrievalResult,
     Setting,
     SimilarityResult,
+    SizeScore,
     Spectrum,
     SpectrumFigure,
     SweepRow,
@@ -366,6 +367,7 @@ def synthetic_similarity(task: str = "microworld_similarity") -> SimilarityResul
         alpha=10.0,
         alpha_of_twin=1.0,
         rows=rows,
+        sizes=[SizeScore(num_concepts=4, dim=8, bytes=128, seconds=0.01, value=0.5, interval=(0.4, 0.6))],
     )
 
 

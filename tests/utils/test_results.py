@@ -23,20 +23,27 @@ from run_files import (
 
 from concept_encoder.eval.report.report import PARTS, compose
 from concept_encoder.utils.results import (
+    ApproximateFacts,
     BagCell,
+    CodeFacts,
     ComparisonResult,
     ComparisonRow,
     ContaminationResult,
     DataFacts,
+    EncodePlan,
+    EncodeResult,
     Figure,
+    IndexFacts,
     PredictionsResult,
     PretrainResult,
     Result,
     SeedCell,
+    SegmentFacts,
     SourceFacts,
     SourceRow,
     SweepCell,
     SweepRow,
+    WordFacts,
     facts,
 )
 
@@ -51,6 +58,32 @@ GEOMETRY = dataclasses.replace(synthetic_geometry(4, 8), spectrum=SPECTRUM)
 COUNTS = {"metrics": {"pearson": 0.5, "spearman": None}, "predictions": [1.0, 2.5]}
 NOTHING = dict.fromkeys(each.name for each in dataclasses.fields(SourceFacts))
 ROW = SweepRow(learning_rate=1e-3, batch_size=32, epochs=2, metrics={"accuracy": 0.5})
+CODE = CodeFacts(
+    model="m",
+    revision="a1",
+    digest="b2",
+    output="pooled",
+    shape=[8],
+    precision="int8",
+    calibration="AAAA",
+    max_length=64,
+    dtype="float32",
+    words=WordFacts(digest="c3", entries=9, columns=99),
+)
+PLAN = EncodePlan(
+    code=CODE,
+    checkpoint="m",
+    dataset="d",
+    sample="e5",
+    split="train",
+    streaming=False,
+    text_column="text",
+    id_column="id",
+    columns=["text"],
+    documents=9,
+    tasks=2,
+    batch_tokens=512,
+)
 OWN = [
     PRETRAIN,
     GEOMETRY,
@@ -79,6 +112,27 @@ OWN = [
         protocol="quick",
         rows=[ComparisonRow(recipe="a", seed=1, figures={"NELBO": Figure(value=1.0, interval=(0.5, 1.5))})],
         means={"a": {"NELBO": 1.0}},
+    ),
+    PLAN,
+    EncodeResult(
+        plan=PLAN,
+        documents=9,
+        empty=1,
+        tokens=90,
+        bytes=900,
+        seconds=1.5,
+        documents_per_second=6.0,
+        tokens_per_second=60.0,
+        workers=2,
+    ),
+    IndexFacts(
+        generation=3,
+        code=CODE,
+        checkpoint="m",
+        segments=[SegmentFacts(name="0", documents=9)],
+        deleted=1,
+        bm25="text",
+        approximate=ApproximateFacts(recall_at_10=0.9, queries=5),
     ),
     ContaminationResult(
         rule="exact",
