@@ -122,7 +122,7 @@ class ConceptEncoderConfig(PreTrainedConfig):
 
     model_type = "concept_encoder"
     keys_to_ignore_at_inference = [  # by a Trainer, which collects the logits alone
-        *("token_losses", "concepts", "hidden_states", "attentions", "cross_attentions"),
+        *("token_losses", "concepts", "pooler_output", "hidden_states", "attentions", "cross_attentions"),
         *("decoder_hidden_states", "decoder_cross_attentions"),
     ]
 
