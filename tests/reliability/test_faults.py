@@ -18,6 +18,7 @@ import datasets
 import numpy as np
 import psutil
 import pytest
+import torch
 from exact_runs import ENVIRONMENT, assert_equal_runs, command_line, settings
 from huggingface_hub import HfApi, hf_file_system
 from huggingface_hub.utils import http_backoff
