@@ -79,7 +79,7 @@ dist: $(INSTALLED)
 
 # A checkpoint is written here and read where the package is not: by its own code, in a new environment for each version.
 versions: $(INSTALLED)
-	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; cp tests/model/test_versions.py "$$folder"; failed=; \
+	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; cp tests/model/versions.py "$$folder"; failed=; \
 	$(QUIET) PYTHONPATH=tests/support $(BIN)/python tests/support/checkpoint_set.py "$$folder/checkpoints"; \
 	for version in $(VERSIONS); do \
 		$(PYTHON) -m venv "$$folder/$$version"; python="$$folder/$$version/bin/python"; \
@@ -87,7 +87,7 @@ versions: $(INSTALLED)
 		"$$python" -m pip install --quiet "$(TORCH)" "transformers==$$version" accelerate pytest "sentence-transformers>=5.4"; \
 		"$$python" -c 'import transformers; print("transformers", transformers.__version__)'; \
 		(cd "$$folder"; $(QUIET) CHECKPOINTS="$$folder/checkpoints" HF_HOME="$$folder/cache" HF_HUB_OFFLINE=1 \
-			"$$python" -m pytest -q -p no:cacheprovider test_versions.py) || failed="$$failed $$version"; \
+			"$$python" -m pytest -q -p no:cacheprovider versions.py) || failed="$$failed $$version"; \
 		rm -rf "$$folder/$$version"; \
 	done; \
 	[ -z "$$failed" ] || { echo "failed with transformers$$failed"; exit 1; }

@@ -425,6 +425,7 @@ def test_the_command(pretrained, rows, tmp_path, capsys):
     rows.to_json(tmp_path / "rows.jsonl")
     words = [
         str(pretrained),
+        "--dataset_name",
         str(tmp_path / "rows.jsonl"),
         "--output_dir",
         str(tmp_path / "out"),

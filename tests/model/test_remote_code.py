@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoint_set import write
 from helpers import run_without_package
 from safetensors.torch import load_file, save_file
 
@@ -209,3 +210,18 @@ def test_the_repository_root_loads_as_dot(remote):
     assert report["dot/AutoModelForMaskedLM"]["missing"] == []
     expected = tensors["concept-encoder-checkout/AutoModelForMaskedLM/output"]
     torch.testing.assert_close(tensors["dot/AutoModelForMaskedLM/output"], expected)
+
+
+def test_the_tests_of_all_versions_pass_with_this_one(tmp_path, monkeypatch):
+    """`make versions` runs them with old ones and the newest."""
+    monkeypatch.setenv("CHECKPOINTS", str(write(tmp_path / "checkpoints")))
+    shutil.copy(ROOT / "tests" / "model" / "versions.py", tmp_path)
+    run_without_package(
+        """
+import sys
+sys.modules["concept_encoder"] = None
+import pytest
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "versions.py"]))
+""",
+        tmp_path,
+    )

@@ -1,7 +1,7 @@
 """A checkpoint as remote code, with any version of transformers from the lowest on: what `make versions` runs.
 
-`CHECKPOINTS` names the folder that tests/support/checkpoint_set.py has written in another environment, and nothing of
-the package is here then; without it, one is written here, and read as remote code all the same.
+`CHECKPOINTS` names the folder that tests/support/checkpoint_set.py has written in another environment; nothing of the
+package is here. tests/model/test_remote_code.py runs it with the version that is installed.
 """
 
 import importlib.util
@@ -16,8 +16,6 @@ from packaging.version import Version
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer, Trainer, TrainingArguments, pipeline
 from transformers.utils import versions
-
-pytestmark = pytest.mark.slow
 
 MASKED = "the dog [MASK] ."
 TEXTS = ["the cat sleeps in the barn .", MASKED]
@@ -35,14 +33,10 @@ OF_THE_SAVING = {"transformers_version": None, "_name_or_path": None}
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory) -> Path:
-    if "CHECKPOINTS" in os.environ:
-        with pytest.raises(ImportError):
-            import concept_encoder  # noqa: F401
-        return Path(os.environ["CHECKPOINTS"])
-    from checkpoint_set import write
-
-    return write(tmp_path_factory.mktemp("checkpoints"))
+def folder() -> Path:
+    with pytest.raises(ImportError):
+        import concept_encoder  # noqa: F401
+    return Path(os.environ["CHECKPOINTS"])
 
 
 @pytest.fixture
