@@ -347,6 +347,7 @@ def test_the_page_and_its_figures(written, capsys):
     assert all(line.endswith("|") for line in tables)
 
 
+@pytest.mark.slow
 def test_the_page_can_be_rendered_anew(written, capsys):
     page = written / "SPEED.md"
     before = page.read_text(encoding="utf-8")
@@ -390,6 +391,7 @@ def no_memory(monkeypatch):
     monkeypatch.setattr("concept_encoder.scripts.dev.speed.measure.peak_memory", lambda case: None)
 
 
+@pytest.mark.slow
 def test_a_peer_that_would_take_too_long_is_left_out(no_memory, monkeypatch):
     monkeypatch.setattr(speed, "LONGEST_CALL", 0.0)
     plan = dataclasses.replace(QUICK, lengths=(16, 32))
@@ -400,6 +402,7 @@ def test_a_peer_that_would_take_too_long_is_left_out(no_memory, monkeypatch):
     assert all("a call, from" in row["reason"] for row in encoding["skipped"])
 
 
+@pytest.mark.slow
 def test_a_batch_beyond_the_card_ends_the_growth(no_memory, monkeypatch):
     scaled = speed._scaled
 
@@ -417,6 +420,7 @@ def test_a_batch_beyond_the_card_ends_the_growth(no_memory, monkeypatch):
     assert " – |" in page  # memory, where no system tells it
 
 
+@pytest.mark.slow
 def test_without_a_compiler_nothing_is_compiled(no_memory, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
     result = measure(dataclasses.replace(QUICK, variants=("full", "compile")), ["variants"], repeats=2)

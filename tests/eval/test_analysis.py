@@ -94,6 +94,7 @@ def run(checkpoint: Path, corpus: Path, **changes) -> dict[str, dict]:
     return analyze(checkpoint, data_arguments(corpus), **{**counts, **changes})
 
 
+@pytest.mark.slow
 def test_analyze_writes_what_the_functions_give(checkpoint: Path, corpus: Path) -> None:
     result = run(checkpoint, corpus)
     for name, file in FILES.items():
@@ -135,6 +136,7 @@ def test_analyze_writes_what_the_functions_give(checkpoint: Path, corpus: Path) 
     assert first.share_read == pytest.approx(second.share_read, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_isoscore_leaves_out_what_the_trained_layer_norm_removes(checkpoint: Path, corpus: Path) -> None:
     head = ConceptEncoderForDiffusionMLM.from_pretrained(checkpoint)
     weight = torch.linspace(0.2, 3, HIDDEN_SIZE)
@@ -154,6 +156,7 @@ def test_isoscore_leaves_out_what_the_trained_layer_norm_removes(checkpoint: Pat
     assert all(figure != pytest.approx(each, rel=1e-3) for each in wrong)
 
 
+@pytest.mark.slow
 def test_checkpoint_without_the_decoder(checkpoint: Path, corpus: Path) -> None:
     """An encoder has geometry and the encoder's reading; a ledger of other weights does not stay next to them."""
     run(checkpoint, corpus)
@@ -185,6 +188,7 @@ def test_random_encoder_is_always_the_same() -> None:
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+@pytest.mark.slow
 def test_special_tokens_in_a_text_are_plain_characters(checkpoint: Path, corpus: Path) -> None:
     (corpus / "validation.jsonl").write_text(9 * (json.dumps({"text": "the [MASK] sees"}) + "\n"))
     tokens = run(checkpoint, corpus).reading.example.tokens
@@ -196,6 +200,7 @@ def test_bfloat16_checkpoint_is_analysed_in_float32(checkpoint: Path, corpus: Pa
     assert next(load(checkpoint).encoder.parameters()).dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_analyze_takes_the_output_folder(checkpoint: Path, corpus: Path, tmp_path: Path) -> None:
     run(checkpoint, corpus, output_dir=tmp_path / "new" / "a")
     assert sorted(path.name for path in (tmp_path / "new" / "a").iterdir()) == sorted(FILES.values())
@@ -209,6 +214,7 @@ def test_too_few_documents_leaves_no_output(checkpoint: Path, corpus: Path) -> N
     assert not list(checkpoint.glob("*geometry*"))
 
 
+@pytest.mark.slow
 def test_limits_of_the_training_run_do_not_bind(checkpoint: Path, corpus: Path) -> None:
     free = run(checkpoint, corpus, num_batches=2, batch_size=4).geometry
     assert free.num_samples == 8
@@ -218,6 +224,7 @@ def test_limits_of_the_training_run_do_not_bind(checkpoint: Path, corpus: Path) 
     assert other.metrics != free.metrics  # another sample of the nine
 
 
+@pytest.mark.slow
 def test_nothing_is_written_before_all_is_measured(checkpoint: Path, corpus: Path, monkeypatch) -> None:
     (checkpoint / "geometry.json").write_text("old")
 
@@ -279,6 +286,7 @@ def run_script(checkpoint: Path, *flags: str) -> None:
     script.main([str(checkpoint), "--num_batches", "3", "--batch_size", "3", "--ledger_documents", "4", *flags])
 
 
+@pytest.mark.slow
 def test_script_takes_the_corpus_from_the_recipe(checkpoint: Path, corpus: Path, capsys) -> None:
     recipe = {"model": {}, "data": {"dataset_name": str(corpus), "max_length": 24, "packing": "packed"}}
     (checkpoint / "recipe.yaml").write_text(yaml.safe_dump(recipe))
@@ -304,6 +312,7 @@ def test_script_says_that_there_is_no_decoder(checkpoint: Path, corpus: Path, ca
     assert "geometry.json, reading.json." in said
 
 
+@pytest.mark.slow
 def test_flags_override_the_recipe(checkpoint: Path, corpus: Path, tmp_path: Path) -> None:
     (checkpoint / "recipe.yaml").write_text(yaml.safe_dump({"data": {"dataset_name": "absent", "max_length": 24}}))
     output = tmp_path / "other"

@@ -57,6 +57,7 @@ def cells(text: str) -> set[tuple[str, ...]]:
 # ------------------------------------------------------------------------------------------------- cards of the tree
 
 
+@pytest.mark.slow
 def test_there_is_a_card_for_every_report(cards):
     assert REPORTS
     assert set(cards) == {name_of(path) for path in REPORTS}
@@ -69,6 +70,7 @@ def test_cards_of_the_tree_are_fresh(cards, path):
     assert written == cards[name_of(path)], "render them again: python scripts/dev/cards.py"
 
 
+@pytest.mark.slow
 def test_the_script_writes_them(cards, tmp_path, capsys):
     render_tree(["--output_dir", str(tmp_path)])
     assert {path.stem: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()} == cards

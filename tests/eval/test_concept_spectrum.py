@@ -259,6 +259,7 @@ def test_gaussian_null_reaches_the_known_values() -> None:
     assert null["content_share"] == pytest.approx(1, abs=0.01)
 
 
+@pytest.mark.slow
 def test_intervals_are_seeded_and_hold_the_value() -> None:
     concepts = structured(40)
     intervals = bootstrap_intervals(concepts, seed=1, num_resamples=200)
@@ -292,6 +293,7 @@ def test_pairs_of_copies_do_not_count() -> None:
     assert low == high == 0
 
 
+@pytest.mark.slow
 def test_interval_width_agrees_with_fresh_samples() -> None:
     """Spread over resamples of 100 documents against the spread over 60 draws of 100 new documents."""
     name = "within_raw_participation_ratio"

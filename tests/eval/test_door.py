@@ -40,6 +40,7 @@ def read(address: str, *data: object) -> str:
     return ask(address, "GET", f"/gradio_api/call/read/{json.loads(said)['event_id']}")[1]
 
 
+@pytest.mark.slow
 def test_the_page_and_its_clients_are_served(address):
     for path in ("/", "/config", "/gradio_api/info", "/theme.css"):
         assert ask(address, "GET", path)[0] == 200, path

@@ -186,6 +186,7 @@ def test_sources(pretrained, rows, tmp_path, kind):
     assert len(set(table["id"])) == 40
 
 
+@pytest.mark.slow
 def test_a_source_on_the_hub(pretrained, seeded_hub, tmp_path):
     options = {"id_column": "_id", "columns": [], "max_length": 8}
     by_id = ce.encode(
@@ -257,6 +258,7 @@ def test_a_broken_or_lost_shard_is_made_again_bit_by_bit(pretrained, rows, tmp_p
     assert shard_bytes(folder) == whole
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_the_next_call_does_what_is_missing(pretrained, rows, tmp_path, monkeypatch):
     many_shards(monkeypatch)
     whole = shard_bytes(encoded(pretrained, rows, tmp_path / "undisturbed"))
@@ -334,6 +336,7 @@ def test_two_workers_one_of_them_killed(pretrained, tmp_path):
 # -------------------------------------------------------------------------------------------------------------- faults
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_named_and_nothing_is_lost(pretrained, rows, tmp_path, monkeypatch):
     many_shards(monkeypatch)
     whole = shard_bytes(encoded(pretrained, rows, tmp_path / "undisturbed"))
@@ -364,6 +367,7 @@ def test_ids_that_are_not_unique_are_named(pretrained, rows, tmp_path, monkeypat
     assert len(shard_bytes(tmp_path / "out")) == 4
 
 
+@pytest.mark.slow
 def test_shards_of_another_model_in_the_folder_are_named(pretrained, rows, tmp_path):
     folder = encoded(pretrained, rows, tmp_path / "out")
     other = encoded(pretrained, rows, tmp_path / "other", precision="float16")
@@ -441,6 +445,7 @@ def test_the_command(pretrained, rows, tmp_path, capsys):
     assert "executor_options must be NAME=VALUE, got 'partition'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_corpus_is_pushed_as_a_data_set(pretrained, rows, tmp_path, hub, monkeypatch):
     many_shards(monkeypatch)
     folder = encoded(pretrained, rows, tmp_path / "out", precision="int8")

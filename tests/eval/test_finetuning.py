@@ -50,6 +50,7 @@ def small_tasks(tmp_path, monkeypatch):
         monkeypatch.setitem(BENCHMARKS, name, small_task(name, tmp_path))
 
 
+@pytest.mark.slow
 def test_pairs_are_tokenised_as_pairs_and_truncated(pretrained, tmp_path, protocol, monkeypatch):
     """What the model is fed: [CLS] a [SEP] b [SEP], never longer than max_length."""
     seen = []
@@ -72,6 +73,7 @@ def test_pairs_are_tokenised_as_pairs_and_truncated(pretrained, tmp_path, protoc
     assert max(batch.shape[1] for batch in seen) == result.max_length == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["mrpc", "stsb"])
 def test_result(task, checkpoint, tmp_path, protocol):
     row = small_task(task, tmp_path)
@@ -103,6 +105,7 @@ def test_result(task, checkpoint, tmp_path, protocol):
         assert result.scores["accuracy"].chance == max(np.mean(labels), 1 - np.mean(labels))
 
 
+@pytest.mark.slow
 def test_controls_stand_beside_the_score(checkpoint, tmp_path, protocol):
     row = small_task("mrpc", tmp_path)
     result = finetune_task(str(checkpoint), row, protocol, checkpoint)
@@ -141,6 +144,7 @@ def test_a_score_is_paired_with_the_constant_prediction():
     assert at_chance(BENCHMARKS["stsb"], [rng.normal(size=400)], labels) == {}  # judged by its own interval
 
 
+@pytest.mark.slow
 def test_metrics_are_those_of_the_saved_model(checkpoint, tmp_path, protocol):
     """The kept model, loaded again, predicts what was scored."""
     row = small_task("mrpc", tmp_path)
@@ -157,6 +161,7 @@ def test_metrics_are_those_of_the_saved_model(checkpoint, tmp_path, protocol):
     assert not list((checkpoint / "finetune").glob(".*"))
 
 
+@pytest.mark.slow
 def test_same_seed_same_result(pretrained, tmp_path, protocol):
     row = small_task("stsb", tmp_path)
     runs = [finetune_task(str(pretrained), row, protocol, tmp_path / name) for name in ("a", "b")]
@@ -166,6 +171,7 @@ def test_same_seed_same_result(pretrained, tmp_path, protocol):
     assert runs[0].scores == runs[1].scores
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(pretrained, tmp_path):
     row = small_task("stsb", tmp_path)
     protocol = PROTOCOLS["quick"].override(epochs=30, batch_sizes=(16,), learning_rates=(3e-3,))
@@ -174,6 +180,7 @@ def test_training_lowers_the_loss(pretrained, tmp_path):
     assert losses[-1] < losses[0] / 2
 
 
+@pytest.mark.slow
 def test_divergence_is_an_error_and_leaves_nothing(checkpoint, tmp_path):
     before = files(checkpoint)
     protocol = PROTOCOLS["quick"].override(learning_rates=(1e30,), epochs=1)
@@ -190,6 +197,7 @@ def test_several_devices_are_refused(pretrained, tmp_path, protocol, monkeypatch
         finetune_task(str(pretrained), small_task("mrpc", tmp_path), protocol, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_command_line(checkpoint, small_tasks, capsys):
     arguments = [str(checkpoint), "--tasks", "mrpc", "stsb", "--protocol", "quick"]
     main([*arguments, "--epochs", "1", "--learning_rates", "0.002"])
@@ -269,6 +277,7 @@ def test_bad_arguments(checkpoint, capsys):
     assert files(checkpoint) == before
 
 
+@pytest.mark.slow
 def test_a_table_of_ones_own(checkpoint, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for split, size in (("train", 200), ("validation", 60)):
@@ -286,6 +295,7 @@ def test_a_table_of_ones_own(checkpoint, tmp_path, capsys, monkeypatch):
     fails([str(checkpoint), "--tasks", "no_file.yaml", "--protocol", "quick"], "No such file .*no_file.yaml", capsys)
 
 
+@pytest.mark.slow
 def test_from_the_hub(hub, pretrained, tmp_path, small_tasks, capsys):
     HfApi().create_repo("me/pretrained", exist_ok=True)
     HfApi().upload_folder(folder_path=pretrained, repo_id="me/pretrained")

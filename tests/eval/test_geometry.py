@@ -152,6 +152,7 @@ def test_what_a_layer_norm_fixes_is_marked() -> None:
     assert abs(noise["mean_concept_similarity"] - collapsed["mean_concept_similarity"]) > 0.5
 
 
+@pytest.mark.slow
 def test_spectrum_figures_stand_beside_their_nulls() -> None:
     concepts, random_concepts = layer_normed(10, 5, 16), layer_normed(10, 5, 16, seed=1)
     normal = np.linspace(1, 2, 16)

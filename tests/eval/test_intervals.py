@@ -53,6 +53,7 @@ def test_every_metric_of_every_task_is_covered():
         assert tuple(bootstrap_intervals(task, predictions, references, resamples=50)) == metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", CORRELATIONS)
 def test_resampled_examples_are_drawn_with_replacement(metric):
     """As SciPy's percentile bootstrap on the same data, up to the Monte-Carlo error of either."""
@@ -84,6 +85,7 @@ def test_accuracy_interval_is_that_of_the_binomial_distribution():
     np.testing.assert_allclose(interval, stats.binom.ppf([0.025, 0.975], 400, 0.75) / 400, atol=1 / 400)
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth():
     rng = np.random.default_rng(2)
     covered = {"accuracy": 0, "pearson": 0}
@@ -97,6 +99,7 @@ def test_intervals_cover_the_truth():
     assert all(0.90 <= count / 200 <= 0.99 for count in covered.values()), covered
 
 
+@pytest.mark.slow
 def test_paired_test_raises_few_false_alarms_and_finds_a_difference():
     rng = np.random.default_rng(3)
     alarms, found = 0, 0

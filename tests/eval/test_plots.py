@@ -78,6 +78,7 @@ DRAWINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Glyph", "error:constrained_layout")
 @pytest.mark.parametrize("theme", plots.THEMES)
 @pytest.mark.parametrize("name", DRAWINGS)

@@ -122,6 +122,7 @@ def changed(folder: Path) -> None:
 # ----------------------------------------------------------------------------------------------------- the upload set
 
 
+@pytest.mark.slow
 def test_the_upload_set_of_a_run(run, tmp_path):
     before = files(run)
     notes = assemble(run, tmp_path, "me/example")
@@ -662,6 +663,7 @@ def test_a_private_repository(run, folder, hub, repo_id, unverified, capsys):
     assert f"{public} exists and is public; make it private in its settings" in line
 
 
+@pytest.mark.slow
 def test_revisions_and_checkpoints(run, pretrained, hub, repo_id, unverified, tmp_path, capsys):
     copy = shutil.copytree(run, tmp_path / "small")
     shutil.rmtree(copy / "checkpoint-3")
@@ -836,6 +838,7 @@ def train(folder: Path, repo_id: str, *arguments: str) -> None:
     pretrain(["tiny", "--output_dir", str(folder), "--hub_model_id", repo_id, *options, *arguments])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["end", "every_save", "checkpoint", "all_checkpoints"])
 def test_trainer_pushes_the_upload_set(strategy, hub, repo_id, tmp_path):
     best = ["--load_best_model_at_end", "True", "--eval_strategy", "steps", "--eval_steps", "1"]
@@ -856,6 +859,7 @@ def test_trainer_pushes_the_upload_set(strategy, hub, repo_id, tmp_path):
     assert not titles or "Training in progress, step 1" in titles
 
 
+@pytest.mark.slow
 def test_a_push_that_fails_after_training_says_how_to_go_on(hub, repo_id, tmp_path, capsys):
     hub.fault(path_regex="/commit/", status=503, times=None)
     with pytest.raises(SystemExit) as stopped:
@@ -866,6 +870,7 @@ def test_a_push_that_fails_after_training_says_how_to_go_on(hub, repo_id, tmp_pa
     assert f"concept-encoder push {tmp_path / 'run'} --repo_id {repo_id}" in line
 
 
+@pytest.mark.slow
 def test_a_push_that_fails_during_training_is_made_good_at_the_end(hub, repo_id, tmp_path, caplog):
     hub.fault(path_regex="/commit/", status=503)
     train(tmp_path / "run", repo_id, "--hub_strategy", "every_save", "--hub_always_push", "True")

@@ -95,6 +95,7 @@ def test_chance_rules_in_words():
     assert BENCHMARKS["mrpc"].chance_rule == "f1: all positive; accuracy: majority class"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", REAL)
 def test_real_task(task, seeded_hub):
     train_rows, validation_rows, chance = REAL[task]

@@ -158,6 +158,7 @@ def test_figures_need_their_data(reference_report):
 # ----------------------------------------------------------------------------------------------------------- composing
 
 
+@pytest.mark.slow
 def test_report_has_every_section(run, other):
     report = read_report(run)
     assert read_json(run / "report.json")["kind"] == "report"
@@ -478,6 +479,7 @@ def test_html_escapes_what_it_is_given(tmp_path):
     assert "&lt;script&gt;" in text
 
 
+@pytest.mark.slow
 def test_markdown_escapes_what_it_is_given(tmp_path):
     report = build_report(write_synthetic_run(tmp_path / "run", corpus=HOSTILE))
     text = render_markdown(report).partition("## Raw JSON")[0]
@@ -591,6 +593,7 @@ def test_unknown_gate_is_refused_with_the_known_ones(tmp_path, capsys):
     assert "gate_1" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_command_judges_the_reference(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(SCRIPT))["main"](["--reference", str(tmp_path / "reference"), "--gate", "gate_1"])

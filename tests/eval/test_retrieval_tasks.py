@@ -78,6 +78,7 @@ def test_generated_tasks_need_no_data():
     assert len(found.documents) == len(found.queries) == 50 and found.relevant["7"] == {"7": 1}
 
 
+@pytest.mark.slow
 def test_the_sets_next_to_the_checkout_have_the_counts_of_their_pages(shared):
     def counts(name, **fields):
         found = load_collection(dataclasses.replace(RETRIEVAL_TASKS[name], **fields), data_dir=str(shared / "data"))

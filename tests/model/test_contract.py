@@ -47,6 +47,7 @@ def test_logits_have_a_row_for_each_position(head, training):
     torch.testing.assert_close(output.loss, nn.functional.cross_entropy(output.logits.mT, labels))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", MASKED_LMS)
 def test_a_stock_trainer_evaluates_and_predicts(head, tmp_path):
     model = randomised(head(tiny_config()))

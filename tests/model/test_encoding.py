@@ -54,6 +54,7 @@ def no_grad():
 # ------------------------------------------------------------------------------------------------------- one result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("order", [{}, PROJECTED])
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -106,6 +107,7 @@ def test_both_orders_agree_with_their_gradients(attention, dropout, monkeypatch)
     torch.testing.assert_close(*found, **EQUAL)
 
 
+@pytest.mark.slow
 def test_dropout_falls_on_weights_and_not_on_the_mean_in_parts():
     """Reading in parts while training is an unbiased estimate of reading without dropout."""
     model = encoder(num_hidden_layers=1, attention_probs_dropout_prob=0.4, hidden_dropout_prob=0.0)

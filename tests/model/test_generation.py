@@ -76,6 +76,7 @@ def test_blocks_fill_from_left_to_right_and_by_confidence_inside(monkeypatch):
     assert set(within.tolist()) == set(probabilities.topk(2).indices.tolist())
 
 
+@pytest.mark.slow
 def test_without_context_steps_change_nothing_but_the_timestep():
     ids, mask = token_batch()
     for context, differ in (("none", False), ("latent", True)):

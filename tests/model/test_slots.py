@@ -161,6 +161,7 @@ def test_pooled_outputs():
 # ----------------------------------------------------------------------------------------------------- everything else
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["dense", "one", "layers"])
 def test_a_text_is_rebuilt_through_sums(variant):
     torch.manual_seed(0)
@@ -197,6 +198,7 @@ def test_heads_go_on_from_a_checkpoint_of_sums(head, tmp_path):
         assert torch.equal(model.encoder.state_dict()[name], weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["dense", "one", "layers"])
 def test_sums_are_exported(variant):
     model = encoder(torch.float32, **VARIANTS[variant], pooled_output="concat", projection_size=4)

@@ -119,6 +119,7 @@ def test_every_block_says_its_language(page):
     assert not unknown, f"lines {unknown}: a block is one of {', '.join(sorted(LANGUAGES))}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", pages_with("python"), ids=name_of)
 def test_python_blocks_run(page, scratch):
     namespace: dict = {"__name__": "__page__"}

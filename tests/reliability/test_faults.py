@@ -90,6 +90,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_checkpoints_that_are_there(straight, small_disk, capsys):
     disk, mount = small_disk
     weight = sum(path.stat().st_size for path in (straight / "checkpoint-12").iterdir())
@@ -104,6 +105,7 @@ def test_a_full_disk_keeps_the_checkpoints_that_are_there(straight, small_disk, 
     assert_equal_runs(straight, run)
 
 
+@pytest.mark.slow
 def test_a_disk_that_becomes_read_only_keeps_the_checkpoints_that_are_there(straight, small_disk, capsys, monkeypatch):
     disk, mount = small_disk
     calls = []
@@ -127,6 +129,7 @@ def test_a_disk_that_becomes_read_only_keeps_the_checkpoints_that_are_there(stra
     assert_equal_runs(straight, run)
 
 
+@pytest.mark.slow
 def test_a_file_that_cannot_grow_ends_the_run_with_one_line(straight, tmp_path, capsys):
     largest = max(path.stat().st_size for path in (straight / "checkpoint-12").iterdir())
     with files_of_at_most(largest - 1000):
@@ -135,6 +138,7 @@ def test_a_file_that_cannot_grow_ends_the_run_with_one_line(straight, tmp_path, 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_last_files_of_a_run_are_all_there_or_none(straight, tmp_path, capsys):
     weights = (straight / "model.safetensors").stat().st_size
     with files_of_at_most(weights - 1000):
@@ -159,6 +163,7 @@ def test_results_that_do_not_fit_leave_the_old_ones(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
 
 
+@pytest.mark.slow
 def test_a_report_that_does_not_fit_leaves_the_old_one(tmp_path):
     run = write_run(tmp_path / "run", pretrain=synthetic_pretrain())
     report(run)
@@ -295,6 +300,7 @@ def test_without_permission_one_line_says_so_before_anything_is_done(anybodys, m
 # -------------------------------------------------------------------------------------------------- memory and workers
 
 
+@pytest.mark.slow
 def test_a_killed_data_worker_ends_the_run_with_its_checkpoints_kept(tmp_path):
     # What the system does to a process that needs too much memory. In a process of its own: torch keeps raising for
     # a lost worker at every later SIGCHLD, wherever that comes.
@@ -403,6 +409,7 @@ def test_a_data_worker_without_memory_says_so(tmp_path, capsys, monkeypatch):
 # --------------------------------------------------------------------------------------------------------------- clock
 
 
+@pytest.mark.slow
 def test_a_clock_that_goes_backwards_changes_nothing(straight, tmp_path, monkeypatch):
     now = [1.7e9]
 
@@ -531,6 +538,7 @@ def stories(seeded_hub, tmp_path, monkeypatch):
     return own, when_training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
@@ -551,6 +559,7 @@ def test_a_network_that_goes_in_mid_stream_ends_the_run_with_its_checkpoints_kep
     assert step >= 5 and damage(last) is None
 
 
+@pytest.mark.slow
 def test_a_network_that_comes_back_changes_nothing(stories, seeded_hub, tmp_path):
     own, when_training = stories
     for name, fault in (("straight", {"delay_s": 0}), ("broken", {"close": True})):

@@ -153,6 +153,7 @@ DOORS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.kind}-{case.door}-{case.name}".replace(" ", "_"))
 def test_a_right_answer_or_one_line(case: Case, tmp_path, monkeypatch):
     folder = tmp_path / "there"

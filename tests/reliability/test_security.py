@@ -78,6 +78,7 @@ def test_what_could_would_be_found(source):
     assert dangers(source) == [f"1: {ast.unparse(ast.parse(source))}"]
 
 
+@pytest.mark.slow
 def test_models_are_read_without_pickles():
     """Every `from_pretrained` of weights either forbids pickles itself or goes through the one door that does."""
     readers = {}
@@ -147,6 +148,7 @@ def test_a_pickle_in_place_of_the_weights_is_refused(door, pretrained, tmp_path,
     assert not trap.exists()
 
 
+@pytest.mark.slow
 def test_publishing_and_reporting_leave_pickles_alone(pretrained, tmp_path, trap):
     folder = laid(shutil.copytree(pretrained, tmp_path / "evil"), trap, *PICKLED)
     report(write_run(folder, pretrain=synthetic_pretrain()))
@@ -163,6 +165,7 @@ def test_importing_reads_tensors_of_a_pickle_and_nothing_else(tmp_path, trap):
     assert not trap.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
 def test_resuming_refuses_a_state_that_would_run(name, checkpoint, tokenizer, tmp_path, trap):
     folder = laid(shutil.copytree(checkpoint, tmp_path / "run" / "checkpoint-2"), trap, name)

@@ -114,6 +114,7 @@ def test_what_could_not_be_made_is_named_before_anything_is(tokenizer, tmp_path,
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_optimizers_and_schedules_with_arguments_of_their_own_train(tokenizer, tmp_path):
     trainer = make_trainer(
         tokenizer,
@@ -147,6 +148,7 @@ def test_a_metric_that_evaluation_will_not_give_is_refused(given, tokenizer, tmp
         make_trainer(tokenizer, tmp_path, metric_for_best_model=given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "higher"),
     [("loss", False), ("eval_nelbo_bits_per_token", False), ("nll_bits_t_0.55", False), ("accuracy_t_0.55", True)],

@@ -223,6 +223,7 @@ EVERYTHING = {
 }
 
 
+@pytest.mark.slow
 def test_resume_is_exact_with_everything(tokenizer, tmp_path):
     shared = {**EVERYTHING, "gradient_accumulation_steps": 2, "dropout": 0.1, "ema_decay": 0.5}
     straight = codes_trainer(tokenizer, tmp_path / "a", max_steps=4, **shared)
@@ -235,6 +236,7 @@ def test_resume_is_exact_with_everything(tokenizer, tmp_path):
     assert losses(straight) == losses(resumed)
 
 
+@pytest.mark.slow
 def test_what_is_saved_is_an_encoder(tokenizer, tmp_path):
     trainer = codes_trainer(tokenizer, tmp_path, **EVERYTHING, max_steps=2)
     assert "training_head.map.weight" in dict(trainer.model.named_parameters())
@@ -250,6 +252,7 @@ def test_what_is_saved_is_an_encoder(tokenizer, tmp_path):
     assert metrics["eval_loss"] == pytest.approx(sum(weights[name] * metrics[f"eval_{name}"] for name in names))
 
 
+@pytest.mark.slow
 def test_training_brings_partners_together(tokenizer, tmp_path):
     rows = [{**row, "partner_ids": row["input_ids"][::-1]} for row in random_examples(tokenizer, 32, longest=12)]
     trainer = codes_trainer(tokenizer, tmp_path, rows=rows, contrastive=1.0, max_steps=40)

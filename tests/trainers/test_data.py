@@ -415,6 +415,7 @@ class TestPacked:
         assert blocks == naive_blocks(texts(load_corpus(args, "validation")), words, 16)
         assert ids(validation) == blocks  # a stream starts afresh
 
+    @pytest.mark.slow
     def test_training_stream(self, tmp_path, words, monkeypatch):
         monkeypatch.setattr(data, "STREAM_SHUFFLE_BUFFER", 8)
         for i in range(3):

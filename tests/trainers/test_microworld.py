@@ -306,6 +306,7 @@ def test_no_text_has_two_meanings() -> None:
 # --- data sets ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_stories_have_four_to_ten_sentences_and_are_all_but_distinct(corpus) -> None:
     lengths = Counter(text.count(".") for text in corpus)
     assert min(lengths) >= 4 and max(lengths) <= 10
@@ -372,6 +373,7 @@ def test_smaller_size_is_a_prefix_and_seeds_differ(corpus) -> None:
     assert few == {column: values[:7] for column, values in more.items()}
 
 
+@pytest.mark.slow
 def test_equal_in_another_process_and_under_another_hash_seed() -> None:
     code = (
         "from zlib import crc32; from concept_encoder.trainers.data.microworld import *;"
@@ -431,6 +433,7 @@ def bag_of_words_accuracy(train, test, hypothesis_only: bool = False) -> float:
     return classifier.score(features(test), test["label"])
 
 
+@pytest.mark.slow
 def test_a_bag_of_words_does_not_solve_paraphrase_or_entailment(pairs) -> None:
     paraphrase = pairs["paraphrase", "train"], pairs["paraphrase", "validation"]
     entailments = pairs["entailment", "train"], pairs["entailment", "validation"]

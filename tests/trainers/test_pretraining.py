@@ -45,6 +45,7 @@ def run(tmp_path_factory):
     return folder, pretrain(tiny_recipe(folder))
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_checkpoint_its_recipe_and_its_figures(run):
     folder, result = run
     assert result == PretrainResult.load(folder / "pretrain.json")
@@ -62,6 +63,7 @@ def test_a_run_leaves_a_checkpoint_its_recipe_and_its_figures(run):
     assert {"configuration_concept.py", "modeling_concept.py", "model.safetensors"} <= names
 
 
+@pytest.mark.slow
 def test_the_saved_recipe_runs_to_the_same_weights(run, tmp_path):
     folder, _ = run
     pretrain(folder / "recipe.yaml", output_dir=str(tmp_path / "again"), use_cpu=True, disable_tqdm=True)
@@ -92,6 +94,7 @@ def test_every_small_recipe_and_variant_trains(tmp_path, variant):
     assert kept == recipe.objective.corruption and list(kept) == [corruption]
 
 
+@pytest.mark.slow
 def test_a_recipe_in_bfloat16_with_gradient_checkpointing(run, tmp_path):
     saving = ["--bf16", "true", "--gradient_checkpointing", "true", "--max_steps", "2"]
     result = pretrain(tiny_recipe(tmp_path / "saving", *saving))
@@ -112,6 +115,7 @@ def unfinished(folder, *more):
         (folder / name).unlink()
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_goes_on_by_the_same_line(tmp_path, caplog):
     constant = ("--lr_scheduler_type", "constant", "--warmup_steps", "0")
     unfinished(tmp_path, *constant)
@@ -122,6 +126,7 @@ def test_an_unfinished_run_goes_on_by_the_same_line(tmp_path, caplog):
     assert f"{tmp_path} holds an unfinished run; continuing from checkpoint-6" in caplog.text
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_of_another_recipe_is_refused(tmp_path):
     unfinished(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
@@ -153,6 +158,7 @@ def test_a_checkpoint_that_is_named_has_to_be_whole(tmp_path):
         checkpoint_to_resume(str(tmp_path), str(tmp_path / "checkpoint-3"))
 
 
+@pytest.mark.slow
 def test_a_folder_in_which_another_process_is_at_work_is_refused(tmp_path):
     holder = "import sys; from concept_encoder.utils.files import alone_in; from pathlib import Path\n"
     holder += "with alone_in(Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"

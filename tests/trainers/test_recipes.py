@@ -435,6 +435,7 @@ PLAIN = {
 }
 
 
+@pytest.mark.slow
 @cases(25)
 @given(st.fixed_dictionaries({}, optional=PLAIN))
 def test_what_is_saved_loads_as_the_same_recipe(tmp_path, fields):
@@ -466,6 +467,7 @@ def test_a_recipe_is_resolved_or_refused_by_name(tmp_path, data):
     yaml.safe_dump(recipe.as_dict())
 
 
+@pytest.mark.slow
 @cases(400)
 @given(VALUES)
 def test_the_data_section_of_a_checkpoint_is_a_mapping_or_refused(tmp_path, content):

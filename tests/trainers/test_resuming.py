@@ -118,6 +118,7 @@ def test_a_tokenizer_is_known_by_what_it_makes_of_a_text():
     assert tokenizer_digest(other) != tokenizer_digest(tokenizer)
 
 
+@pytest.mark.slow
 def test_what_is_shown_kept_or_where_it_runs_may_change(tokenizer, first, tmp_path):
     changes = {
         "logging_steps": 1,
@@ -136,6 +137,7 @@ def test_what_is_shown_kept_or_where_it_runs_may_change(tokenizer, first, tmp_pa
     assert [row["step"] for row in trainer.state.log_history if "eval_loss" in row] == [4, 6]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["constant", "constant_with_warmup"])
 def test_a_run_may_be_made_longer_where_its_rate_has_no_end(tokenizer, tmp_path, schedule):
     own = {**SETTINGS, "lr_scheduler_type": schedule}
@@ -151,6 +153,7 @@ def test_a_run_may_be_made_longer_where_its_rate_has_no_end(tokenizer, tmp_path,
         shorter.train(resume_from_checkpoint=str(tmp_path / "short" / "checkpoint-6"))
 
 
+@pytest.mark.slow
 def test_a_warm_up_that_is_a_share_of_the_steps_keeps_their_number(tokenizer, tmp_path):
     own = {**SETTINGS, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 0.5}
     make_trainer(tokenizer, tmp_path, **own).train()
@@ -158,10 +161,12 @@ def test_a_warm_up_that_is_a_share_of_the_steps_keeps_their_number(tokenizer, tm
         make_trainer(tokenizer, tmp_path, **own, max_steps=9).train(resume_from_checkpoint=True)
 
 
+@pytest.mark.slow
 def test_epochs_play_no_part_beside_steps(tokenizer, first, tmp_path):
     assert torch.equal(parameters(resume(tokenizer, first, tmp_path, num_train_epochs=7.0)), first[1])
 
 
+@pytest.mark.slow
 def test_the_record_names_no_folder_of_its_author(tokenizer, tmp_path):
     trainer = make_trainer(tokenizer, tmp_path, **{**SETTINGS, "max_steps": 3, "start_from": str(tmp_path / "secret")})
     trainer.data_args = DataArguments(dataset_name=str(tmp_path / "texts.jsonl"), tokenizer_name=str(tmp_path))

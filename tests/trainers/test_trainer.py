@@ -21,6 +21,7 @@ from concept_encoder.trainers.training.stability import DivergenceError
 from concept_encoder.trainers.training.trainer import ConceptTrainer
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_logs_its_parts(tokenizer, tmp_path):
     trainer = make_trainer(tokenizer, tmp_path, rows=16, max_steps=40, logging_steps=10)
     trainer.train()
@@ -30,6 +31,7 @@ def test_training_lowers_the_loss_and_logs_its_parts(tokenizer, tmp_path):
     assert rows[0]["loss_t_1.0"] == pytest.approx(math.log(len(tokenizer)), rel=0.02)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_losses(tokenizer, tmp_path):
     runs = []
     for name in ("a", "b"):
@@ -39,6 +41,7 @@ def test_the_same_seed_gives_the_same_losses(tokenizer, tmp_path):
     assert torch.equal(parameters(runs[0]), parameters(runs[1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["non_padding", "all"])
 def test_tokens_are_counted_over_micro_batches(tokenizer, tmp_path, how):
     settings = {"gradient_accumulation_steps": 4, "max_steps": 3, "include_num_input_tokens_seen": how}
@@ -56,6 +59,7 @@ def test_tokens_are_counted_over_micro_batches(tokenizer, tmp_path, how):
     assert trainer.state.num_input_tokens_seen == expected
 
 
+@pytest.mark.slow
 def test_time_spent_on_data_is_logged(tokenizer, tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(data_wait, "time", SimpleNamespace(perf_counter=lambda: now[0]))
@@ -88,6 +92,7 @@ OBJECTIVES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_accumulated_gradients_equal_those_of_one_large_batch(tokenizer, tmp_path, name):
     results = []
@@ -109,6 +114,7 @@ def test_accumulated_gradients_equal_those_of_one_large_batch(tokenizer, tmp_pat
     assert len(results[0][1]) == 4 and results[0][1] == pytest.approx(results[1][1], rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "objective",
     [{}, {"corruption": {"tsdae": {"position_share": 0.5}}}, {"corruption": "prefix", "contrastive": 0.5}],
@@ -127,6 +133,7 @@ def test_resume_is_exact_with_dropout(tokenizer, tmp_path, objective):
     assert losses(straight) == losses(resumed)
 
 
+@pytest.mark.slow
 def test_a_non_finite_loss_stops_before_the_update(tokenizer, tmp_path):
     trainer = make_trainer(tokenizer, tmp_path)
     with torch.no_grad():
@@ -149,6 +156,7 @@ def test_a_head_of_another_corruption_is_refused(tokenizer, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_pairs_train(tokenizer, tmp_path):
     texts = random_examples(tokenizer, rows=32, longest=20)
     pairs = Dataset.from_list([{**text, "partner_ids": text["input_ids"][::-1]} for text in texts])
@@ -188,6 +196,7 @@ def test_ways_to_save_time_or_memory_train_as_float32_does(tokenizer, tmp_path, 
         assert other.model.is_gradient_checkpointing and not plain.model.is_gradient_checkpointing
 
 
+@pytest.mark.slow
 def test_the_monitor_sees_concepts_at_logged_steps_and_may_stop(tokenizer, tmp_path, caplog):
     seen = []
 
@@ -205,6 +214,7 @@ def test_the_monitor_sees_concepts_at_logged_steps_and_may_stop(tokenizer, tmp_p
     assert "stopped: concepts collapsed at 3 logged steps in a row" in caplog.text
 
 
+@pytest.mark.slow
 def test_the_monitor_sees_concepts_without_dropout(tokenizer, tmp_path):
     seen = []
 
@@ -221,6 +231,7 @@ def test_the_monitor_sees_concepts_without_dropout(tokenizer, tmp_path):
     torch.testing.assert_close(seen[-1], expected)
 
 
+@pytest.mark.slow
 def test_nested_concepts_are_drawn_anew_at_each_step_and_for_training_alone(tokenizer, tmp_path):
     trainer = make_trainer(tokenizer, tmp_path, objective=ObjectiveArguments(nested_concepts=True))
     seen = []

@@ -140,6 +140,7 @@ def test_other_tensors_of_an_encoder_are_not_looked_at(bert, tokenizer, tmp_path
     assert torch.equal(model.get_input_embeddings().weight, bert[1][: len(tokenizer)])
 
 
+@pytest.mark.slow
 def test_a_recipe_starts_from_them(bert, tokenizer, tmp_path):
     folder, table = bert
     overrides = ("--warm_start_embeddings", str(folder), "--learning_rate", "0", "--max_steps", "1")
@@ -240,6 +241,7 @@ def test_damaged_weights_are_named(trained, tokenizer):
         start_from_checkpoint(ConceptEncoderForDiffusionMLM, config, tokenizer, str(folder))
 
 
+@pytest.mark.slow
 def test_a_recipe_goes_on_from_a_run(tmp_path):
     pretrain(tiny_recipe(tmp_path / "first", "--max_steps", "2"))
     pretrain(

@@ -219,6 +219,7 @@ def test_what_is_saved_is_loaded(result, tmp_path):
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["x.json"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("result", RESULTS, ids=kind_of)
 def test_every_field_that_was_edited_is_named(result, tmp_path):
     """Each place of the file in turn: of another type, missing, not finite, too large; and a field too many."""
