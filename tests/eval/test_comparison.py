@@ -94,7 +94,7 @@ def test_the_table_holds_the_figures_of_every_run(compared):
 
 @pytest.mark.slow
 def test_a_second_call_measures_nothing_again(compared, recipes, tasks, monkeypatch):
-    for step in ("pretrain", "analyze", "score_frozen", "finetune"):
+    for step in ("pretrain", "analyze", "score_frozen", "finetune_task"):
         monkeypatch.setattr(
             comparison if step != "score_frozen" else similarity,
             step,
