@@ -20,7 +20,7 @@ from concept_encoder.modeling_concept import (
     ConceptEncoderForSequenceClassificationPerceiver,
     ConceptEncoderForSequenceClassificationViaDecoder,
 )
-from concept_encoder.trainers.objectives.objective import info_nce
+from concept_encoder.trainers.objectives.codes import contrast
 from concept_encoder.trainers.objectives.regularizers import REGULARIZERS
 from concept_encoder.trainers.objectives.schedules import SCHEDULES
 from concept_encoder.trainers.training.kernels import LinearCrossEntropy, linear_cross_entropy
@@ -131,7 +131,7 @@ def test_gradients_of_the_chunked_cross_entropy(smoothing, monkeypatch):
 def test_gradients_of_the_contrastive_loss():
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(3, 5, dtype=torch.float64, generator=generator).requires_grad_() for _ in range(2))
-    assert gradcheck(lambda a, b: info_nce(a, b, 0.5), (a, b))
+    assert gradcheck(lambda a, b: contrast([a, b], 1, "pooled", 2.0), (a, b))
 
 
 # ----------------------------------------------------------------------------------------------------------- precision

@@ -19,7 +19,7 @@ from concept_encoder.modeling_concept import (
 )
 from concept_encoder.trainers.objectives.collators import DataCollatorForReconstruction
 from concept_encoder.trainers.objectives.corruptions import CORRUPTIONS, Diffusion
-from concept_encoder.trainers.objectives.objective import ReconstructionObjective
+from concept_encoder.trainers.objectives.objective import Objective, ObjectiveArguments
 from concept_encoder.trainers.objectives.regularizers import REGULARIZERS
 from concept_encoder.trainers.objectives.schedules import SCHEDULES
 from concept_encoder.trainers.training.kernels import linear_cross_entropy
@@ -212,7 +212,13 @@ def test_objectives_are_finite_or_name_what_they_lack(tokenizer, data, name, reg
     batch = collator.pad(data.draw(examples(tokenizer)))
     corrupted = collator.corrupt(batch, collator.draw(batch, 1))
     try:
-        objective = ReconstructionObjective(smoothing, dict.fromkeys(regularizers, 0.1), contrastive, 0.05)
+        settings = ObjectiveArguments(
+            corruption=name,
+            label_smoothing=smoothing,
+            regularizers=dict.fromkeys(regularizers, 0.1),
+            contrastive=contrastive,
+        )
+        objective = Objective(settings)
         result = objective(model, corrupted, corrupted["num_items"].sum().clamp_min(1))
     except ValueError as error:
         names_one_of(error, ["enlarge the batch"])
