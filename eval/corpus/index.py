@@ -424,16 +424,10 @@ def _write_segment(folder: Path, rows: pa.Table, code: CodeFacts, approximate: b
         writer.write_table(kept, max_chunksize=1024)
     if approximate:
         graph = _usearch()(ndim=shards.width(code), metric="ip", dtype="f32" if code.precision == "float32" else "f16")
-        for start in range(0, len(codes), 1024):
-            block = slice(start, min(len(codes), start + 1024))
-            vectors = restored(
-                codes[block],
-                code.precision,
-                shards.width(code),
-                None if scales is None else scales[block],
-                shards.ranges(code),
-            )
-            graph.add(np.arange(block.start, block.stop), vectors)
+        segment = Segment(folder, code)
+        for start in range(0, len(segment), 1024):
+            block = slice(start, min(len(segment), start + 1024))
+            graph.add(np.arange(block.start, block.stop), segment.vectors(block))
         graph.save(str(folder / "graph.usearch"))
 
 
