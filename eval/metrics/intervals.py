@@ -60,7 +60,7 @@ def bootstrap_intervals(
     intervals: dict[str, tuple[float, float] | None] = {}
     for metric, scores in bootstrap_scores(task, rows[None], labels, resamples, seed).items():
         low = LOWEST[metric]
-        intervals[metric] = None if defined[metric] is None else _interval(metric, scores[0], low, 1.0)
+        intervals[metric] = None if defined[metric] is None else percentile_interval(metric, scores[0], low, 1.0)
     return intervals
 
 
@@ -120,11 +120,10 @@ def paired_bootstrap(
             continue
         differences = scores[0] - scores[1]
         widest = 1.0 - LOWEST[metric]
-        wrong_side = min((~(differences > 0)).sum(), (~(differences < 0)).sum())  # NaN is on both
         results[metric] = Paired(
             first - second,
-            _interval(f"the {metric} difference", differences, -widest, widest),
-            float(min(1.0, 2 * (1 + wrong_side) / (1 + resamples))),
+            percentile_interval(f"the {metric} difference", differences, -widest, widest),
+            two_sided_p_value(differences),
         )
     return results
 
@@ -286,7 +285,14 @@ def _standardised(values: np.ndarray) -> np.ndarray:
     return (values - np.mean(values)) / spread if spread > 0 else np.zeros(values.shape)
 
 
-def _interval(what: str, scores: np.ndarray, lowest: float, highest: float) -> tuple[float, float]:
+def two_sided_p_value(differences: np.ndarray) -> float:
+    """Of (R,) resampled differences, as `paired_bootstrap` has it; NaN is on both sides."""
+    wrong_side = min((~(differences > 0)).sum(), (~(differences < 0)).sum())
+    return float(min(1.0, 2 * (1 + wrong_side) / (1 + len(differences))))
+
+
+def percentile_interval(what: str, scores: np.ndarray, lowest: float, highest: float) -> tuple[float, float]:
+    """Of (R,) resampled scores, undefined ones at either end, as `bootstrap_intervals` has it."""
     undefined = np.isnan(scores)
     if undefined.any():
         warnings.warn(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ...utils.results import ControlScore, Figure
-from .intervals import LEVEL
+from .intervals import percentile_interval, two_sided_p_value
 
 METRICS = {"ndcg_at_10": ("ndcg_cut_10", 10), "recall_at_100": ("recall_100", 100), "mrr_at_10": ("recip_rank", 10)}
 PRIMARY = "ndcg_at_10"
@@ -82,7 +82,9 @@ def chance_scores(documents: int, relevant: Sequence[Mapping[int, int]]) -> dict
 
 def mean_figure(scores: np.ndarray) -> Figure:
     """Mean of (Q,) scores and its 95 % percentile interval over resampled queries (Efron & Tibshirani 1993, 13.3)."""
-    return Figure(value=float(scores.mean()), interval=_interval(_resampled_means(scores)))
+    return Figure(
+        value=float(scores.mean()), interval=percentile_interval("the score", _resampled_means(scores), 0.0, 1.0)
+    )
 
 
 def control_score(scores: np.ndarray, control: np.ndarray) -> ControlScore:
@@ -93,13 +95,12 @@ def control_score(scores: np.ndarray, control: np.ndarray) -> ControlScore:
     """
     own = mean_figure(control)
     differences = _resampled_means(scores - control)
-    wrong_side = min((differences <= 0).sum(), (differences >= 0).sum())
     return ControlScore(
         value=own.value,
         interval=own.interval,
         difference=float((scores - control).mean()),
-        difference_interval=_interval(differences),
-        p_value=float(min(1.0, 2 * (1 + wrong_side) / (1 + RESAMPLES))),
+        difference_interval=percentile_interval("the difference", differences, -1.0, 1.0),
+        p_value=two_sided_p_value(differences),
     )
 
 
@@ -109,12 +110,6 @@ def _resampled_means(scores: np.ndarray) -> np.ndarray:
     step = max(1, CHUNK // count)
     sizes = [min(step, RESAMPLES - start) for start in range(0, RESAMPLES, step)]
     return np.concatenate([scores[rng.integers(count, size=(size, count))].mean(1) for size in sizes])
-
-
-def _interval(values: np.ndarray) -> tuple[float, float]:
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(values, [tail, 1 - tail])
-    return float(low), float(high)
 
 
 def _trec_eval():
