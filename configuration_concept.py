@@ -235,10 +235,14 @@ class ConceptEncoderConfig(PreTrainedConfig):
         return {name: json.dumps(content, indent=2) + "\n" for name, content in kept.items()}
 
     @property
+    def concept_dim(self) -> int:
+        """Numbers d of a concept in the pooled output."""
+        return self.projection_size or self.hidden_size
+
+    @property
     def projection_dim(self) -> int:
         """Numbers P of the pooled output, under the name that sentence-transformers asks for."""
-        numbers = self.projection_size or self.hidden_size
-        return numbers * self.num_concepts if self.pooled_output == "concat" else numbers
+        return self.concept_dim * self.num_concepts if self.pooled_output == "concat" else self.concept_dim
 
     def validate_architecture(self):
         """Part of `@strict` validation: raises a ValueError that names the field, its value and the legal range."""

@@ -744,7 +744,7 @@ class ConceptPooledOutput(nn.Module):
     def __init__(self, config: ConceptEncoderConfig):
         super().__init__()
         self.kind = config.pooled_output
-        self.size = config.projection_size or config.hidden_size
+        self.size = config.concept_dim
         projected = config.projection_size is not None
         # Without a bias, so that a code of zeros stays one.
         self.projection = nn.Linear(config.hidden_size, self.size, bias=False) if projected else nn.Identity()
@@ -803,7 +803,7 @@ class ConceptWhitening(nn.Module):
 
     def __init__(self, config: ConceptEncoderConfig):
         super().__init__()
-        size = config.projection_size or config.hidden_size
+        size = config.concept_dim
         self.register_buffer("weight", torch.empty(size, size))
         self.register_buffer("bias", torch.empty(size))
 

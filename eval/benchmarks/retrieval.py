@@ -16,7 +16,7 @@ from ...trainers.data.tables import open_tables
 from ...utils.progress import progress
 from ...utils.results import ControlScore, Environment, RankerRow, RetrievalResult
 from ..corpus.words import WordWeights
-from ..loading.checkpoints import FAMILIES, Checkpoint, pooled_size, random_twin, read_texts, results_folder
+from ..loading.checkpoints import FAMILIES, Checkpoint, pooled_vectors, random_twin, read_texts, results_folder
 from ..metrics.chance import judge
 from ..metrics.ranking import PRIMARY, best, chance_scores, control_score, mean_figure, ranking_scores
 from .rankers import (
@@ -159,11 +159,8 @@ def _own_rankers(run: Checkpoint, twin: Checkpoint, max_length: int | None) -> l
         return score
 
     def encode_by_twin(texts: Sequence[str]) -> np.ndarray:
-        vectors = np.zeros((len(texts), pooled_size(run.config)), np.float32)
-        limit = run.text_limit(max_length)
-        for rows, output in read_texts(twin.encoder, run.tokenizer, texts, max_length=limit):
-            vectors[rows] = torch.nn.functional.normalize(output.pooler_output, dim=-1).cpu()
-        return vectors
+        read = read_texts(twin.encoder, run.tokenizer, texts, max_length=run.text_limit(max_length))
+        return pooled_vectors(run.config, read, len(texts))
 
     table = run.encoder.get_input_embeddings().weight.detach().float().cpu().numpy()
     return [

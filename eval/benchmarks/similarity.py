@@ -116,7 +116,7 @@ def similarity(
     opened.check_pretrained()
     tokenizer = opened.tokenizer
     max_length = longest_text(opened.config, max_length)
-    most = {"num_concepts": opened.config.num_concepts, "dims": pooled_size(opened.config)}
+    most = {"num_concepts": opened.config.num_concepts, "dims": opened.config.concept_dim}
     for name, sizes in (("num_concepts", num_concepts), ("dims", dims)):
         wrong = [size for size in sizes if not 1 <= size <= most[name]]
         if wrong:
@@ -190,11 +190,6 @@ def score_frozen(
     probe, alpha = _probe(pair_features(*means), np.asarray(train["label"]), pair_features(*own), benchmark)
     by_method = [*(scores[name] for name in ZERO_SHOT), probe]
     return Frozen(dict(zip(METHODS, by_method, strict=True)), alpha)
-
-
-def pooled_size(config) -> int:
-    """Numbers of a concept in the pooled output."""
-    return getattr(config, "projection_size", None) or config.hidden_size
 
 
 def score_sizes(

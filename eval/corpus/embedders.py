@@ -105,9 +105,8 @@ class ConceptEmbedder(Embedder):
         accelerated = torch.accelerator.is_available()
         self.encoder = checkpoint.encoder.to(torch.accelerator.current_accelerator() if accelerated else "cpu")
         self.kind = output
-        size = config.projection_size or config.hidden_size
-        pooled = (config.num_concepts * size,) if config.pooled_output == "concat" else (size,)
-        self.shape = (config.num_concepts, config.hidden_size) if output == "concepts" else pooled
+        concepts = (config.num_concepts, config.hidden_size)
+        self.shape = concepts if output == "concepts" else (config.projection_dim,)
 
     @property
     def device(self) -> torch.device:

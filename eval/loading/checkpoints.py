@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -206,11 +206,8 @@ class Checkpoint:
         Raises:
             ValueError: texts that are not a list of strings.
         """
-        vectors = np.empty((len(texts), pooled_size(self.config)), np.float32)
-        for rows, output in self._read(texts, batch_size, self.text_limit(max_length)):
-            pooled = output.pooler_output
-            vectors[rows] = (torch.nn.functional.normalize(pooled, dim=-1) if normalize else pooled).cpu()
-        return vectors
+        read = self._read(texts, batch_size, self.text_limit(max_length))
+        return pooled_vectors(self.config, read, len(texts), normalize)
 
     def text_limit(self, max_length: int | None = None) -> int:
         """`max_length` tokens, or as many as there are learned positions for; without either next to infinite."""
@@ -274,15 +271,23 @@ def read_texts(
         yield rows, encoder(**collate([{"input_ids": ids[row]} for row in rows]).to(encoder.device), **in_parts)
 
 
+def pooled_vectors(
+    config: ConceptEncoderConfig,
+    read: Iterable[tuple[np.ndarray, ModelOutput]],
+    count: int,
+    normalize: bool = True,
+) -> np.ndarray:
+    """(count, P) float32 pooled outputs of what `read_texts` gives, of unit length unless `normalize` is False."""
+    vectors = np.empty((count, config.projection_dim), np.float32)
+    for rows, output in read:
+        pooled = output.pooler_output
+        vectors[rows] = (torch.nn.functional.normalize(pooled, dim=-1) if normalize else pooled).cpu()
+    return vectors
+
+
 def reads_in_parts(config: ConceptEncoderConfig) -> bool:
     """Whether an encoder can take a text part by part, in memory that does not grow with it."""
     return type(config) is ConceptEncoderConfig and config.token_update != "bixt"
-
-
-def pooled_size(config: ConceptEncoderConfig) -> int:
-    """P, numbers of the pooled output."""
-    size = config.projection_size or config.hidden_size
-    return size * config.num_concepts if config.pooled_output == "concat" else size
 
 
 def heads_of(family: type[ConceptEncoderConfig]) -> dict[str, type[PreTrainedModel]]:

@@ -240,7 +240,7 @@ class ObjectiveArguments:
             )
         for name, most in (
             ("matryoshka_concepts", config.num_concepts),
-            ("matryoshka_dims", config.projection_size or config.hidden_size),
+            ("matryoshka_dims", config.concept_dim),
         ):
             wrong = [size for size in getattr(self, name) if not 1 <= size <= most]
             if wrong:
