@@ -14,7 +14,8 @@ PACKAGE = Path(__file__).resolve().parents[2]
 # The package's own requirements and those of its extras train and eval; Gradio itself is the Space's sdk_version.
 REQUIREMENTS = (
     "torch transformers safetensors huggingface_hub accelerate datasets numpy pyarrow pyyaml scipy tokenizers tqdm "
-    "argcomplete filelock pydantic evaluate jinja2 markdown matplotlib psutil scikit-learn"
+    "argcomplete filelock pydantic evaluate jinja2 markdown matplotlib psutil scikit-learn "
+    "sentence-transformers"
 ).split()
 
 
