@@ -445,6 +445,6 @@ from datasets import load_dataset
 import concept_encoder as ce
 
 rows = load_dataset("{{this repository}}", split="{plan.split}")
-hits = ce.search(ce.build_index("folder of a download", "index"), "a question")
+hits = ce.search("folder of a download", "a question")
 ```
 """

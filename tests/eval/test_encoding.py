@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -137,6 +138,7 @@ def test_shards_hold_ids_columns_vectors_and_what_they_are(pretrained, rows, tmp
     card = (folder / "README.md").read_text()
     for fact in (checkpoint.name, checkpoint.digest, "float32", "40, of them 4 empty"):
         assert fact in card
+    assert all(hasattr(ce, name) for name in re.findall(r"\bce\.(\w+)", card))
 
 
 @pytest.mark.parametrize("precision", ["int8", "2bit", "ubinary", "float16"])
