@@ -31,6 +31,7 @@ def command() -> Command:
     parser.add_argument("--columns", nargs="*", metavar="C", help="that are kept (default: the text)")
     parser.add_argument("--concepts", action="store_true", help="all of a text, not the pooled vector")
     parser.add_argument("--precision", names=PRECISIONS, help=", ".join(PRECISIONS))
+    parser.add_argument("--ranges_from", type=Path, metavar="DIR", help="of int8: take those of other shards")
     parser.add_argument("--max_length", type=int, help="tokens of a text (default: the model's limit)")
     parser.add_argument("--words", type=Path, metavar="FILE", help="of word weights, for a column of words")
     parser.add_argument("--word_entries", type=int, help="words of a document (default: 4 KiB)")

@@ -234,10 +234,10 @@ def check_same(code: CodeFacts, other: CodeFacts, where: str, elsewhere: str) ->
         if differing == ["calibration"]:
             raise ValueError(
                 f"{elsewhere} and {where} were rounded to int8 with ranges of their own texts, so their codes do not "
-                "compare: encode both as one corpus, or with another precision than int8"
+                "compare: encode one of them again with ranges_from the other"
             )
         name = differing[0]
-        first, second = (f"{name} {_short(each[name])}" for each in (own, its))
+        first, second = (f"{name} {short(each[name])}" for each in (own, its))
         raise ValueError(
             f"{elsewhere} is of {other.model} ({second}), {where} of {code.model} ({first}); "
             "vectors of different models or precisions are never mixed: keep them in folders of their own"
@@ -285,6 +285,6 @@ def kept_words(path: str) -> WordWeights:
     return WordWeights.load(path)
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:37]}..."

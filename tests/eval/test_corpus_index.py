@@ -54,6 +54,8 @@ def test_exact_search_is_the_product_with_every_vector(pretrained, tmp_path, mon
     (table,) = shards.read_tables(found.files)
     query = embed_texts(load_embedder(pretrained), [QUERY], "query")[0]  # stays in float
     wanted = shards.vectors(table, found.code) @ query
+    blank = [f"d{row}" for row in range(9, 40, 10)]
+    wanted[9::10] = -2  # below any cosine
     index = Index.build(folder)
     assert len(index.segments) == 4
     (hits,) = ce.search(index, QUERY, k=40, checkpoint=pretrained)
@@ -61,8 +63,11 @@ def test_exact_search_is_the_product_with_every_vector(pretrained, tmp_path, mon
     assert [hit.score for hit in hits] == pytest.approx(wanted[order].tolist(), abs=1e-5)
     assert {hit.id for hit in hits} == {f"d{row}" for row in range(40)}
     assert scores_of(hits) == pytest.approx(dict(zip(table["id"].to_pylist(), wanted.tolist(), strict=True)), abs=1e-5)
-    assert scores_of(hits)["d9"] == 0  # an empty text
     assert hits[0].document.keys() == {"text"}
+    worst = index.best(index.products(np.stack([query, -query])), 2, 40)  # the second is unlike every document
+    assert worst.scores[1, 0] < 0
+    for rows in worst.rows:
+        assert sorted(index.document(row)["id"] for row in rows[-4:]) == sorted(blank)
 
 
 def test_words_are_added_and_weighted(index, corpus, pretrained):
@@ -174,7 +179,36 @@ def test_documents_are_added_deleted_and_compacted(index, corpus, pretrained, tm
     assert scores_of(ce.search(again, QUERY, **query)[0]) == pytest.approx(wanted, abs=1e-6)
     words = {"words": corpus / "words.safetensors", "word_entries": 20}
     one = encoded(pretrained, documents(1, first=2), tmp_path / "one", **words)
-    assert again.delete(["d2"]).add(one).facts.documents == 78  # a document that has changed
+    with pytest.raises(ValueError, match="id 'd2' comes twice; ids are unique: delete it from the index first"):
+        again.add(one)
+    with pytest.raises(ValueError, match=r"1 of the ids are not in .*, the first is 'x'"):
+        again.add(one, instead_of=["d2", "x"])
+    assert Index.open(index.folder).facts == again.facts
+    assert again.add(one, instead_of=["d2"]).facts.documents == 78  # a document that has changed
+    assert Index.open(index.folder).facts.generation == again.facts.generation + 1
+
+
+def test_an_index_of_int8_grows_by_texts_with_its_ranges(pretrained, tmp_path):
+    first = encoded(pretrained, documents(20), tmp_path / "first", precision="int8")
+    more = encoded(
+        pretrained, documents(10, first=20), tmp_path / "more", precision="int8", ranges_from=first / "data"
+    )
+    for other, message in (
+        (encoded(pretrained, documents(9), tmp_path / "other", precision="int8"), "was begun with calibration"),
+        (
+            encoded(pretrained, documents(9), tmp_path / "2bit", precision="2bit"),
+            "must be a corpus of precision 'int8'",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            encoded(pretrained, documents(10, first=20), tmp_path / "more", precision="int8", ranges_from=other)
+    grown = Index.build(first).add(more)
+    exact = {row["key"]: row["text"] for row in documents(30)}
+    (hits,) = ce.search(grown, QUERY, k=30, checkpoint=pretrained)
+    assert len(hits) == 30
+    vectors = embed_texts(load_embedder(pretrained), [QUERY, *(exact[hit.id] for hit in hits)])
+    cosines = np.where(vectors[1:].any(1), vectors[1:] @ vectors[0], -2)
+    np.testing.assert_allclose([hit.score for hit in hits], cosines, atol=0.01)
 
 
 def test_bm25_counts_what_was_added(corpus, pretrained, tmp_path):
@@ -188,7 +222,7 @@ def test_bm25_counts_what_was_added(corpus, pretrained, tmp_path):
     assert len(list(grown.folder.glob("bm25-*"))) == 1
 
 
-@pytest.mark.parametrize("change", ["build", "add", "delete", "compact"])
+@pytest.mark.parametrize("change", ["build", "add", "replace", "delete", "compact"])
 @pytest.mark.parametrize("moment", ["_write_segment", "sync_folder"])
 def test_a_change_that_is_killed_leaves_the_index_as_it_was(corpus, pretrained, tmp_path, change, moment):
     index = Index.build(corpus, tmp_path / "index")
@@ -199,6 +233,7 @@ def test_a_change_that_is_killed_leaves_the_index_as_it_was(corpus, pretrained, 
     changes = {
         "build": lambda: Index.build(more, tmp_path / "index", overwrite=True),
         "add": lambda: index.add(more),
+        "replace": lambda: index.add(more, instead_of=["d3"]),
         "delete": lambda: index.delete(["d3"]),
         "compact": index.compact,
     }
@@ -208,9 +243,13 @@ def test_a_change_that_is_killed_leaves_the_index_as_it_was(corpus, pretrained, 
     if killed:
         assert opened.facts == facts
         assert scores_of(ce.search(opened, QUERY, k=60, checkpoint=pretrained)[0]) == before
-    changed = {"build": lambda: Index.build(more, tmp_path / "index", overwrite=True), "add": lambda: opened.add(more)}
+    changed = {
+        "build": lambda: Index.build(more, tmp_path / "index", overwrite=True),
+        "add": lambda: opened.add(more),
+        "replace": lambda: opened.add(more, instead_of=["d4"]),
+    }
     new = changed.get(change, lambda: opened.delete(["d4"]))()
-    assert new.facts.documents == {"build": 5, "add": 65}.get(change, 59 if killed else 58)
+    assert new.facts.documents == {"build": 5, "add": 65, "replace": 64}.get(change, 59 if killed else 58)
     held = {path.parent.name for path in (tmp_path / "index").rglob("codes.npy")}
     assert held == {each.name for each in new.facts.segments}  # nothing is left of what was killed
 
@@ -225,7 +264,9 @@ def test_what_does_not_fit_together_is_named(index, corpus, pretrained, tmp_path
     int8 = [
         encoded(pretrained, documents(5, first=first), tmp_path / str(first), precision="int8") for first in (80, 90)
     ]
-    with pytest.raises(ValueError, match=r"90 and .* were rounded to int8 with .*: encode both as one corpus"):
+    with pytest.raises(
+        ValueError, match=r"90 and .* were rounded to int8 with .*: encode one of them again with ranges_from"
+    ):
         Index.build(int8[0]).add(int8[1])
     with pytest.raises(ValueError, match="id 'd0' comes twice; ids are unique"):
         index.add(corpus)
@@ -296,7 +337,15 @@ def test_the_command(corpus, pretrained, tmp_path, capsys):
     for words, message in (
         ([], "there is nothing to do: give a QUERY, or --build, --add, --delete or --compact"),
         ([QUERY, "--bm25", "text"], "--bm25 is for --build"),
+        (["--build", "--add", "more"], "--build makes an index of FOLDER alone; --add in a command after it"),
+        (["--delete", "d1", "--add", str(corpus)], "id 'd0' comes twice"),
     ):
         with pytest.raises(SystemExit):
             main([home, *words])
         assert message in capsys.readouterr().err
+    assert Index.open(home).facts.documents == 59  # d1 too
+    table = Dataset.from_dict({"key": ["d1"], "text": ["the cat has a new coat"], "n": [0]})
+    words = {"words": corpus / "words.safetensors", "word_entries": 20}
+    main([home, "--delete", "d1", "--add", str(encoded(pretrained, table, tmp_path / "one", **words))])
+    assert "59 documents, 1 deleted." in capsys.readouterr().err
+    assert "new coat" in {hit.id: hit.text for hit in ce.search(home, QUERY, k=60, checkpoint=pretrained)[0]}["d1"]

@@ -408,6 +408,7 @@ def test_a_document_of_10_mb_between_short_ones(pretrained, tmp_path):
         ({"text": ["a"], "id": ["b"]}, {"columns": ["id"]}, "columns cannot have 'id', which shards have already"),
         ({"text": ["a", "b"], "key": ["b", None]}, {"id_column": "key"}, "row 2 of .*id_column 'key' is empty"),
         ({"text": ["a"]}, {"split": "test"}, "there is no split 'test' in the data set. Splits: train"),
+        ({"text": ["a"]}, {"ranges_from": "x"}, "ranges_from is for precision 'int8', got 'float32'"),
         ({"text": ["a"]}, {"workers": 0}, "workers must be at least 1, got 0"),
         ({"text": ["a"]}, {"executor": "cloud"}, "executor must be one of local, ray, slurm, got 'cloud'"),
         ({"text": ["a"]}, {"executor_options": {"queue": 1}}, "executor_options do not fit LocalExecutor"),
