@@ -58,7 +58,9 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{result.documents_per_second:,.1f} documents/s, {result.tokens_per_second:,.0f} tokens/s")
     print(f"{result.bytes / 2**20:,.1f} MiB, {size:,.0f} bytes a document")
     say(f"Written to {folder}.")
-    suggest("search", folder, "a question")
+    given, recorded = arguments["checkpoint"], result.plan.checkpoint  # which names no path of this machine
+    elsewhere = Path(given).exists() and not Path(recorded).exists()
+    suggest("search", folder, "a question", *(["--checkpoint", given] if elsewhere else []))
 
 
 def _option(text: str) -> tuple[str, Any]:

@@ -16,6 +16,7 @@ new segments and then replaces that file: a change that is killed leaves the ind
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -166,7 +167,7 @@ class Index:
             bm25=bm25,
             approximate=ApproximateFacts(recall_at_10=None, queries=0) if approximate else None,
         )
-        with alone_in(home):
+        with _changing(home):
             if found.code.words is not None:
                 shutil.copyfile(_words_file(Path(encoded)), home / WORDS_FILE)
             return cls(home, facts)._changed(read_tables(found.files), [])
@@ -193,12 +194,12 @@ class Index:
         """
         found = open_shards(encoded)
         check_same(self.facts.code, found.code, f"the index {self.folder}", str(encoded))
-        with alone_in(self.folder):
+        with _changing(self.folder):
             return self._changed(read_tables(found.files), self._without(instead_of))
 
     def delete(self, ids: Iterable[str]) -> "Index":
         """The index without the documents of these ids; ValueError for an id that is not there."""
-        with alone_in(self.folder):
+        with _changing(self.folder):
             return self._written(self.facts.segments, self._without(ids))
 
     def _without(self, ids: Iterable[str]) -> list[np.ndarray]:
@@ -224,7 +225,7 @@ class Index:
                 for start in range(0, len(kept), 8_192):
                     yield segment.rows(kept[start : start + 8_192])
 
-        with alone_in(self.folder):
+        with _changing(self.folder):
             emptied = Index(self.folder, replace(self.facts, segments=[], deleted=0))
             return emptied._changed(left(), [])
 
@@ -491,6 +492,22 @@ def _check_unique(ids: pa.ChunkedArray, known: Sequence[pa.ChunkedArray]) -> Non
 def _generation(folder: Path) -> int:
     path = folder / INDEX_FILE
     return IndexFacts.load(path).generation if path.is_file() else 0
+
+
+@contextmanager
+def _changing(folder: Path) -> Iterator[None]:
+    """A change by one process at a time; what fails leaves nothing of itself."""
+    with alone_in(folder):
+        try:
+            yield
+        except BaseException as error:
+            _drop_unnamed(folder)
+            if not isinstance(error, OSError) or isinstance(error, FileNotFoundError):
+                raise
+            said = " ".join(str(error).split())
+            raise OSError(
+                f"{folder} could not be changed: {said}. It is as it was: make room, and try again"
+            ) from error
 
 
 def _drop_unnamed(folder: Path) -> None:

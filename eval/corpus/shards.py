@@ -148,6 +148,7 @@ class ShardWriter:
     def _write(self, table: pa.Table) -> None:
         if self._writer is None:
             options: dict[str, Any] = {"compression": "zstd", "use_dictionary": False, "write_statistics": ["id"]}
+            options["write_page_checksum"] = True  # what compression cannot shrink it stores, and would not check
             self._writer = pq.ParquetWriter(self.file, table.schema, **options)
         self._writer.write_table(table)
 
@@ -248,7 +249,7 @@ def read_tables(files: Sequence[Path], columns: Sequence[str] | None = None, row
     """Rows of shards in their order, some at a time; ValueError for a shard that is broken inside."""
     for path in files:
         try:
-            with pq.ParquetFile(path) as file:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 for batch in file.iter_batches(rows, columns=columns):
                     yield pa.Table.from_batches([batch])
         except _BROKEN as error:

@@ -257,6 +257,26 @@ def test_a_change_that_is_killed_leaves_the_index_as_it_was(corpus, pretrained, 
 # -------------------------------------------------------------------------------------------------------------- faults
 
 
+def test_a_full_disk_leaves_the_index_as_it_was(index, corpus, pretrained, tmp_path, monkeypatch):
+    words = {"words": corpus / "words.safetensors", "word_entries": 20}
+    more = encoded(pretrained, documents(5, first=60), tmp_path / "more", **words)
+    before = files(index.folder)
+
+    def full(path, *arrays):
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    for name, change in (("save", lambda: index.add(more)), ("savez", lambda: index.delete(["d1"]))):
+        with monkeypatch.context() as patch:
+            patch.setattr(np, name, full)
+            with pytest.raises(
+                OSError, match=r"index could not be changed: .*No space left on device\. It is as it was"
+            ):
+                change()
+        assert files(index.folder) == before
+    assert index.add(more).facts.documents == 65
+
+
 def test_what_does_not_fit_together_is_named(index, corpus, pretrained, tmp_path):
     other = encoded(pretrained, documents(5, first=60), tmp_path / "other", precision="2bit")
     with pytest.raises(ValueError, match=r"precision '2bit'.*never mixed"):

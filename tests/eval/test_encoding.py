@@ -260,6 +260,20 @@ def test_a_broken_or_lost_shard_is_made_again_bit_by_bit(pretrained, rows, tmp_p
     assert shard_bytes(folder) == whole
 
 
+def test_a_shard_with_a_wrong_bit_is_named(pretrained, rows, tmp_path):
+    """In a number of a vector, which compression keeps as it is."""
+    path = encoded(pretrained, rows, tmp_path / "out") / "data" / "00000.parquet"
+    found = pq.read_metadata(path).row_group(0)
+    chunk = next(each for each in map(found.column, range(found.num_columns)) if "vector" in each.path_in_schema)
+    content = bytearray(path.read_bytes())
+    content[chunk.data_page_offset + chunk.total_compressed_size // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"00000\.parquet is broken: .*remove it and run `concept-encoder encode` again"
+    ):
+        list(shards.read_tables([path]))
+
+
 @pytest.mark.slow
 def test_killed_in_the_middle_the_next_call_does_what_is_missing(pretrained, rows, tmp_path, monkeypatch):
     many_shards(monkeypatch)
@@ -442,7 +456,7 @@ def test_the_command(pretrained, rows, tmp_path, capsys):
     main([*words, "--precision", "2bit", "--columns", "n"])
     said = capsys.readouterr()
     assert said.out.startswith("40 documents, 4 of them empty, ") and "documents/s" in said.out
-    assert f"concept-encoder search {tmp_path / 'out'} 'a question'" in said.err
+    assert f"concept-encoder search {tmp_path / 'out'} 'a question' --checkpoint {pretrained}\n" in said.err
     with pytest.raises(SystemExit):
         main([*words, "--executor_options", "partition"])
     assert "executor_options must be NAME=VALUE, got 'partition'" in capsys.readouterr().err

@@ -32,6 +32,7 @@ from concept_encoder.eval.benchmarks.rankers import (
 )
 from concept_encoder.eval.benchmarks.retrieval import RESULT_FOLDER, retrieval
 from concept_encoder.eval.benchmarks.retrieval_tasks import Collection
+from concept_encoder.eval.corpus.embedders import Embedder
 from concept_encoder.eval.corpus.words import WordWeights
 from concept_encoder.eval.loading.checkpoints import read_texts
 from concept_encoder.trainers.data.microworld import microworld_corpus, microworld_tokenizer
@@ -205,38 +206,38 @@ def test_chunks_hold_every_character_and_no_more_tokens_than_fit(tokenizer):
     (found, empty) = chunks([text, ""], tokenizer, 12)
     assert "".join(found) == text and empty == [""]
     assert [len(tokenizer(piece)["input_ids"]) for piece in found] == [12] * 7
-    with pytest.raises(ValueError, match="the model reads texts of any length"):
-        chunks([text], tokenizer, None)
 
 
-def test_another_encoder_reads_the_beginning_or_takes_its_best_chunk(tokenizer, monkeypatch, tmp_path):
-    library = pytest.importorskip("sentence_transformers")
+def test_another_encoder_reads_the_beginning_or_takes_its_best_chunk(tokenizer, monkeypatch):
     read = []
 
-    class Fake:
+    class Counting(Embedder):
         """Counts of the first three words, of unit length; reads texts of up to 5 tokens."""
 
-        def __init__(self, source, trust_remote_code, model_kwargs):
-            assert not trust_remote_code
+        name, digest, max_length, shape, device = "mine", "abc", 5, (3,), torch.device("cpu")
+
+        def __init__(self):
             self.tokenizer = tokenizer
 
-        def get_max_seq_length(self):
-            return 5
+        def batches(self, texts, batch_tokens, role):
+            read.extend((text.strip(), role) for text in texts)
+            counts = torch.tensor([[float(text.split().count(word)) for word in WORDS[:3]] for text in texts])
+            yield np.arange(len(texts)), {"counts": counts}, 1
 
-        def encode(self, texts, **options):
-            read.extend(texts)
-            counts = np.array([[text.split().count(word) for word in WORDS[:3]] for text in texts], np.float32)
-            return counts / np.linalg.norm(counts, axis=1, keepdims=True).clip(1)
+        def output(self, features, role):
+            return features["counts"]
 
-    monkeypatch.setattr(library, "SentenceTransformer", Fake)
-    beginning, best_chunk = rankers.sentence_encoders(str(tmp_path / "owner" / "mine"))
+    monkeypatch.setattr(rankers, "load_embedder", lambda source: Counting())
+    beginning, best_chunk = rankers.sentence_encoders("owner/mine")
     documents = ["cat cat cat dog dog dog", "dog", "horse horse horse cat cat dog"]
     found = beginning.score(["dog"], documents)
     np.testing.assert_allclose(found.scores, [[0, 1, 0]], atol=1e-6)
     assert (beginning.name, best_chunk.name, found.bytes_per_text) == ("mine", "mine_maxp", 12)
+    assert [each.settings for each in (beginning, best_chunk)] == [["mine", "abc", False], ["mine", "abc", True]]
     whole = best_chunk.score(["dog"], documents)
     np.testing.assert_allclose(whole.scores, [[1, 1, 1 / np.sqrt(5)]], atol=1e-6)
-    assert whole.bytes_per_text is None and read.count("dog") == 2  # as query and as document; beginnings read once
+    assert whole.bytes_per_text is None
+    assert read.count(("dog", "query")) == read.count(("dog", "document")) == 1  # beginnings are read once
 
 
 def test_fusions():
