@@ -104,6 +104,7 @@ def rates(model: str, threads: int, share: int) -> list[dict[str, Any]]:
     import concept_encoder as ce
 
     torch.set_num_threads(threads)
+    repeats = REPEATS if share == 1 else 1
     rows = []
     theirs: Any = None if _ours(model) else SentenceTransformer(model).float()
     for tokens, most in zip(LENGTHS, COUNTS, strict=True):
@@ -118,7 +119,7 @@ def rates(model: str, threads: int, share: int) -> list[dict[str, Any]]:
 
             tried = encoded(max(2, len(written) // TRIED))
             count = _count(tried.documents_per_second, len(written))
-            done = [encoded(count) for _ in range(REPEATS)]
+            done = [encoded(count) for _ in range(repeats)]
             row |= {
                 precision: count / statistics.median(each.seconds for each in done),
                 f"{precision}_bytes": done[0].bytes / count,
@@ -129,7 +130,7 @@ def rates(model: str, threads: int, share: int) -> list[dict[str, Any]]:
             some = written[: max(2, len(written) // TRIED)]
             theirs.encode(some, **options)
             some = written[: _count(len(some) / _seconds(partial(theirs.encode, some, **options)), len(written))]
-            seconds = [_seconds(partial(theirs.encode, some, **options)) for _ in range(REPEATS)]
+            seconds = [_seconds(partial(theirs.encode, some, **options)) for _ in range(repeats)]
             row[f"theirs_{precision}"] = len(some) / statistics.median(seconds)
         rows.append(row)
     return rows

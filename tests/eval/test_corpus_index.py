@@ -44,6 +44,7 @@ def files(folder: Path) -> set[str]:
 # -------------------------------------------------------------------------------------------------------------- scores
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "float16", "int8", "2bit", "ubinary"])
 def test_exact_search_is_the_product_with_every_vector(pretrained, tmp_path, monkeypatch, precision):
     """In blocks and segments of a few documents."""
@@ -70,6 +71,7 @@ def test_exact_search_is_the_product_with_every_vector(pretrained, tmp_path, mon
         assert sorted(index.document(row)["id"] for row in rows[-4:]) == sorted(blank)
 
 
+@pytest.mark.slow
 def test_words_are_added_and_weighted(index, corpus, pretrained):
     options = {"k": 60, "checkpoint": pretrained}
     found = scores_of(ce.search(index, QUERY, by=["words"], **options)[0])
@@ -111,6 +113,7 @@ def test_reciprocal_ranks(index, pretrained):
         assert hit.score == pytest.approx(first + 3 * second)
 
 
+@pytest.mark.slow
 def test_weights_are_chosen_on_training_queries(index, pretrained):
     texts = documents(60)["text"][:5]
     queries = [" ".join(text.split()[:4]) for text in texts]
@@ -128,6 +131,7 @@ def test_weights_are_chosen_on_training_queries(index, pretrained):
         choose_weights(index, ["a"], [["d1"]], by=["words"])
 
 
+@pytest.mark.slow
 def test_concepts_that_matched(pretrained, tmp_path):
     folder = encoded(pretrained, documents(12), tmp_path / "out", concepts=True)
     (hits,) = ce.search(folder, QUERY, k=1, checkpoint=pretrained)
@@ -142,6 +146,7 @@ def test_concepts_that_matched(pretrained, tmp_path):
     assert hits[0].score == pytest.approx(float(shares.sum()), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_graph_finds_what_exact_search_finds(corpus, pretrained, tmp_path, monkeypatch):
     pytest.importorskip("usearch")
     monkeypatch.setattr(index_module, "SEGMENT_ROWS", 25)
@@ -158,6 +163,7 @@ def test_a_graph_finds_what_exact_search_finds(corpus, pretrained, tmp_path, mon
 # ------------------------------------------------------------------------------------------------------------- changes
 
 
+@pytest.mark.slow
 def test_documents_are_added_deleted_and_compacted(index, corpus, pretrained, tmp_path):
     query = {"k": 100, "checkpoint": pretrained}
     before = scores_of(ce.search(index, QUERY, **query)[0])
@@ -211,6 +217,7 @@ def test_an_index_of_int8_grows_by_texts_with_its_ranges(pretrained, tmp_path):
     np.testing.assert_allclose([hit.score for hit in hits], cosines, atol=0.01)
 
 
+@pytest.mark.slow
 def test_bm25_counts_what_was_added(corpus, pretrained, tmp_path):
     pytest.importorskip("bm25s")
     index = Index.build(corpus, tmp_path / "index", bm25="text")
@@ -222,6 +229,7 @@ def test_bm25_counts_what_was_added(corpus, pretrained, tmp_path):
     assert len(list(grown.folder.glob("bm25-*"))) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["build", "add", "replace", "delete", "compact"])
 @pytest.mark.parametrize("moment", ["_write_segment", "sync_folder"])
 def test_a_change_that_is_killed_leaves_the_index_as_it_was(corpus, pretrained, tmp_path, change, moment):
@@ -277,6 +285,7 @@ def test_a_full_disk_leaves_the_index_as_it_was(index, corpus, pretrained, tmp_p
     assert index.add(more).facts.documents == 65
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_together_is_named(index, corpus, pretrained, tmp_path):
     other = encoded(pretrained, documents(5, first=60), tmp_path / "other", precision="2bit")
     with pytest.raises(ValueError, match=r"precision '2bit'.*never mixed"):

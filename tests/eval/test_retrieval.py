@@ -79,6 +79,7 @@ def checkpoint(tmp_path_factory, tokenizer):
     return folder
 
 
+@pytest.mark.slow
 def test_a_sketch_finds_what_its_queries_name_and_is_laid_next_to_every_baseline(
     checkpoint, task, words_file, tmp_path
 ):
@@ -98,6 +99,7 @@ def test_a_sketch_finds_what_its_queries_name_and_is_laid_next_to_every_baseline
     assert loaded == result and (result.documents, result.queries, result.longest_document) == (17, 4, 8)
 
 
+@pytest.mark.slow
 def test_a_task_that_is_done_is_not_done_again_unless_something_is_another(
     checkpoint, task, words_file, tmp_path, monkeypatch
 ):
@@ -248,6 +250,7 @@ def test_fusions():
     assert fused_scores(np.zeros((1, 3), np.float32), second, 1).argmax() == 1  # a ranker that finds nothing
 
 
+@pytest.mark.slow
 def test_a_text_longer_than_the_tokenizer_says_is_read_whole_unless_positions_are_learned(
     checkpoint, tmp_path, monkeypatch
 ):
@@ -289,6 +292,7 @@ def test_what_cannot_be_is_refused(checkpoint, task, words_file, tmp_path):
     assert not (tmp_path / RESULT_FOLDER).exists()
 
 
+@pytest.mark.slow
 def test_words_of_a_corpus(checkpoint, task, tmp_path):
     corpus = tmp_path / "prose.jsonl"
     corpus.write_text("\n".join(json.dumps({"text": text}) for text in microworld_corpus("train", 20)["text"]))

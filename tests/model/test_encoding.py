@@ -290,6 +290,7 @@ class Largest(TorchDispatchMode):
         return result
 
 
+@pytest.mark.slow
 def test_memory_of_chunks_does_not_grow_with_the_text():
     model = encoder(torch.float32, position_embedding_type="sinusoidal")
     sizes = []

@@ -68,6 +68,7 @@ def package_files_of_the_tree() -> set[str]:
     return {path.relative_to(ROOT).as_posix() for path in files}
 
 
+@pytest.mark.slow
 def test_wheel_holds_the_package_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     metadata = {name for name in names if ".dist-info/" in name}
@@ -96,6 +97,7 @@ def installed(wheel, tmp_path_factory) -> Path:
     return target
 
 
+@pytest.mark.slow
 def test_every_module_imports_from_the_wheel_alone(installed, tmp_path):
     printed = run(sys.executable, "-c", IMPORT_EVERYTHING, cwd=tmp_path, PYTHONPATH=str(installed), HF_HUB_OFFLINE="1")
     files = json.loads(printed.splitlines()[-1])

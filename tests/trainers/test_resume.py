@@ -37,6 +37,7 @@ def killed_at(straight, folder, step):
         (folder / name).unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [5, 10, 12])  # 12: after the last checkpoint, before the run's own files
 def test_a_resumed_run_equals_the_straight_one(straight, tmp_path, step):
     folder = tmp_path / "resumed"
@@ -48,12 +49,14 @@ def test_a_resumed_run_equals_the_straight_one(straight, tmp_path, step):
     assert result["train_seconds"] == at_this_rate
 
 
+@pytest.mark.slow
 def test_the_comparison_can_fail(straight, tmp_path):
     train(tmp_path, *settings(12, "--seed", "1"))
     with pytest.raises(AssertionError):
         assert_equal_runs(straight, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_torn_checkpoint_is_passed_over_with_a_message(straight, tmp_path, caplog):
     folder = tmp_path / "resumed"
     killed_at(straight, folder, 10)

@@ -343,6 +343,7 @@ def test_two_processes_train_as_one_with_the_same_global_batch(tokenizer, tmp_pa
     torch.testing.assert_close(torch.tensor(ranks[0]["parameters"]), parameters(alone), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_dropping_the_last_batch_is_about_training_alone(tokenizer, tmp_path):
     plain = make_trainer(tokenizer, tmp_path / "plain", per_device_eval_batch_size=8)  # 20 texts
     dropping = make_trainer(tokenizer, tmp_path / "drop", per_device_eval_batch_size=8, dataloader_drop_last=True)
@@ -353,6 +354,7 @@ def test_dropping_the_last_batch_is_about_training_alone(tokenizer, tmp_path):
     assert len(odd.get_train_dataloader()) == 2
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_resumed_training_is_of_all_its_steps(tokenizer, tmp_path):
     settings = {"save_strategy": "steps", "save_steps": 4, "logging_steps": 3, "max_steps": 6}
     straight = make_trainer(tokenizer, tmp_path, **settings)
@@ -365,6 +367,7 @@ def test_the_loss_of_a_resumed_training_is_of_all_its_steps(tokenizer, tmp_path)
     assert loss == pytest.approx((first + 2 * second + 3 * third) / 6, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_concepts_that_are_not_finite_are_not_measured_and_the_guard_speaks(tokenizer, tmp_path, caplog):
     def monitor(concepts):
         torch.linalg.eigvalsh(concepts[0] @ concepts[0].T)  # LinAlgError for what is not finite
@@ -377,6 +380,7 @@ def test_concepts_that_are_not_finite_are_not_measured_and_the_guard_speaks(toke
     assert "step 1: the concepts are not finite, and were not measured" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_divergence_in_the_last_step_is_said_by_evaluation(tokenizer, tmp_path):
     settings = {"optim": "sgd", "learning_rate": 1e30, "max_grad_norm": 0.0, "max_steps": 1}
     trainer = make_trainer(tokenizer, tmp_path, **settings)
