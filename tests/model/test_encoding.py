@@ -244,7 +244,7 @@ def test_recorded_states_and_weights(variant, order):
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["plain", "slot"])
 def test_compiled_ways_agree(variant):
-    model = encoder(torch.float32, std=0.05, **VARIANTS[variant])
+    model = encoder(torch.float32, std=0.05, num_hidden_layers=1, **VARIANTS[variant])
     ids, mask = long_batch()
     expected = model(ids, mask).last_hidden_state
     compiled = torch.compile(model)
