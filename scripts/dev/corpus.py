@@ -325,8 +325,8 @@ of it. `encode` took bfloat16 products for {bfloat16}.
 | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
 {speed}
 
-In that time `encode` writes shards with ids to the disk, a megabyte of them a million documents for each byte of one;
-sentence-transformers' returns an array.
+In that time `encode` writes shards with ids to the disk, while sentence-transformers' returns an array. The megabytes
+are those of the shards.
 
 ## Memory
 
