@@ -565,6 +565,36 @@ class ConceptTokenEmbeddings(nn.Module):
             )
 
 
+class ConceptNeighbours(nn.Module):
+    """(B, N, D) -> (B, N, D): tokens that know what stands before them.
+
+    Of each token's D numbers the first half is multiplied by 1 plus a weighted sum of the second halves of the w
+    tokens before it, elementwise, with D / 2 weights for each place; the second half stays as it is. A sum of tokens
+    alone would vanish in the sum of a text, and one half times the other tells `a b` from `b a`.
+    """
+
+    def __init__(self, config: ConceptEncoderConfig):
+        super().__init__()
+        self.reach = config.neighbours
+        # So that a weight of 1 is felt as much as the token itself, whose numbers start with this deviation.
+        self.scale = 1.0 if config.embedding_layer_norm else 1 / config.initializer_range
+        self.weight = nn.Parameter(torch.empty(config.neighbours, config.hidden_size // 2))  # the nearest first
+
+    def forward(self, tokens: Tensor, real: Tensor | None) -> Tensor:
+        """Tokens that `real` (B, N) hides are nobody's neighbours, and those on the two sides of them are none."""
+        if real is not None and real.ndim != 2:
+            shape = tuple(real.shape)
+            raise ValueError(f"neighbours={self.reach} needs an attention_mask (B, N), got shape {shape}")
+        first, second = tokens.chunk(2, dim=-1)  # (B, N, D / 2)
+        seen = second if real is None else second * real.unsqueeze(-1).to(second.dtype)
+        seen = nn.functional.pad(seen, (0, 0, self.reach, 0))
+        mixed = first
+        for offset, weight in enumerate((self.weight * self.scale).to(first.dtype), start=1):
+            start = self.reach - offset
+            mixed = torch.addcmul(mixed, first, weight * seen[:, start : start + first.shape[1]])
+        return torch.cat([mixed, second], dim=-1)
+
+
 @dataclass
 class ConceptTokens:
     """Tokens of a batch that become states as they are read, `chunk_length` of them at a time.
@@ -572,12 +602,15 @@ class ConceptTokens:
     Attributes:
         input_ids, inputs_embeds: (B, N) or (B, N, E), one of them.
         position_ids: (B, N) or (1, N).
+        real: (B, N), the mask that says which of them are neighbours, or `None`: all.
     """
 
     embeddings: ConceptTokenEmbeddings
+    neighbours: ConceptNeighbours | None
     input_ids: Tensor | None
     inputs_embeds: Tensor | None
     position_ids: Tensor
+    real: Tensor | None
     chunk_length: int
 
     @property
@@ -589,9 +622,14 @@ class ConceptTokens:
     def parts(self, mask: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
         """States (B, n, D) and mask (B, n), chunk after chunk."""
         for start in range(0, self.shape[1], self.chunk_length):
-            given = (self.input_ids, self.inputs_embeds, self.position_ids, mask)
-            ids, embeds, places, part = (None if x is None else x[:, start : start + self.chunk_length] for x in given)
-            yield self.embeddings(ids, embeds, places), part
+            stop = start + self.chunk_length
+            first = start if self.neighbours is None else max(start - self.neighbours.reach, 0)
+            given = (self.input_ids, self.inputs_embeds, self.position_ids, self.real)
+            ids, embeds, places, real = (None if x is None else x[:, first:stop] for x in given)
+            states = self.embeddings(ids, embeds, places)
+            if self.neighbours is not None:
+                states = self.neighbours(states, real)[:, start - first :]
+            yield states, None if mask is None else mask[:, start:stop]
 
 
 class ConceptLatentQueries(nn.Module):
@@ -855,6 +893,7 @@ class ConceptEncoderPreTrainedModel(PreTrainedModel):
         | learned positions of the latent queries   | normal(0, std)                               |
         | decoder modulation weight and bias        | 0: each decoder layer starts as the identity |
         | scorers of poolings and of token weights  | 0: start as the plain mean, as weight 1      |
+        | weights of neighbours                     | 0: each token starts as itself alone         |
         | whitening weight, bias                    | identity, 0                                  |
         """
         super()._init_weights(module)
@@ -868,6 +907,8 @@ class ConceptEncoderPreTrainedModel(PreTrainedModel):
                 init.normal_(module.weight, std=2 * std)
             if self.config.concept_position_type == "learned":
                 init.normal_(module.positions, std=std)
+        elif isinstance(module, ConceptNeighbours):
+            init.zeros_(module.weight)
         elif isinstance(module, ConceptZeroLinear):
             init.zeros_(module.weight)
             init.zeros_(module.bias)
@@ -892,6 +933,7 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
         assert config.token_embedding_size is not None  # the configuration fills it
         placed = config.position_embedding_type != "none"
         self.embeddings = ConceptTokenEmbeddings(config, config.token_embedding_size, placed)
+        self.neighbours = ConceptNeighbours(config) if config.neighbours else None
         self.latents = ConceptLatentQueries(config)
         summed = config.concept_aggregation == "sum"
         self.slots = ConceptSlots(config) if summed else None
@@ -960,8 +1002,10 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
             position_ids = token_positions(self.config, attention_mask, length, given.device)
         if chunk_length is None or chunk_length >= length:
             tokens = self.embeddings(input_ids, inputs_embeds, position_ids)  # (B, N, D), once for all layers
+            tokens = tokens if self.neighbours is None else self.neighbours(tokens, attention_mask)
         else:
-            tokens = ConceptTokens(self.embeddings, input_ids, inputs_embeds, position_ids, chunk_length)
+            given = input_ids, inputs_embeds, position_ids, attention_mask
+            tokens = ConceptTokens(self.embeddings, self.neighbours, *given, chunk_length)
         if self.slots is not None:
             concepts = self.slots(concepts, tokens, self.slots.counts(input_ids, attention_mask), visible)
             empty = (concepts == 0).all(dim=2, keepdim=True).all(dim=1, keepdim=True)  # (B, 1, 1)
