@@ -15,7 +15,7 @@ from concept_encoder import (
     ConceptEncoderForSequenceClassificationViaDecoder,
     ConceptEncoderModel,
 )
-from concept_encoder.modeling_concept import ConceptTokens, absorbing_saves, is_plain
+from concept_encoder.reading_concept import ConceptTokens, absorbing_saves, is_plain
 
 NARROW = {"token_embedding_size": 16, "tie_word_embeddings": False}
 VARIANTS: dict[str, dict] = {
@@ -96,7 +96,7 @@ def test_both_orders_agree_with_their_gradients(attention, dropout, monkeypatch)
     ids, mask = long_batch()
     found = []
     for absorbed in (True, False):
-        monkeypatch.setattr("concept_encoder.modeling_concept.absorbing_saves", lambda *_, answer=absorbed: answer)
+        monkeypatch.setattr("concept_encoder.reading_concept.absorbing_saves", lambda *_, answer=absorbed: answer)
         torch.manual_seed(0)
         with torch.enable_grad():
             output = model(ids, mask, output_attentions=True)
@@ -117,8 +117,7 @@ def test_dropout_falls_on_weights_and_not_on_the_mean_in_parts():
     torch.manual_seed(0)
     exact = read(concepts, tokens)[0]
     read.train()
-    places = torch.arange(24)[None]
-    parts = ConceptTokens(model.embeddings.eval(), ids, None, places, 5)
+    parts = ConceptTokens(model.embeddings.eval(), None, ids, None, chunk_length=5)
     mean = torch.stack([read(concepts, parts)[0] for _ in range(200)]).mean(0)
     assert (mean - exact).norm() < 0.15 * exact.norm()
 

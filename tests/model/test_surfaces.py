@@ -214,7 +214,7 @@ def test_sentence_transformers_saves_itself(folder, outside):
         written = written.replace(".base.modules.normalize.", ".sentence_transformer.modules.normalize.")
         assert json.loads(written) == json.loads((folder / "run" / name).read_text())
     assert json.loads((folder / "resaved/config_sentence_transformers.json").read_text())["prompts"]["query"] == "q: "
-    for name in ("modeling_concept.py", "configuration_concept.py"):
+    for name in ("modeling_concept.py", "reading_concept.py", "configuration_concept.py"):
         assert (folder / "resaved" / name).read_bytes() == (folder / "pretrained" / name).read_bytes()
 
 
