@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from helpers import randomised, run_without_package, tiny_config, token_batch
+from helpers import Largest, randomised, run_without_package, tiny_config, token_batch
 from safetensors.torch import load_file, save_file
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from concept_encoder import (
@@ -274,19 +273,6 @@ def test_counted_work_of_each_order(count):
     assert (absorbed < projected) == (count == 4)
     for chunk in ({}, {"chunk_length": 100}):
         assert counted_flops(model, ids, **chunk) == layers * (min(projected, absorbed) + concepts)
-
-
-class Largest(TorchDispatchMode):
-    """Numbers in the largest floating-point tensor that an operation makes."""
-
-    seen = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for x in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(x, torch.Tensor) and x.is_floating_point():
-                self.seen = max(self.seen, x.numel())
-        return result
 
 
 def test_memory_of_chunks_does_not_grow_with_the_text():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import randomised, tiny_config, token_batch
+from helpers import Largest, randomised, tiny_config, token_batch
 from huggingface_hub.errors import StrictDataclassClassValidationError
 
 from concept_encoder import ConceptEncoderForDiffusionMLM, ConceptEncoderModel
@@ -150,6 +150,24 @@ def test_half_precision_is_close():
     assert rounded.dtype == torch.bfloat16
     for other in (mixed, rounded):
         assert (other.float() - exact).norm() / exact.norm() < 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("neighbours", [0, 2])
+def test_a_million_tokens_are_streamed(neighbours):
+    """Through slots that keep sums, in memory that does not grow with them."""
+    model = encoder(neighbours, dtype=torch.float32, **{**SUM, "count_saturation": True})
+    ids = torch.randint(4, 120, (1, 1000), generator=torch.Generator().manual_seed(0)).repeat(1, 1000)
+    chunk, codes, sizes = 2**14, [], []
+    with torch.no_grad():
+        for length in (2 * chunk, ids.shape[1]):
+            with Largest() as largest:
+                codes.append(model(ids[:, :length], chunk_length=chunk).last_hidden_state)
+            sizes.append(largest.seen)
+        exact = model.double()(ids, chunk_length=2**17).last_hidden_state
+    # Besides the states of a chunk, what each token counts for.
+    assert sizes[0] == (chunk + neighbours) * 32 and sizes[1] <= max(sizes[0], ids.numel())
+    torch.testing.assert_close(codes[1].double(), exact, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
