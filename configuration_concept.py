@@ -211,7 +211,6 @@ class ConceptEncoderConfig(PreTrainedConfig):
         states, features = "last_hidden_state", "token_embeddings"
         if self.pooled_output == "weighted":
             method, states, features = "forward", "pooler_output", "sentence_embedding"
-            del types["1_ConceptMask"]
         if self.pooled_output != "mean":
             del types["2_Pooling"]
         contents = {

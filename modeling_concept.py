@@ -3,9 +3,8 @@
 Letters in shapes: B batch, N tokens, C concepts, D hidden size, E token embedding size, H heads, V vocabulary,
 M labelled positions of a batch.
 
-Reading order: outputs, feed-forward, encoder layer, decoder layers, pooling, pretrained base with the
-only weight initialisation, encoder, decoders, heads that rebuild text, heads that classify. How tokens are read is in
-`reading_concept.py`.
+Reading order: outputs, feed-forward, encoder layer, decoder layers, pooling, pretrained base with the only weight
+initialisation, encoder, decoders, heads that rebuild text, heads that classify. Reading: `reading_concept.py`.
 
 References: Perceiver IO (Jaegle et al. 2021, arXiv:2107.14795), BiXT (Hiller et al. 2024, arXiv:2402.12138),
 adaLN-Zero (Peebles & Xie 2022, arXiv:2212.09748), masked diffusion (Sahoo et al. 2024, arXiv:2406.07524).
@@ -40,10 +39,13 @@ from .reading_concept import (
     ConceptTokens,
     ConceptZeroLinear,
     at_least_float32,
+    at_positions,
     check_chunks,
+    check_labels,
     check_length,
     check_text,
     is_plain,
+    labelled_positions,
     position_embedding,
     readable,
     sinusoidal_embedding,
@@ -580,22 +582,6 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
         return self.embeddings(None, no_token, centres.long())
 
 
-def labelled_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the labels (B, N) of each row are, in order: (B, K) for the longest row's K, and which of them are real.
-
-    Positions never attend to one another in any decoder here, so no other one has to be decoded for the loss.
-    """
-    labelled = labels != -100
-    longest = max(int(labelled.sum(-1).max()), 1) if labels.numel() else 0
-    positions = labelled.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)[:, :longest]
-    return positions, labelled.gather(-1, positions)
-
-
-def at_positions(states: Tensor, positions: Tensor | None) -> Tensor:
-    """(B, K, D): the states (B, N, D) of `positions` (B, K), or of all where there are none."""
-    return states if positions is None else torch.take_along_dim(states, positions.unsqueeze(-1), 1)
-
-
 class ConceptDiffusionDecoder(ConceptEncoderPreTrainedModel):
     """Rebuilds every position of a noised text from the concepts; positions never attend to one another.
 
@@ -711,17 +697,6 @@ class ConceptPerceiverDecoder(ConceptEncoderPreTrainedModel):
 
 
 # --------------------------------------------------------------------------------------------- heads that rebuild text
-
-
-def check_labels(labels: Tensor | None, loss_weights: Tensor | None, shape: torch.Size, vocab_size: int) -> None:
-    """ValueError for labels and weights that are not one per decoded position, or labels outside the vocabulary."""
-    for name, tensor in (("labels", labels), ("loss_weights", loss_weights)):
-        if tensor is not None and tensor.shape != shape:
-            raise ValueError(f"{name} must be {tuple(shape)}, one per decoded position, got {tuple(tensor.shape)}")
-    if labels is not None and labels.numel() and readable(labels):
-        low, high = labels.where(labels != -100, 0).aminmax()
-        if low < 0 or high >= vocab_size:
-            raise ValueError(f"labels must be -100 or in [0, {vocab_size}), got {low.item()} to {high.item()}")
 
 
 def cross_entropy_of_rows(
@@ -1253,17 +1228,35 @@ class ConceptMask(nn.Module):
 
     Args:
         size: P = C * d of a pooled output that is all concepts one after the other; None: another module pools.
+        width: d of the concepts that the encoder gives; None: it gives one vector of a text.
     """
 
-    def __init__(self, size: int | None = None):
+    def __init__(self, size: int | None = None, width: int | None = None):
         super().__init__()
         self.size = size
+        self.width = width
 
     def forward(self, features: dict[str, Tensor], **kwargs) -> dict[str, Tensor]:
         """`features` with an `attention_mask` (B, C) of ones; the given one stays that of the tokens."""
+        if self.width is None:
+            return features
         concepts = features["token_embeddings"]  # (B, C, D)
         pooled = {} if self.size is None else {"sentence_embedding": concepts.flatten(1)}
         return {**features, "attention_mask": concepts.new_ones(concepts.shape[:2], dtype=torch.long), **pooled}
+
+    def on_model_ready(self, model: nn.Module) -> None:
+        """ValueError where a `MultiVectorEncoder` made of this checkpoint cannot read what the encoder gives."""
+        modules = {type(module).__name__: module for module in model.children()}
+        if "MultiVectorMask" in modules and self.width is None:
+            raise ValueError("MultiVectorEncoder compares concepts, and pooled_output='weighted' gives one vector")
+        if "MultiVectorMask" in modules and "Dense" in modules and modules["Dense"].in_features != self.width:
+            raise ValueError(
+                f"MultiVectorEncoder adds a map of {modules['Dense'].in_features} numbers, and projection_size gives "
+                f"{self.width} of each concept; make it of the modules of a SentenceTransformer without the last"
+            )
+
+    def get_config_dict(self) -> dict[str, int | None]:
+        return {"size": self.size, "width": self.width}
 
     def get_embedding_dimension(self) -> int | None:
         return self.size
@@ -1273,9 +1266,16 @@ class ConceptMask(nn.Module):
 
     @classmethod
     def load(cls, model_name_or_path: str, cache_folder: str | None = None, **kwargs) -> "ConceptMask":
+        try:
+            from sentence_transformers.base.modules import Module
+
+            Module.register(cls)  # whose instances are told when the model is ready
+        except ImportError:
+            pass
         kwargs = {name: kwargs[name] for name in ("token", "revision", "local_files_only") if name in kwargs}
         config = ConceptEncoderConfig.from_pretrained(model_name_or_path, cache_dir=cache_folder, **kwargs)
-        return cls(config.projection_dim if config.pooled_output == "concat" else None)
+        kind, width = config.pooled_output, config.concept_dim
+        return cls(config.projection_dim if kind == "concat" else None, None if kind == "weighted" else width)
 
 
 ConceptEncoderModel.register_for_auto_class("AutoModel")

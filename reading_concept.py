@@ -181,6 +181,17 @@ def check_text(input_ids: Tensor | None, inputs_embeds: Tensor | None, attention
         )
 
 
+def check_labels(labels: Tensor | None, loss_weights: Tensor | None, shape: torch.Size, vocab_size: int) -> None:
+    """ValueError for labels and weights that are not one per decoded position, or labels outside the vocabulary."""
+    for name, tensor in (("labels", labels), ("loss_weights", loss_weights)):
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(f"{name} must be {tuple(shape)}, one per decoded position, got {tuple(tensor.shape)}")
+    if labels is not None and labels.numel() and readable(labels):
+        low, high = labels.where(labels != -100, 0).aminmax()
+        if low < 0 or high >= vocab_size:
+            raise ValueError(f"labels must be -100 or in [0, {vocab_size}), got {low.item()} to {high.item()}")
+
+
 def check_chunks(
     chunk_length: int | None, attention_mask: Tensor | None, config: ConceptEncoderConfig, kwargs
 ) -> None:
@@ -207,6 +218,22 @@ def token_positions(config, given: Tensor | None, mask: Tensor | None, tokens: T
     if config.position_counting == "columns" or mask is None or mask.ndim == 4:
         return torch.arange(tokens.shape[1], device=tokens.device)[None]
     return (mask.long().cumsum(-1) - 1).clamp_min(0)
+
+
+def labelled_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the labels (B, N) of each row are, in order: (B, K) for the longest row's K, and which of them are real.
+
+    Positions never attend to one another in any decoder here, so no other one has to be decoded for the loss.
+    """
+    labelled = labels != -100
+    longest = max(int(labelled.sum(-1).max()), 1) if labels.numel() else 0
+    positions = labelled.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)[:, :longest]
+    return positions, labelled.gather(-1, positions)
+
+
+def at_positions(states: Tensor, positions: Tensor | None) -> Tensor:
+    """(B, K, D): the states (B, N, D) of `positions` (B, K), or of all where there are none."""
+    return states if positions is None else torch.take_along_dim(states, positions.unsqueeze(-1), 1)
 
 
 def sinusoidal_embedding(positions: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
