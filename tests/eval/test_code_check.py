@@ -177,6 +177,7 @@ def test_a_folder_without_code(folder):
     assert compare_code(folder) == []
 
 
+@pytest.mark.slow
 def test_reading_weights_says_once_that_the_code_is_another(folder, caplog):
     with caplog.at_level(logging.WARNING):
         _ = load(folder).model
@@ -213,6 +214,7 @@ def test_names_that_are_no_checkpoint(name, capsys, tmp_path, monkeypatch):
     assert capsys.readouterr().err.splitlines()[-1].startswith("concept-encoder check-code: error: no folder ")
 
 
+@pytest.mark.slow
 def test_a_repository_is_named_by_its_commit_and_its_weights_are_not_fetched(hub, folder, capsys):
     api = HfApi()
     repo = api.create_repo("me/check-code", exist_ok=True).repo_id

@@ -242,7 +242,7 @@ def test_recorded_states_and_weights(variant, order):
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["plain", "slot"])
 def test_compiled_ways_agree(variant):
-    model = encoder(torch.float32, std=0.05, **VARIANTS[variant])
+    model = encoder(torch.float32, std=0.05, num_hidden_layers=1, **VARIANTS[variant])
     ids, mask = long_batch()
     expected = model(ids, mask).last_hidden_state
     compiled = torch.compile(model)
@@ -275,6 +275,7 @@ def test_counted_work_of_each_order(count):
         assert counted_flops(model, ids, **chunk) == layers * (min(projected, absorbed) + concepts)
 
 
+@pytest.mark.slow
 def test_memory_of_chunks_does_not_grow_with_the_text():
     model = encoder(torch.float32, position_embedding_type="sinusoidal")
     sizes = []

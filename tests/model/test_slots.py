@@ -129,6 +129,7 @@ def test_half_precision_is_close(variant):
 # ---------------------------------------------------------------------------------------------------- pooled outputs
 
 
+@pytest.mark.slow
 def test_pooled_outputs():
     ids, mask = batch()
     for kind in ("mean", "weighted", "concat"):

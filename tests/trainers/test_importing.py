@@ -82,6 +82,7 @@ def output(model, ids, mask):
     return model(ids, mask)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_an_imported_checkpoint_gives_the_outputs_of_the_original(variant, tmp_path):
     name, changes = VARIANTS[variant]
