@@ -50,7 +50,8 @@ from concept_encoder.utils.results import Report
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "hf_local"
 CHECKPOINT = {
-    *("README.md", "config.json", "configuration_concept.py", "modeling_concept.py", "generation_config.json"),
+    *("README.md", "config.json", "configuration_concept.py", "generation_config.json"),
+    *("modeling_concept.py", "reading_concept.py"),
     *("model.safetensors", "modules.json", "sentence_bert_config.json", "tokenizer.json", "tokenizer_config.json"),
     *("config_sentence_transformers.json", "2_Pooling/config.json", "3_Normalize/config.json"),
 }
@@ -135,7 +136,7 @@ def test_the_upload_set_of_a_run(run, tmp_path):
         "left out, a pickle can run code when it is loaded: notes.pkl",
     ]
     assert not any(TOKEN.encode() in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
-    for name in ("configuration_concept.py", "modeling_concept.py"):
+    for name in ("configuration_concept.py", "reading_concept.py", "modeling_concept.py"):
         assert (tmp_path / name).read_bytes() == (ROOT / name).read_bytes()
     assert (tmp_path / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
     assert 'repo, revision = "me/example", "the full commit hash"' in (tmp_path / "README.md").read_text()

@@ -267,7 +267,7 @@ def test_the_folder_holds_code_tokenizer_and_the_table(source, tmp_path):
     (source / "optimizer.pt").write_text("not for a checkpoint to publish")
     _, table = import_checkpoint(str(source), tmp_path / "deep" / "out")
     held = {path.name for path in (tmp_path / "deep" / "out").iterdir()}
-    code = {"configuration_concept.py", "modeling_concept.py"}
+    code = {"configuration_concept.py", "reading_concept.py", "modeling_concept.py"}
     surfaces = {name.partition("/")[0] for name in ConceptEncoderConfig().sentence_transformers_files()}
     assert held == code | surfaces | {"config.json", "model.safetensors", "import.json", "tokenizer.json"}
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
