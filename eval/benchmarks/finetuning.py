@@ -1,15 +1,12 @@
 """Fine-tuning of a checkpoint on benchmarks under a named protocol: one JSON file of scores next to their controls."""
 
 import os
-import platform
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import transformers
 
 from ...utils.command_line import say
 from ...utils.files import recorded_source
@@ -21,7 +18,7 @@ from ..metrics.chance import judge
 from ..metrics.intervals import bootstrap_intervals, control_scores, mean_scores, paired_bootstrap
 from .baselines import bag_of_tokens, check_examples, published_scores
 from .protocols import OVERRIDABLE, Protocol
-from .registry import Task, chance_level, find_benchmark
+from .registry import Task, chance_level, find_benchmark, load_benchmark
 from .tuning import Cells, PreparedTask, Tuned, count_cells, prepare_task, run_protocol
 
 RESULT_FOLDER = "finetune"
@@ -70,6 +67,8 @@ def finetune(
         _refuse_existing(output_dir, benchmark.name, protocol, overwrite)
     opened = Checkpoint.open(checkpoint, revision, FAMILIES)
     opened.check_pretrained()
+    for benchmark in benchmarks:
+        check_task(benchmark)
     results = []
     for i, benchmark in enumerate(benchmarks, start=1):
         say(f"[{i}/{len(benchmarks)}] {benchmark.name}, protocol {protocol.name}")
@@ -77,6 +76,11 @@ def finetune(
             finetune_task(opened, benchmark, protocol, output_dir, overwrite=overwrite, save_model=save_model)
         )
     return results
+
+
+def check_task(benchmark: Task) -> None:
+    """ValueError, as `load_benchmark` raises it or for too few training examples, before hours of training."""
+    check_examples(benchmark, np.asarray(load_benchmark(benchmark)["train"]["label"]))
 
 
 def finetune_task(
@@ -119,7 +123,7 @@ def finetune_task(
     opened = Checkpoint.open(checkpoint, revision, FAMILIES)
     opened.check_pretrained()
     task = prepare_task(benchmark, protocol, opened.tokenizer, opened.config)
-    check_examples(benchmark, np.asarray(task.texts["train"]["label"]))  # before hours of training
+    check_examples(benchmark, np.asarray(task.texts["train"]["label"]))
     cells = cells_folder(output_dir, benchmark.name, protocol)
     result_file = result_path(output_dir, benchmark.name, protocol)
     if overwrite:
@@ -194,14 +198,7 @@ def _result(task: PreparedTask, own: Tuned, bag: BagCell, twin: Tuned) -> tuple[
         head=first.head,
         newly_initialized=first.newly_initialized,
         dropped=first.dropped,
-        environment=Environment(
-            python=platform.python_version(),
-            torch=torch.__version__,
-            transformers=transformers.__version__,
-            device=first.device,
-            processes=1,
-            threads=torch.get_num_threads(),
-        ),
+        environment=Environment.of(first.device),
         controls={
             "bag_of_tokens": ControlFacts(description=CONTROLS["bag_of_tokens"], selected=None, sweep=[]),
             "random_init": ControlFacts(description=CONTROLS["random_init"], selected=twin.selected, sweep=twin.sweep),
