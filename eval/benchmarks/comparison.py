@@ -309,7 +309,7 @@ def _figures(folder: Path, frozen: Iterable[str], tasks: Iterable[str], protocol
 
 def _figure(folder: Path, measure: Measure) -> Figure:
     path = folder / measure.file
-    found = measure.figure(measure.kind.load(path)) if path.is_file() else None
+    found = measure.figure(measure.kind.load(path)) if path.exists() else None
     return _beside(found) if isinstance(found, Figure) else Figure(value=found, interval=None)
 
 

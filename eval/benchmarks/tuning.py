@@ -173,7 +173,7 @@ class Cells:
         self.bar.set_postfix_str("")
         path = self.folder / f"{name}.json"
         settings = json.loads(json.dumps(settings))
-        if path.is_file():
+        if path.exists():
             kept: dict[str, Any] = kind.load(path).settings
             changed = sorted(key for key in {*kept, *settings} if kept.get(key) != settings.get(key))
             if changed:
