@@ -322,7 +322,8 @@ class ConceptPooledOutput(nn.Module):
         if self.kind == "concat":
             return self._project(concepts, dim).flatten(1)
         if self.kind == "weighted":
-            if is_plain(self.projection):  # one product in place of d: the scorer reads what is projected
+            # One product in place of d: the scorer reads what is projected.
+            if is_plain(self.projection) and is_plain(self.scorer):
                 weight = self.scorer.weight @ self.projection.weight
                 scores = nn.functional.linear(concepts, weight, self.scorer.bias)  # (B, C, 1)
             else:
@@ -470,7 +471,8 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
             for i in range(config.num_hidden_layers)
         )
         final_norm = nn.LayerNorm(config.hidden_size, eps=config.final_layer_norm_eps)
-        self.norm = ConceptPowerNorm(0.0) if summed else final_norm  # a LayerNorm would undo how much a slot holds
+        self.norm = None if summed else final_norm  # which would undo how much a slot holds
+        self.power_norm = ConceptPowerNorm(0.0) if summed else None  # not `norm`, in which adapters look for weights
         self.pool = ConceptPooledOutput(config)
         self.whitening = ConceptWhitening(config) if config.pooler_whitening else nn.Identity()
         self.post_init()
@@ -530,10 +532,10 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
         for layer in self.layers:
             concepts, tokens = layer(concepts, tokens, attention_mask, concept_mask, **kwargs)
         concepts = concepts if visible is None else concepts * visible.unsqueeze(-1)
-        if self.slots is None:
+        if self.norm is not None:
             concepts = self.norm(concepts)
         elif self.layers:
-            concepts = self.norm(concepts, visible).masked_fill(empty, 0.0)
+            concepts = self.power_norm(concepts, visible).masked_fill(empty, 0.0)
         if visible is not None:
             concepts = concepts * visible.unsqueeze(-1)  # a LayerNorm gives them its bias
         if dim is not None and self.config.pooler_whitening:

@@ -138,8 +138,11 @@ class ConceptAttention(nn.Module):
 
 def is_plain(linear: nn.Module) -> bool:
     """Whether the weight says all that a linear layer does: no adapter, no quantisation, nothing hooked onto it."""
-    hooked = "forward" in linear.__dict__ or linear._forward_hooks or linear._forward_pre_hooks
-    return type(linear) is nn.Linear and not hooked and type(linear.weight) is nn.Parameter
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    hooked = "forward" in linear.__dict__ or any(getattr(linear, each) for each in hooks)
+    if type(linear) not in (nn.Linear, ConceptZeroLinear) or hooked:
+        return False
+    return type(linear.weight) in (nn.Parameter, Tensor)
 
 
 # -------------------------------------------------------------------------------------------------------------- tokens
@@ -270,7 +273,7 @@ class ConceptTokenEmbeddings(nn.Module):
         self.dropout = ConceptDropout(config.hidden_dropout_prob)
         self.projection = nn.Identity() if size == config.hidden_size else nn.Linear(size, config.hidden_size)
         normed = config.embedding_layer_norm
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if normed else nn.Identity()
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if normed else None
 
     def forward(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, position_ids: Tensor) -> Tensor:
         if inputs_embeds is None:
@@ -279,7 +282,8 @@ class ConceptTokenEmbeddings(nn.Module):
         if self.placed:
             dim, dtype = self.size, inputs_embeds.dtype
             inputs_embeds = inputs_embeds + position_embedding(self.positions, position_ids, dim, dtype, self.config)
-        return self.norm(self.projection(self.dropout(inputs_embeds)))  # (B, N, D)
+        embedded = self.projection(self.dropout(inputs_embeds))  # (B, N, D)
+        return embedded if self.norm is None else self.norm(embedded)
 
     def check_ids(self, input_ids: Tensor) -> None:
         if not readable(input_ids) or not input_ids.numel():
@@ -556,7 +560,7 @@ class ConceptSlots(nn.Module):
         super().__init__()
         self.config = config
         self.scorer = ConceptZeroLinear(config.hidden_size, 1)
-        self.norm = ConceptPowerNorm(config.aggregation_power)
+        self.power_norm = ConceptPowerNorm(config.aggregation_power)
 
     def forward(self, latents: Tensor, tokens, counts: Tensor | None, visible: Tensor | None) -> Tensor:
         """`counts`: (B, N) that each token counts for, 0 for padding; `visible`: (B, C) slots; `None`: 1, and all."""
@@ -569,7 +573,7 @@ class ConceptSlots(nn.Module):
             if visible is not None:
                 scores = scores.masked_fill(~visible[:, None], torch.finfo(wide).min)
             sums = sums + self._sums(scores, weight, states.to(wide))
-        return self.norm(sums, visible).to(latents.dtype)
+        return self.power_norm(sums, visible).to(latents.dtype)
 
     def counts(self, input_ids: Tensor | None, attention_mask: Tensor | None) -> Tensor | None:
         """(B, N): what a token counts for. Of n equal ones each is log(1 + n) / n with `config.count_saturation`."""

@@ -179,6 +179,7 @@ def test_texts_beyond_the_positions_are_cut(pretrained):
     [
         ("cat", "texts must be a list of strings, got 'cat'; one text is a list of one"),
         (["cat", None], "texts must be a list of strings, got NoneType at 1"),
+        (["cat", "\ud800"], "text 1 is no Unicode: it holds half of a surrogate pair"),
     ],
 )
 def test_what_cannot_be_encoded(pretrained, texts, message):

@@ -79,6 +79,21 @@ def test_resampled_examples_are_drawn_with_replacement(metric):
     np.testing.assert_allclose(found, expected.confidence_interval, atol=0.25 * expected.standard_error)
 
 
+def test_what_is_drawn_are_the_units():
+    """Two novels, one always right and one never: of two drawn at random none, one or both are right."""
+    right, labels = np.repeat([1.0, 0.0], 50), np.ones(100)
+    novels = np.repeat(["a", "b"], 50)
+    apart = bootstrap_intervals("rte", right, labels)["accuracy"]
+    together = bootstrap_intervals("rte", right, labels, units=novels)["accuracy"]
+    assert apart == pytest.approx((0.4, 0.6), abs=0.02) and together == (0.0, 1.0)
+    paired = paired_bootstrap("rte", right, np.zeros(100), labels, units=novels)["accuracy"]
+    assert (paired.difference, paired.interval) == (0.5, (0.0, 1.0)) and paired.p_value == pytest.approx(0.5, abs=0.03)
+    each = bootstrap_intervals("rte", right, labels, units=np.arange(100))["accuracy"]
+    assert each == pytest.approx(apart, abs=0.011)
+    with pytest.raises(ValueError, match=r"units must be \(100,\), one of each example, got shape \(2,\)"):
+        bootstrap_intervals("rte", right, labels, units=["a", "b"])
+
+
 def test_accuracy_interval_is_that_of_the_binomial_distribution():
     references = np.zeros(400)
     predictions = (np.arange(400) < 100).astype(float)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import traceback
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,7 @@ from concept_encoder.scripts import push
 from concept_encoder.scripts.analyze import main as analyze
 from concept_encoder.scripts.finetune import main as finetune
 from concept_encoder.scripts.pretrain import main as pretrain
+from concept_encoder.scripts.retrieval import main as retrieval
 from concept_encoder.scripts.similarity import main as similarity
 from concept_encoder.scripts.whiten import main as whiten
 from concept_encoder.trainers.data.microworld import microworld_corpus, microworld_tokenizer
@@ -280,6 +282,9 @@ def test_no_path_of_the_author_is_in_anything_that_is_published(tmp_path, tokeni
     analyze([str(run), "--num_batches", "2", "--batch_size", "5", "--ledger_documents", "4", *data[:2]])
     finetune([str(run), "--tasks", str(task), "--protocol", "quick", "--save_model", "--output_dir", str(run)])
     similarity([str(run), "--tasks", str(task), "--output_dir", str(run)])
+    if find_spec("bm25s") and find_spec("pytrec_eval"):
+        options = ["--words", str(corpus), "--cache_dir", str(home / "kept"), "--data_dir", str(home)]
+        retrieval([str(run), "--tasks", "needle_256", "--output_dir", str(run), *options])
     report(run)
     whiten([str(run), "--output_dir", str(home / "white"), *data[:2]])
     sources = {"run": run, "model": run / "finetune" / "own_pairs.quick" / "model", "white": home / "white"}

@@ -123,10 +123,14 @@ def test_dropout_falls_on_weights_and_not_on_the_mean_in_parts():
 
 def test_only_a_plain_layer_is_absorbed():
     plain = torch.nn.Linear(4, 4)
-    hooked, wrapped = torch.nn.Linear(4, 4), torch.nn.Sequential(torch.nn.Linear(4, 4))
-    hooked.register_forward_hook(lambda *_: None)
+    kinds = ("forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook")
+    hooked = [torch.nn.Linear(4, 4) for _ in kinds]
+    for linear, kind in zip(hooked, kinds, strict=True):
+        getattr(linear, f"register_{kind}")(lambda *_: None)
+    patched, wrapped = torch.nn.Linear(4, 4), torch.nn.Sequential(torch.nn.Linear(4, 4))
+    patched.forward = lambda x: x
     spread = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(4, 4))
-    assert [is_plain(x) for x in (plain, hooked, wrapped, spread)] == [True, False, False, False]
+    assert is_plain(plain) and not any(is_plain(x) for x in (*hooked, patched, wrapped, spread, torch.nn.Identity()))
 
 
 def test_a_layer_around_the_keys_is_called(monkeypatch):

@@ -690,6 +690,16 @@ CASES += [
     )
 ]
 CASES += [
+    Case("terminal", f"word_{number}", "words", says, {}, {"word": word})
+    for number, (word, says) in enumerate(
+        (
+            ("caf\udce9", r"status 2: .*caf\\udce9 is not UTF-8 as this terminal gives it; set LC_ALL"),
+            ("--a=\ud800", r"status 2: .*--a=\\ud800 is not UTF-8"),
+            ("caf\u00e9 \N{SLIGHTLY SMILING FACE}", None),
+        )
+    )
+]
+CASES += [
     Case("cards", f"name_{number}", "card", None, {}, {"recipe": name})
     for number, name in enumerate(
         (

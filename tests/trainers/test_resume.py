@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from exact_runs import ENVIRONMENT, assert_equal_runs, command_line, settings, train
+from exact_runs import ENVIRONMENT, assert_equal_files, assert_equal_runs, command_line, settings, train
 
 from concept_encoder.trainers.pretraining import checkpoint_to_resume
 from concept_encoder.trainers.training.saving import SUMS_FILE, damage, find_checkpoints
@@ -47,6 +47,51 @@ def test_a_resumed_run_equals_the_straight_one(straight, tmp_path, step):
     result = json.loads((folder / "pretrain.json").read_text())
     at_this_rate = None if step == 12 else pytest.approx(12 / result["steps_per_second"])
     assert result["train_seconds"] == at_this_rate
+
+
+# The worst one passes for the best here, so that it is not the last.
+BEST = "--load_best_model_at_end true --metric_for_best_model loss --greater_is_better true --eval_steps 5".split()
+
+
+@pytest.fixture(scope="module")
+def straight_to_the_best(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("best") / "straight"
+    train(folder, *settings(12, "--save_total_limit", "3", *BEST))
+    assert_equal_files(folder / "model.safetensors", folder / "checkpoint-5" / "model.safetensors")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [5, 10, 12])
+def test_a_resumed_run_ends_with_the_best_checkpoint_of_all(straight_to_the_best, tmp_path, step, caplog):
+    folder = tmp_path / "moved"
+    killed_at(straight_to_the_best, folder, step)
+    train(folder, *settings(12, *BEST))
+    assert_equal_runs(straight_to_the_best, folder)
+    assert "does not exist" not in caplog.text and "missing keys" not in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["has no SHA256SUMS", r"model\.safetensors is not what was written"])
+def test_a_best_checkpoint_that_is_gone_or_torn_is_named(straight_to_the_best, tmp_path, fault):
+    folder = tmp_path / "resumed"
+    killed_at(straight_to_the_best, folder, 10)
+    if "no" in fault.split():
+        shutil.rmtree(folder / "checkpoint-5")
+    else:
+        weights = folder / "checkpoint-5" / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1])
+    said = rf"load_best_model_at_end=True needs .*checkpoint-5, the best so far, and its? .*{fault}.*; put it back"
+    with pytest.raises(ValueError, match=said):
+        train(folder, *settings(12, *BEST))
+
+
+@pytest.mark.slow
+def test_when_it_is_evaluated_belongs_to_a_run_that_takes_the_best(straight_to_the_best, tmp_path):
+    folder = tmp_path / "resumed"
+    killed_at(straight_to_the_best, folder, 10)
+    with pytest.raises(ValueError, match=r"eval_steps was 5 when checkpoint-10 was written, got 1"):
+        train(folder, *settings(12, *BEST, "--eval_steps", "1"))
 
 
 @pytest.mark.slow
