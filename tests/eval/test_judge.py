@@ -2,9 +2,16 @@
 
 import dataclasses
 import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from huggingface_hub import HfApi
 from judged import WordVectors, word_task
 
 import concept_encoder as ce
@@ -285,3 +292,38 @@ def test_bad_input_is_one_line(capsys):
         main([])
     assert stopped.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------- gate
+
+
+def hook() -> str:
+    """The script of the page on the judge."""
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "judge.md").read_text(encoding="utf-8")
+    return next(block.partition("```")[0] for block in page.split("```text\n") if block.startswith("#!/bin/sh"))
+
+
+@pytest.mark.slow
+@pytest.mark.hub
+def test_a_checkpoint_that_fails_is_not_pushed(pretrained, seeded_hub, tmp_path):
+    """The example of the page, with the Hub; then with a judge that cannot decide, which lets it through."""
+    run = shutil.copytree(pretrained, tmp_path / "run")
+    ours = f'concept-encoder() {{ {shlex.quote(sys.executable)} -m concept_encoder "$@"; }}\n'
+    options = "--tasks stsb --max_examples 60"
+    environment = {**os.environ, "RUN": str(run), "REPO": "judge/refused", "JUDGE_OPTIONS": options}
+    command = ["sh", "-c", ours.replace("concept-encoder()", "judged()") + hook().replace("concept-encoder", "judged")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.startswith("FAIL: ") and "the judge says FAIL" in done.stderr
+    assert JudgeResult.load(run / "judged" / "judge.json").verdict.overall == "FAIL"
+    assert not HfApi().repo_exists("judge/refused")
+    undecided = 'judged() { case "$1" in judge) return 2;; *) echo "$@"; esac; }\n'
+    command[2] = undecided + hook().replace("concept-encoder", "judged")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout == f"push {run} --repo_id judge/refused\n"
+
+
+@pytest.mark.hub
+def test_a_revision_that_is_not_there(seeded_hub):
+    with pytest.raises((ValueError, OSError)):
+        open_subject("sentence-transformers/all-MiniLM-L6-v2", "0" * 40)
