@@ -21,7 +21,7 @@ from concept_encoder.eval.judge.checks import CHECKS, Case, Pairs
 from concept_encoder.eval.judge.judging import gate_sets, load_pairs, plain_texts
 from concept_encoder.eval.judge.pages import records_table
 from concept_encoder.eval.judge.records import RECORD_CHECKS, Record, judge_record
-from concept_encoder.eval.judge.subjects import Subject, in_dtype, open_subject, randomise
+from concept_encoder.eval.judge.subjects import Subject, open_subject, randomise
 from concept_encoder.eval.report.blocks import Cell, Column, Table
 from concept_encoder.eval.report.findings import read_reference
 from concept_encoder.eval.report.gates import Gate, check_gates
@@ -37,7 +37,7 @@ BLIND = "blind"
 MINILM, OBJECT, BOX, TASK, SCORE = "MiniLM", "object", "box", "task", "score"
 EXAMPLES = 100  # pairs of STS-B
 TOLD = {name for name, check in CHECKS.items() if not check.fault}
-COSTLY = {"prefix", "float16", "other_pooling"}  # measured where they must name the fault, and of healthy encoders
+COSTLY = {"prefix", "float16", "other_pooling"}  # not measured of what the judge is blind to
 
 
 class Fault(NamedTuple):
@@ -502,14 +502,13 @@ def _failed(figures: dict[str, Any]) -> list[str]:
     return [each.metric.removeprefix("checks/") for each in found if each.verdict == "FAIL"]
 
 
-def raised_by(fault: Fault, subject: Subject | None, pairs: Pairs, only: bool = False) -> list[str]:
-    """What the judge says of a fault: names of checks.
+def raised_by(fault: Fault, subject: Subject | None, pairs: Pairs) -> list[str]:
+    """What the judge says of a fault, names of checks: of the one that must name it, or of those it is blind to any.
 
     Args:
         fault: the row.
         subject: healthy, to break or to ask.
         pairs: healthy.
-        only: measure the check that must name it and no other.
     """
     if fault.what == SCORE:
         return raised_by_record(fault.breaks())
@@ -520,8 +519,8 @@ def raised_by(fault: Fault, subject: Subject | None, pairs: Pairs, only: bool = 
         subject = Subject(fault.breaks(subject))
     else:
         subject = subject.changed(fault.breaks)
+    names = [name for name in CHECKS if name not in COSTLY] if fault.check == BLIND else [fault.check]
     with contextlib.redirect_stderr(io.StringIO()):
-        names = [fault.check] if only else [name for name in CHECKS if name not in COSTLY or name == fault.check]
         return raised(Case(subject, [pairs], plain_texts([pairs], 0)), names)
 
 
@@ -554,7 +553,6 @@ def measure(
             say(f"{fault.name}: {fault.check}; raised {', '.join(faults[fault.name, fault.what]['raised'])}")
             yield now()
     variants = {f"all-MiniLM-L6-v2, draw {seed}": (minilm, seed) for seed in range(3)}
-    variants["all-MiniLM-L6-v2 in bfloat16"] = (minilm.changed(in_dtype(torch.bfloat16)), 0)
     variants |= {f"box model, seed {row}": (open_subject(each), 0) for row, each in enumerate(boxes)}
     for name, (subject, seed) in variants.items():
         if names is None or name in names:
@@ -596,22 +594,16 @@ def render_page(found: dict[str, Any]) -> str:
     def plain(names: Sequence[str]) -> str:
         return ", ".join(names).replace("_", " ") or "nothing"
 
-    def faults(rows: Sequence[dict], with_check: bool) -> Table:
-        columns = [Column("fault"), Column("of"), Column("how")]
-        columns += [Column("must be named by")] if with_check else []
-        cells = [
-            [Cell(row["name"]), Cell(row["what"]), Cell(row["how"])]
-            + ([Cell(plain([row["check"]]), tone="good" if row["check"] in row["raised"] else "bad")] * with_check)
-            + [Cell(plain([name for name in row["raised"] if name != row["check"]]))]
-            for row in rows
-        ]
-        return Table([*columns, Column("raised besides" if with_check else "raised")], cells)
+    def faults(rows: Sequence[dict]) -> Table:
+        columns = [Column("fault"), Column("of"), Column("how"), Column("raised")]
+        cells = [[Cell(row["name"]), Cell(row["what"]), Cell(row["how"]), Cell(plain(row["raised"]))] for row in rows]
+        return Table(columns, cells)
 
     healthy = [[Cell(row["name"]), Cell(plain(row["raised"]))] for row in found["healthy"]]
     judged = [judge_record(record) for record in reference_records()]
     tables = {
-        "claimed": faults(claimed, True),
-        "blind": faults(blind, False),
+        "claimed": faults(claimed),
+        "blind": faults(blind),
         "healthy": Table([Column("healthy"), Column("raised")], healthy),
         "reference": records_table(judged),
         "gates": Table(

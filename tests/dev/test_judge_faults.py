@@ -7,7 +7,7 @@ import pytest
 import torch
 from judged import WordVectors, word_task
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.models import StaticEmbedding
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from concept_encoder.eval.benchmarks.registry import BENCHMARKS
 from concept_encoder.eval.judge.judging import load_pairs
@@ -71,8 +71,8 @@ def test_healthy_scores_are_not():
 @pytest.mark.parametrize("fault", of(TASK))
 def test_a_broken_benchmark_is_named(fault, words):
     subject = Subject(WordVectors())
-    assert fault.check in raised_by(fault, subject, words, only=True)
-    assert fault.check not in raised_by(fault._replace(breaks=lambda pairs: pairs), subject, words, only=True)
+    assert fault.check in raised_by(fault, subject, words)
+    assert fault.check not in raised_by(fault._replace(breaks=lambda pairs: pairs), subject, words)
 
 
 @pytest.fixture(scope="module")
@@ -91,14 +91,14 @@ def of_vectors() -> list:
     ]
 
 
-QUICK = ("batch", "crowding", "dead_dimensions", "strongest_dimension", "rank", "duplicates")
+QUICK = ("batch", "crowding", "dead_dimensions", "rank", "duplicates")
 
 
 @pytest.mark.parametrize("fault", of_vectors())
 def test_broken_vectors_are_named(fault, static, words):
-    assert fault.check in raised_by(fault, static, words, only=True)
+    assert fault.check in raised_by(fault, static, words)
     healthy = fault._replace(breaks=lambda subject: None)
-    assert fault.check not in raised_by(healthy, static, words, only=True)
+    assert fault.check not in raised_by(healthy, static, words)
 
 
 def test_a_change_leaves_the_healthy_model_alone(static):
@@ -112,8 +112,8 @@ def test_a_change_leaves_the_healthy_model_alone(static):
 def test_concepts_that_repeat_each_other_are_named(pretrained, words):
     fault = next(fault for fault in CLAIMED if fault.what == BOX and fault.breaks is same_concepts)
     subject = open_subject(pretrained)
-    assert raised_by(fault, subject, words, only=True) == ["same_inside"]
-    assert raised_by(fault._replace(breaks=lambda subject: None), subject, words, only=True) == []
+    assert raised_by(fault, subject, words) == ["same_inside"]
+    assert raised_by(fault._replace(breaks=lambda subject: None), subject, words) == []
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def stsb(shared):
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", of(MINILM, OBJECT))
 def test_a_broken_minilm_is_named(fault, minilm, stsb):
-    assert fault.check in raised_by(fault, minilm, stsb, only=True)
+    assert fault.check in raised_by(fault, minilm, stsb)
 
 
 def test_models_need_boxes(capsys):
