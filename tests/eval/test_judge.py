@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from huggingface_hub import HfApi
 from judged import WordVectors, word_task
+from transformers import BertConfig, BertModel
 
 import concept_encoder as ce
 from concept_encoder.eval.judge.checks import CHECKS, Case, looks_drawn, pair_key, participation_ratio
 from concept_encoder.eval.judge.judging import failed, gate_sets, judged_table, load_pairs, plain_texts
 from concept_encoder.eval.judge.records import RECORD_CHECKS, judge_record, read_records
-from concept_encoder.eval.judge.subjects import OfConcepts, Subject, open_subject, randomise
+from concept_encoder.eval.judge.subjects import OfConcepts, Subject, open_subject, randomise, unread_and_missing
 from concept_encoder.scripts.judge import main
 from concept_encoder.utils.results import JudgeResult
 
@@ -104,6 +105,22 @@ def test_a_twin_is_random_and_the_subject_stays(pretrained):
     assert np.abs(twin.encode(["the cat"]) - before).max() > 1e-3
     np.testing.assert_array_equal(subject.encode(["the cat"]), before)
     assert [each.shape for each in subject.inside(["the cat", "a dog sleeps"])] == [(4, 32)] * 2
+
+
+def test_a_bare_model_of_transformers_is_read_with_the_mean_over_its_tokens(tokenizer, tmp_path):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    BertModel(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **sizes)).save_pretrained(
+        tmp_path / "bert"
+    )
+    tokenizer.save_pretrained(tmp_path / "bert")
+    subject = open_subject(tmp_path / "bert")
+    vectors, (inside,) = subject.encode(["the cat sleeps"]), subject.inside(["the cat sleeps"])
+    np.testing.assert_allclose(vectors[0], inside.mean(0), atol=1e-6)
+    assert (subject.name, subject.revision, len(subject.digest)) == ("bert", None, 16)
+    assert subject.module.config.hidden_size == 32 and unread_and_missing(subject) == ([], [])
+    del subject.module.encoder.layer[1]
+    unread, missing = unread_and_missing(subject)
+    assert len(unread) == 16 and all(name.startswith("encoder.layer.1.") for name in unread) and not missing
 
 
 @pytest.mark.parametrize(
