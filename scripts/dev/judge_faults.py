@@ -524,6 +524,10 @@ def raised_by(fault: Fault, subject: Subject | None, pairs: Pairs) -> list[str]:
         return raised(Case(subject, [pairs], plain_texts([pairs], 0)), names)
 
 
+def described(fault: Fault) -> dict[str, Any]:
+    return {name: getattr(fault, name) for name in ("name", "what", "how", "check")}
+
+
 def measure(
     found: dict[str, Any], models: Path, boxes: Sequence[Path], stsb: Task, names: Sequence[str] | None = None
 ) -> Iterator[dict[str, Any]]:
@@ -543,13 +547,15 @@ def measure(
     healthy = {row["name"]: row for row in found.get("healthy", [])}
 
     def now() -> dict[str, Any]:
-        known = [faults[fault.name, fault.what] for fault in FAULTS if (fault.name, fault.what) in faults]
-        return {"examples": EXAMPLES, "faults": known, "healthy": list(healthy.values())}
+        rows = [faults.get((fault.name, fault.what), {**described(fault), "raised": None}) for fault in FAULTS]
+        return {"examples": EXAMPLES, "faults": rows, "healthy": list(healthy.values())}
 
     for fault in FAULTS:
-        row = {name: getattr(fault, name) for name in ("name", "what", "how", "check")}
         if names is None or fault.name in names:
-            faults[fault.name, fault.what] = {**row, "raised": raised_by(fault, subjects[fault.what], pairs)}
+            faults[fault.name, fault.what] = {
+                **described(fault),
+                "raised": raised_by(fault, subjects[fault.what], pairs),
+            }
             say(f"{fault.name}: {fault.check}; raised {', '.join(faults[fault.name, fault.what]['raised'])}")
             yield now()
     variants = {f"all-MiniLM-L6-v2, draw {seed}": (minilm, seed) for seed in range(3)}
@@ -588,10 +594,12 @@ def reference_records() -> list[Record]:
 def render_page(found: dict[str, Any]) -> str:
     claimed = [row for row in found["faults"] if row["check"] != BLIND]
     blind = [row for row in found["faults"] if row["check"] == BLIND]
-    named = sum(row["check"] in row["raised"] for row in claimed)
+    named = sum(row["check"] in (row["raised"] or ()) for row in claimed)
     alarms = sum(bool(row["raised"]) for row in found["healthy"])
 
-    def plain(names: Sequence[str]) -> str:
+    def plain(names: Sequence[str] | None) -> str:
+        if names is None:
+            return "not measured"
         return ", ".join(names).replace("_", " ") or "nothing"
 
     def faults(rows: Sequence[dict]) -> Table:
