@@ -122,8 +122,7 @@ def similarity(
         if wrong:
             raise ValueError(f"{name} must be in [1, {most[name]}], got {', '.join(map(str, wrong))}")
     results = []
-    for benchmark in benchmarks:
-        data = load_benchmark(benchmark)
+    for benchmark, data in [(each, load_benchmark(each)) for each in benchmarks]:
         if max_train_examples is not None and max_train_examples < data["train"].num_rows:
             data["train"] = data["train"].shuffle(seed=SELECTION_SEED).select(range(max_train_examples))
         subjects = {"run": opened, "random_init": random_twin(opened, output_dir)}
