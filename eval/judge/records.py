@@ -21,7 +21,7 @@ from ...utils.results import Figure, JudgedRecord, PredictionsResult, TaskScore
 from ...utils.untrusted import read_object
 from ..benchmarks.registry import CHANCE_RULES
 from ..metrics.benchmark_score.benchmark_score import CORRELATIONS, METRICS
-from ..metrics.chance import BARELY, FORMALLY_ABOVE, judge
+from ..metrics.chance import BARELY, BARELY_ABOVE, judge
 from ..metrics.intervals import bootstrap_intervals, paired_bootstrap
 
 MTEB_TASKS = json.loads(Path(__file__).with_name("mteb_tasks.json").read_text(encoding="utf-8"))
@@ -348,7 +348,7 @@ def at_chance(record: Record) -> str:
     if record.labels is not None and record.predictions is not None and np.ptp(record.predictions) == 0:
         return ""  # said already
     verdict, value = record.judged.verdict, record.judged.value
-    if verdict == FORMALLY_ABOVE and value is not None:
+    if verdict == BARELY_ABOVE and value is not None:
         return (
             f"{record.name}: {record.metric} {value:.3f} explains {value**2:.1%} of the variance; any weak cue does."
         )
