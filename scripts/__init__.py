@@ -18,8 +18,8 @@ from concept_encoder.utils.command_line import NAME, Parser, command_name, did_y
 
 # In the order of the work.
 COMMANDS = (
-    "pretrain analyze similarity retrieval finetune compare report explore encode search generate push export whiten "
-    "check_code build_corpus train_tokenizer pretrain_twin import_checkpoint"
+    "pretrain analyze similarity retrieval finetune compare report judge explore encode search generate push export "
+    "whiten check_code build_corpus train_tokenizer pretrain_twin import_checkpoint"
 ).split()
 
 

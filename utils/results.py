@@ -90,7 +90,7 @@ Chance = Annotated[
     _one_of("above chance", "barely above chance", "not told from chance", "at or below chance", "no chance level"),
 ]
 Grade = Annotated[str, _one_of("GOOD", "OK", "POOR")]
-Control = Annotated[str, _one_of("bag_of_tokens", "random_init")]
+Control = Annotated[str, _one_of("bag_of_tokens", "random_init", "static_table", "shuffled_words")]
 View = Annotated[str, _one_of("template", "within_raw", "within_centred", "across")]
 SpectrumMetric = Annotated[
     str, _one_of("rankme", "participation_ratio", "energy_rank", "isoscore", "uniformity", "duplicate_pairs")
@@ -1086,6 +1086,102 @@ class Report(Result):
     missing: dict[PartName, Missing]
     other: "Report | None"
     """the other run, without figures of its own"""
+
+
+# --------------------------------------------------------------------------------------------------------------- judge
+
+
+@dataclass(kw_only=True)
+class JudgedModel(Part):
+    """An encoder that was judged."""
+
+    name: str
+    revision: str | None
+    """commit on the Hub"""
+    digest: str | None
+    """short SHA-256 of the weights; None for an object in memory"""
+    compared_by: Literal["cosine", "MaxSim"]
+    dimensions: Size
+    parameters: Count | None
+    max_length: Count | None
+    """tokens that it says it reads"""
+    words_read: Count
+    """of a text, by trial; at most 512 are tried"""
+
+
+@dataclass(kw_only=True)
+class JudgedTask(Part):
+    """Cosines of pairs against labels."""
+
+    id: str
+    examples: Count
+    primary_metric: Metric
+    scores: dict[Metric, TaskScore]
+
+
+@dataclass(kw_only=True)
+class JudgedCheck(Figure):
+    what: str
+    """is measured"""
+    fault: str
+    """what is said where its gate fails; empty where it has none"""
+
+
+@dataclass(kw_only=True)
+class JudgedRecord(Part):
+    """A score that was handed in."""
+
+    id: str
+    metric: str
+    score: Number | None
+    """as it was handed in"""
+    recomputed: Number | None
+    """of the predictions, where they are at hand"""
+    interval: Interval | None
+    interval_rule: str | None
+    chance: Score | None
+    chance_rule: str | None
+    verdict: Chance
+    against: dict[str, Figure]
+    """control -> what the predictions score more"""
+    notes: dict[str, str]
+    """check -> what is wrong"""
+
+
+@dataclass(kw_only=True)
+class Versus(Part):
+    """What a model scores more than the other on the same pairs."""
+
+    task: str
+    metric: Metric
+    difference: Number | None
+    interval: Interval | None
+    p_value: Number | None
+
+
+@dataclass(kw_only=True)
+class JudgeResult(Result):
+    """judge.json: an encoder, or scores that were handed in, judged."""
+
+    kind: ClassVar = "judge"
+    command: ClassVar = "judge"
+    verdict: VerdictFacts
+    model: JudgedModel | None
+    tasks: list[JudgedTask]
+    checks: dict[str, JudgedCheck]
+    skipped: list[str]
+    """checks that do not apply"""
+    records: list[JudgedRecord]
+    gates: list[GateFacts]
+    nulls: dict[str, Nulls]
+    """of the figures of geometry"""
+    against: list[Versus]
+    other: "JudgeResult | None"
+    seconds: Number
+
+    @property
+    def name(self) -> str:
+        return "handed-in scores" if self.model is None else self.model.name
 
 
 # -------------------------------------------------------------------------------------------------------------- corpus

@@ -284,7 +284,7 @@ def pooled_vectors(
     vectors = np.empty((count, config.projection_dim), np.float32)
     for rows, output in read:
         pooled = output.pooler_output
-        vectors[rows] = (torch.nn.functional.normalize(pooled, dim=-1) if normalize else pooled).cpu()
+        vectors[rows] = (torch.nn.functional.normalize(pooled, dim=-1) if normalize else pooled).float().cpu()
     return vectors
 
 

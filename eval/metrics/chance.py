@@ -19,7 +19,12 @@ NEGLIGIBLE = 0.05  # share of the variance below which a correlation above 0 is 
 CONFIDENCE = 0.95
 CORRELATIONS = {"pearson": 1.0, "spearman": 1.06}  # metric -> variance of its Fisher z, in units of 1 / (n - 3)
 NAMED = 4  # scores that a sentence names; of more it gives the number
-CONTROLS: dict[Control, str] = {"random_init": "the random-initialised twin", "bag_of_tokens": "the bag of tokens"}
+CONTROLS: dict[Control, str] = {
+    "random_init": "the random-initialised twin",
+    "bag_of_tokens": "the bag of tokens",
+    "static_table": "the mean of its token table",
+    "shuffled_words": "itself on texts with their words shuffled",
+}
 
 
 def judge(

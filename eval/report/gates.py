@@ -9,7 +9,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
-from ...utils.results import Comparison, GateRow, Report, Verdict, names_of
+from ...utils.results import Comparison, GateRow, Report, Result, Verdict, names_of
 from ...utils.untrusted import read_yaml
 
 GATES_FILE = Path(__file__).parent / "gates.yaml"
@@ -126,8 +126,12 @@ class GateResult:
         )
 
 
-def load_gates(path: Path = GATES_FILE) -> dict[str, GateSet]:
+def load_gates(path: Path = GATES_FILE, kind: type[Result] = Report) -> dict[str, GateSet]:
     """Sets of gates of a YAML file (JSON is YAML too), by name, in the file's order. The file's head says its form.
+
+    Args:
+        path: of the file.
+        kind: of the results that the paths lead into.
 
     Raises:
         ValueError: not YAML, no sets, a set without title or gates, a field missing or unknown, a bad metrics,
@@ -137,10 +141,10 @@ def load_gates(path: Path = GATES_FILE) -> dict[str, GateSet]:
     sets = content.get("sets") if isinstance(content, dict) else None
     if not isinstance(sets, dict) or not sets:
         raise ValueError(f"{path.name} must hold named sets of gates under the key 'sets'")
-    return {str(name): _gate_set(f"{path.name}, set {name!r}", str(name), row) for name, row in sets.items()}
+    return {str(name): _gate_set(f"{path.name}, set {name!r}", str(name), row, kind) for name, row in sets.items()}
 
 
-def _gate_set(where: str, name: str, row: Any) -> GateSet:
+def _gate_set(where: str, name: str, row: Any, kind: type[Result]) -> GateSet:
     _check_fields(where, row, {"title", "gates"})
     if not isinstance(row["gates"], list) or not row["gates"]:
         raise ValueError(f"{where}: gates must be a list of at least one gate, got {row['gates']!r}")
@@ -154,7 +158,7 @@ def _gate_set(where: str, name: str, row: Any) -> GateSet:
             threshold = Share(**threshold)
         made = Gate(**{**gate, "threshold": threshold})
         for metric in [*made.metrics, *([threshold.metric] if isinstance(threshold, Share) else [])]:
-            _check_path(f"{where}, gate {number}", metric)
+            _check_path(f"{where}, gate {number}", metric, kind)
         gates.append(made)
     names = [gate.name for gate in gates]
     twice = sorted({gate for gate in names if names.count(gate) > 1})
@@ -172,9 +176,8 @@ def _check_fields(where: str, row: Any, fields: set[str]) -> None:
         raise ValueError(f"{where} {'; '.join(problems)}. The fields are: {', '.join(sorted(fields))}")
 
 
-def _check_path(where: str, path: str) -> None:
-    """ValueError with the legal set where a path leads to what no report can have, or to no figure."""
-    kind: Any = Report
+def _check_path(where: str, path: str, kind: Any) -> None:
+    """ValueError with the legal set where a path leads to what no result of a kind can have, or to no figure."""
     walked: list[str] = []
     for name in path.split("/"):
         here = "/".join(walked) or "a report"
@@ -205,7 +208,7 @@ def _without_none(kind: Any) -> Any:
     return get_args(kind)[0] if get_origin(kind) is Annotated else kind
 
 
-def check_gates(report: Report | Mapping[str, Any], gates: Sequence[Gate]) -> list[GateResult]:
+def check_gates(report: Result | Mapping[str, Any], gates: Sequence[Gate]) -> list[GateResult]:
     """Apply gates to a report.
 
     A metric is a number, or an object with `value` and perhaps `interval` (low, high). With an interval the verdict
@@ -213,7 +216,7 @@ def check_gates(report: Report | Mapping[str, Any], gates: Sequence[Gate]) -> li
     Without one the value decides. A metric or a threshold that is missing or null is INCONCLUSIVE.
 
     Args:
-        report: as from `report.build_report`.
+        report: as from `report.build_report`, or another result that the paths lead into.
         gates: requirements, in the order of the result.
 
     Returns:
@@ -239,7 +242,7 @@ def overall_verdict(results: Sequence[GateResult]) -> Verdict:
     return "INCONCLUSIVE" if "INCONCLUSIVE" in verdicts else "PASS"
 
 
-def _check(report: Report | Mapping[str, Any], gate: Gate) -> GateResult:
+def _check(report: Result | Mapping[str, Any], gate: Gate) -> GateResult:
     found = [find_in_report(report, path) for path in gate.metrics]
     metric, node, missing = next((entry for entry in found if not entry[2]), found[0])
     if missing:
@@ -276,7 +279,7 @@ def _judge(
     return "INCONCLUSIVE", f"only a part of {described} is {wanted}"
 
 
-def _threshold(report: Report | Mapping[str, Any], gate: Gate) -> tuple[float | None, str]:
+def _threshold(report: Result | Mapping[str, Any], gate: Gate) -> tuple[float | None, str]:
     """The threshold as a number, or None and what is missing in words."""
     if not isinstance(gate.threshold, Share):
         return gate.threshold, ""

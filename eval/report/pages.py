@@ -9,9 +9,9 @@ from typing import Any
 
 import jinja2
 
-from ...utils.results import Report
+from ...utils.results import JudgeResult, Report, Tile
 from . import plots
-from .blocks import Block, number, score
+from .blocks import Block, Section, number, score
 from .sections import SIGNS, TONES, gate_verdicts, sections
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -20,7 +20,7 @@ LONG_LIST = 12  # lists with more entries are left out of the printed raw JSON
 
 def render_markdown(report: Report) -> str:
     """The report as Markdown; figures by their names relative to the run folder."""
-    return _without_gaps(page_environment().get_template("report.md.j2").render(**_context(report)))
+    return markdown_page(**_context(report))
 
 
 def render_html(report: Report, run_dir: str | Path) -> str:
@@ -34,7 +34,53 @@ def render_html(report: Report, run_dir: str | Path) -> str:
         for figure in report.figures
         for name in (getattr(figure, theme) for theme in plots.THEMES)
     }
-    return page_environment().get_template("report.html.j2").render(images=images, **_context(report))
+    return html_page(images=images, **_context(report))
+
+
+def markdown_page(**context: Any) -> str:
+    """A page from its sections; `context` as `page_context` gives it."""
+    return _without_gaps(page_environment().get_template("report.md.j2").render(**context))
+
+
+def html_page(images: Mapping[str, str], **context: Any) -> str:
+    """The same as one HTML file; `images` are the drawings as data: addresses, by name."""
+    return page_environment().get_template("report.html.j2").render(images=images, **context)
+
+
+def page_context(
+    report: Report | JudgeResult,
+    shown: Mapping[str, Any],
+    *,
+    title: str,
+    eyebrow: str,
+    beside: str | None,
+    summary: Sequence[Tile],
+    parts: Sequence[Section],
+    file: str,
+) -> dict[str, Any]:
+    """What the two templates need.
+
+    Args:
+        report: with verdict and gates.
+        shown: of the raw JSON.
+        title, eyebrow, beside: of the head; the line above it; what is laid next to it.
+        summary: figures at the top.
+        parts: sections under the verdict.
+        file: that holds the JSON.
+    """
+    return {
+        "report": report,
+        "title": title,
+        "eyebrow": eyebrow,
+        "beside": beside,
+        "summary": summary,
+        "sections": parts,
+        "file": file,
+        "gates": gate_verdicts(report.gates),
+        "tones": TONES,
+        "signs": SIGNS,
+        "raw": json.dumps(_shortened(shown), indent=1, ensure_ascii=False),
+    }
 
 
 def blocks_as_markdown(blocks: Sequence[Block]) -> str:
@@ -48,15 +94,16 @@ def _without_gaps(page: str) -> str:
 
 
 def _context(report: Report) -> dict[str, Any]:
-    shown = {name: value for name, value in report.as_dict().items() if name != "other"}
-    return {
-        "report": report,
-        "sections": sections(report),
-        "gates": gate_verdicts(report.gates),
-        "tones": TONES,
-        "signs": SIGNS,
-        "raw": json.dumps(_shortened(shown), indent=1, ensure_ascii=False),
-    }
+    return page_context(
+        report,
+        {name: value for name, value in report.as_dict().items() if name != "other"},
+        title=report.run.name,
+        eyebrow="Concept encoder run",
+        beside=report.other.run.name if report.other else None,
+        summary=report.summary,
+        parts=sections(report),
+        file="report.json",
+    )
 
 
 def _shortened(node: Any) -> Any:

@@ -67,7 +67,12 @@ NOTES: dict[str, str] = {
 IGNORED = "The bits cannot be told from 0, so how they divide over timesteps, positions and concepts means nothing."
 CHOSEN_CONCEPTS = 6  # shown over the example text
 FEW_CONCEPTS = 16  # rows of the reading table before the fold
-CONTROL_LABELS = {"bag_of_tokens": "bag of tokens", "random_init": "random-init twin"}
+CONTROL_LABELS = {
+    "bag_of_tokens": "bag of tokens",
+    "random_init": "random-init twin",
+    "static_table": "token table",
+    "shuffled_words": "shuffled words",
+}
 TONES: dict[str, Tone] = {"PASS": "good", "FAIL": "bad", "GOOD": "good", "POOR": "bad"}
 SIGNS = {"PASS": "✓", "FAIL": "✗", "INCONCLUSIVE": "?"}
 

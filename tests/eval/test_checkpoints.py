@@ -174,6 +174,15 @@ def test_texts_beyond_the_positions_are_cut(pretrained):
     np.testing.assert_array_equal(opened.encode([long]), opened.encode(["cat " * 62]))
 
 
+def test_an_encoder_in_bfloat16_gives_float32(pretrained):
+    opened = load(pretrained)
+    exact = opened.encode(["the cat sleeps"])
+    opened.encoder.to(torch.bfloat16)
+    vectors = opened.encode(["the cat sleeps"])
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(vectors, exact, atol=0.02)
+
+
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
