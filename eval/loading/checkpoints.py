@@ -35,6 +35,7 @@ HEAD_PREFIXES = ("pooling.", "classifier.")  # weights of a classifier, by which
 CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", RECIPE_FILE)
 Families = Sequence[type[ConceptEncoderConfig]]
 FAMILIES: Families = (ConceptEncoderConfig, BertTwinConfig)  # of what the evaluations can score
+BOX = Path(__file__).parents[2] / "model_cards" / "box"  # the model that the package brings
 TWIN_FOLDER = "random_init"
 WHOLE, PART = 2048, 512  # tokens: of texts that are read at once, and of longer ones at a time
 TWIN_SEED = 20_250  # no recipe's seed, so that the twin does not start where the run did
@@ -227,8 +228,13 @@ class Checkpoint:
         return read_texts(self.encoder.to(device), self.tokenizer, texts, batch_size, max_length)
 
 
-def load(source: str | os.PathLike, revision: str | None = None) -> Checkpoint:
-    """A checkpoint to embed texts with: `load("owner/name").encode(["a text"])`; as `Checkpoint.open`."""
+def load(source: str | os.PathLike = BOX, revision: str | None = None) -> Checkpoint:
+    """A checkpoint to embed texts with: `load().encode(["a text"])`; as `Checkpoint.open`.
+
+    Args:
+        source: folder, Hub id, or what a verb returned; left out, the model that the package brings.
+        revision: commit, branch or tag of a Hub id.
+    """
     return Checkpoint.open(source, revision)
 
 
