@@ -3,6 +3,10 @@
     python scripts/dev/box.py make --data ../shared/data
     python scripts/dev/box.py judge --data ../shared/data --compare
     python scripts/dev/box.py pack
+    python scripts/dev/box.py page
+    python scripts/dev/box.py code
+
+The last one is for after a change of the modeling code, which travels with the model.
 
 A step whose output is there is not done again. `--data` holds copies of data sets, each in the folder of its id.
 """
@@ -10,9 +14,10 @@ A step whose output is there is not done again. `--data` holds copies of data se
 import random
 import re
 import shutil
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -25,12 +30,19 @@ from transformers import AutoTokenizer
 import concept_encoder as ce
 from concept_encoder import ConceptEncoderModel
 from concept_encoder.eval.benchmarks.decontamination import SentenceIndex, words
-from concept_encoder.eval.benchmarks.registry import BENCHMARKS
+from concept_encoder.eval.benchmarks.registry import BENCHMARKS, load_benchmark
+from concept_encoder.eval.benchmarks.similarity import cosine
+from concept_encoder.eval.hub.code_check import CODE
 from concept_encoder.eval.hub.publishing import assemble
-from concept_encoder.eval.loading.checkpoints import BOX
+from concept_encoder.eval.loading.checkpoints import BOX_FOLDER
+from concept_encoder.eval.metrics.benchmark_score import benchmark_score
+from concept_encoder.eval.report.gates import check_gates, find_in_report, load_gates
+from concept_encoder.eval.report.pages import page_environment
+from concept_encoder.eval.report.sections import duration
 from concept_encoder.trainers.weights.taught import taught
 from concept_encoder.utils.command_line import Command, run, say
-from concept_encoder.utils.files import write_json
+from concept_encoder.utils.files import write_atomically, write_json
+from concept_encoder.utils.results import Report
 from concept_encoder.utils.untrusted import read_object
 
 RECIPE = Path(__file__).with_name("box.yaml")
@@ -39,6 +51,8 @@ VOCABULARY = 12_000
 TEACHER_LENGTH = 256  # tokens that the teacher was trained for
 FORMS = {"slots": {}, "mean": {"num_concepts": 1, "projection_size": None}}  # the model, and a static embedding
 ROOT = Path(__file__).resolve().parents[2]
+RESULTS, PAGE = ROOT / "docs" / "results" / "box", ROOT / "docs" / "BOX.md"
+TEMPLATES, GATES_FILE = Path(__file__).with_name("templates"), Path(__file__).with_name("gate_2.yaml")
 NAME, LICENCE = "concept-encoder/box", "apache-2.0"
 GRADED = ("stsb", "sick_relatedness", "sts12", "sts13", "sts14", "sts15")
 SEARCHED = ("scifact", "cranfield", "fairytaleqa_section", "squality", "qmsum_summary", "qmsum_question")
@@ -220,9 +234,113 @@ def pack(run_dir: Path, folder: Path) -> None:
         shutil.copytree(upload, folder)
 
 
+def keep(work: Path, runs: Iterable[Path], teacher: Mapping[str, float]) -> None:
+    """What the page is rendered from, in the tree."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for run_dir in runs:
+        shutil.copyfile(run_dir / "report.json", RESULTS / f"{run_dir.name}.report.json")
+    shutil.copyfile(work / "contamination.json", RESULTS / "contamination.json")
+    write_json(RESULTS / "teacher.json", dict(teacher))
+
+
+def teacher_scores(data: Path) -> dict[str, float]:
+    """Spearman of the teacher's cosines on the graded tasks."""
+    from sentence_transformers import SentenceTransformer
+
+    model, found = SentenceTransformer(str(data / TEACHER), device="cpu").float(), {}
+    for name in GRADED:
+        task = replace(BENCHMARKS[name], dataset_id=str(data / BENCHMARKS[name].dataset_id))
+        pairs = load_benchmark(task, ["validation"])["validation"]
+        sides = (model.encode(pairs[column][:], show_progress_bar=False) for column in ("sentence1", "sentence2"))
+        found[name] = benchmark_score(name, cosine(*sides), np.asarray(pairs["label"]))["spearman"]
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------- page
+
+
+@dataclass(frozen=True)
+class Row:
+    """Of a table; None where nothing was measured."""
+
+    name: str
+    scores: Sequence[float | None]
+    bytes: float | None = None
+
+    @property
+    def mean(self) -> float | None:
+        """Of STS12 to STS15, which come last."""
+        last = [score for score in self.scores[-4:] if score is not None]
+        return mean(last) if len(last) == 4 else None
+
+
+def render_page(folder: Path) -> str:
+    """The page as Markdown, of the reports `slots-SEED` and `mean-SEED` in a folder."""
+    reports = {path.name.removesuffix(".report.json"): Report.load(path) for path in folder.glob("*.report.json")}
+    seeds = {name.partition("-")[2]: reports[name] for name in sorted(reports) if name.startswith("slots-")}
+    static = [reports[name] for name in sorted(reports) if name.startswith("mean-")]
+    (gates,) = load_gates(GATES_FILE).values()
+    first = next(iter(seeds.values()))
+    assert first.training is not None
+    values = {
+        "run": first.training,
+        "numbers": first.training.model.num_concepts * first.training.model.more["projection_size"],
+        "megabytes": f"{2 * first.training.parameters.total / 1e6:.1f}",
+        "time": duration(first.training.train_seconds),
+        "seeds": list(seeds),
+        "gates": list(zip(*(check_gates(report, gates.gates) for report in seeds.values()), strict=True)),
+        "graded": [name.upper() if name.startswith("sts1") else name for name in GRADED],
+        "searched": [name.replace("_", " ") for name in SEARCHED],
+        "sentences": _sentences(list(seeds.values()), static, read_object(folder / "teacher.json")),
+        "documents": _documents(list(seeds.values()), static),
+    }
+    return page_environment(TEMPLATES).get_template("box.md.j2").render(values)
+
+
+def _means(reports: Sequence[Report], paths: Iterable[str]) -> list[float | None]:
+    """Of what stands at each path in the reports."""
+    found = []
+    for path in paths:
+        nodes = [find_in_report(report, path)[1] for report in reports]
+        values = [getattr(node, "value", node) for node in nodes if node is not None]
+        found.append(mean(values) if values and None not in values else None)
+    return found
+
+
+def _sentences(seeds: Sequence[Report], static: Sequence[Report], teacher: Mapping[str, float]) -> list[Row]:
+    paths = [f"similarity/{task}/rows/cosine, pooled, spearman" for task in GRADED]
+    return [
+        Row(f"the model, mean of {len(seeds)} seeds", _means(seeds, paths)),
+        Row(f"static embedding, mean of {len(static)} seeds", _means(static, paths)),
+        Row("random weights", _means(seeds, [f"{path}/random_init" for path in paths])),
+        Row("teacher", [teacher.get(task) for task in GRADED]),
+    ]
+
+
+def _documents(seeds: Sequence[Report], static: Sequence[Report]) -> list[Row]:
+    def row(name: str, reports: Sequence[Report], ranker: str) -> Row:
+        place = [f"retrieval/{task}/rows/{ranker}" for task in SEARCHED]
+        kept = [find_in_report(report, path)[1] for report in reports[:1] for path in place]
+        sizes = {node.bytes_per_text for node in kept if node is not None}
+        size = sizes.pop() if len(sizes) == 1 else None
+        return Row(name, _means(reports, [f"{path}/scores/ndcg_at_10" for path in place]), size)
+
+    return [
+        row(f"the model, mean of {len(seeds)} seeds", seeds, "run"),
+        row("the model and words", seeds, "words_run"),
+        row("words", seeds[:1], "words_pairs_4096"),
+        row("BM25", seeds[:1], "bm25"),
+        row("the model and BM25", seeds, "bm25_run_ranks"),
+        row(f"static embedding, mean of {len(static)} seeds", static, "run"),
+        row("random weights", seeds, "random_init"),
+        row("teacher, 256 tokens", seeds[:1], "all-MiniLM-L6-v2"),
+        row("teacher, best chunk", seeds[:1], "all-MiniLM-L6-v2_maxp"),
+    ]
+
+
 def command() -> Command:
     parser = Command(__file__, __doc__)
-    parser.add_argument("step", choices=("make", "judge", "pack"), help="what to do")
+    parser.add_argument("step", choices=("make", "judge", "pack", "code", "page"), help="what to do")
     parser.add_argument("--data", type=Path, help="folder with copies of data sets, each in the folder of its id")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "box", help="folder of all that is made")
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44], help="of the runs; pack takes the first")
@@ -239,9 +357,16 @@ def main(argv: list[str] | None = None) -> None:
     elif arguments.step == "judge":
         for run_dir in runs:
             judge(arguments.data, run_dir, arguments.compare)
+        keep(arguments.work, runs, teacher_scores(arguments.data))
+    elif arguments.step == "code":
+        for path in CODE:
+            shutil.copyfile(path, BOX_FOLDER / path.name)
+    elif arguments.step == "page":
+        write_atomically(PAGE, render_page(RESULTS))
+        say(f"Written to {PAGE}.")
     else:
-        pack(runs[0], BOX)
-        say(f"Written to {BOX}.")
+        pack(runs[0], BOX_FOLDER)
+        say(f"Written to {BOX_FOLDER}.")
 
 
 if __name__ == "__main__":
