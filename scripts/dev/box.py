@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from datasets import load_dataset
 from transformers import AutoTokenizer
 
 import concept_encoder as ce
@@ -32,6 +33,7 @@ from concept_encoder import ConceptEncoderModel
 from concept_encoder.eval.benchmarks.decontamination import SentenceIndex, words
 from concept_encoder.eval.benchmarks.registry import BENCHMARKS, load_benchmark
 from concept_encoder.eval.benchmarks.similarity import cosine
+from concept_encoder.eval.corpus.words import WordWeights
 from concept_encoder.eval.hub.code_check import CODE
 from concept_encoder.eval.hub.publishing import assemble
 from concept_encoder.eval.loading.checkpoints import BOX_FOLDER
@@ -61,6 +63,8 @@ HELD_OUT = (  # what is judged on, each with all its texts
     *("nyu-mll/glue/mrpc/test*", "mteb/scifact/queries*", "local/cranfield/queries*"),
     *("local/qmsum-retrieval/queries*", "local/squality-retrieval/queries*"),
 )
+STS_ASKED = 0.70  # Spearman, mean of STS12 to STS15
+PROSE = 8_000  # documents that say how rare words are
 SHORT = 60  # words; a longer text is no near copy of a sentence
 
 
@@ -210,9 +214,12 @@ def judge(data: Path, run_dir: Path, compared: bool = False) -> None:
     graded = [replace(BENCHMARKS[name], dataset_id=str(data / BENCHMARKS[name].dataset_id)) for name in GRADED]
     missing = [task for task in graded if not (run_dir / "similarity" / f"{task.name}.json").exists()]
     ce.similarity(run_dir, missing)
-    prose = str(data / "local/english-prose")
+    words_file = run_dir.parent / "words.safetensors"
+    if not words_file.exists():
+        prose = load_dataset(str(data / "local/english-prose"), split="train").shuffle(seed=0)
+        WordWeights.fit(prose["text"][:PROSE], AutoTokenizer.from_pretrained(run_dir)).save(words_file)
     beside = [str(data / TEACHER)] if compared else []
-    ce.retrieval(run_dir, SEARCHED, words=prose, compare=beside, data_dir=str(data))
+    ce.retrieval(run_dir, SEARCHED, words=words_file, compare=beside, data_dir=str(data))
     ce.analyze(run_dir)
     ce.report(run_dir)
 
@@ -288,6 +295,8 @@ def render_page(folder: Path) -> str:
         "megabytes": f"{2 * first.training.parameters.total / 1e6:.1f}",
         "time": duration(first.training.train_seconds),
         "seeds": list(seeds),
+        "asked": STS_ASKED,
+        "means": [_sentences([report], [], {})[0].mean for report in seeds.values()],
         "gates": list(zip(*(check_gates(report, gates.gates) for report in seeds.values()), strict=True)),
         "graded": [name.upper() if name.startswith("sts1") else name for name in GRADED],
         "searched": [name.replace("_", " ") for name in SEARCHED],
