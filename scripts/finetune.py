@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 TASKS = (
     "mrpc stsb cola rte wnli sst2 qnli qqp mnli_matched mnli_mismatched paws sick_relatedness sick_entailment "
-    "microworld_similarity microworld_paraphrase microworld_entailment"
+    "microworld_similarity microworld_paraphrase microworld_entailment "
+    "novel_authors article_bias movie_reviews_long hyperpartisan"
 ).split()
-PROTOCOLS = ("reference", "tuned", "bi_encoder", "quick")
+PROTOCOLS = ("reference", "tuned", "bi_encoder", "frozen", "quick")
 
 
 def command() -> Command:

@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 import os
-import platform
 import re
 import signal
 import threading
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset, DatasetDict
@@ -330,14 +328,7 @@ def _result(recipe: Recipe, trainer: ConceptTrainer, seconds: float, steps: int)
         grad_norm_final=norms[-1],
         log_history=history,
         evaluation=_evaluation(evaluations[-1]),
-        environment=Environment(
-            torch=torch.__version__,
-            transformers=transformers.__version__,
-            python=platform.python_version(),
-            device=torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type,
-            processes=args.world_size,
-            threads=torch.get_num_threads(),
-        ),
+        environment=Environment.of(args.device, args.world_size),
     )
 
 

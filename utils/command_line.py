@@ -68,8 +68,12 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {printable(' '.join(message.split()))}\n")
 
     def parse_known_args(self, args=None, namespace=None):
-        """As usual, with a home folder (~) written out, which a shell leaves behind a `=`."""
-        return super().parse_known_args(None if args is None else [_at_home(word) for word in args], namespace)
+        """As usual, with a home folder (~) written out, which a shell leaves behind a `=`; words are UTF-8."""
+        words = sys.argv[1:] if args is None else args
+        for word in words:
+            if word != word.encode(errors="replace").decode():
+                self.error(f"{word} is not UTF-8 as this terminal gives it; set LC_ALL=C.UTF-8, or PYTHONUTF8=1")
+        return super().parse_known_args([_at_home(word) for word in words], namespace)
 
 
 class Command(Parser):

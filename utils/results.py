@@ -7,6 +7,7 @@ Numbers are finite; what was not measured, or is undefined, is None. Scores are 
 
 import json
 import os
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import cache
@@ -86,7 +87,7 @@ Comparison = Literal[">", ">=", "<", "<="]
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 Chance = Annotated[
     str,
-    _one_of("above chance", "above chance, formally", "not told from chance", "at or below chance", "no chance level"),
+    _one_of("above chance", "barely above chance", "not told from chance", "at or below chance", "no chance level"),
 ]
 Grade = Annotated[str, _one_of("GOOD", "OK", "POOR")]
 Control = Annotated[str, _one_of("bag_of_tokens", "random_init")]
@@ -326,6 +327,22 @@ class Environment(Part):
     processes: Count | None
     threads: Count | None
     """of each process"""
+
+    @classmethod
+    def of(cls, device: Any, processes: int = 1) -> Self:
+        """This process's; `device` a torch.device or its name."""
+        import torch
+        import transformers
+
+        device = torch.device(device)
+        return cls(
+            torch=torch.__version__,
+            transformers=transformers.__version__,
+            python=platform.python_version(),
+            device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            processes=processes,
+            threads=torch.get_num_threads(),
+        )
 
 
 @dataclass(kw_only=True)

@@ -29,9 +29,9 @@ from ...utils.results import (
 from ...utils.untrusted import inside, read_yaml
 from ..concepts.analysis import FILES, analyze
 from ..concepts.monitor import monitor_concepts
-from .finetuning import finetune_task, result_path
+from .finetuning import check_task, finetune_task, result_path
 from .protocols import Protocol
-from .registry import Task, find_benchmark
+from .registry import Task, find_benchmark, load_benchmark
 from .similarity import find_similarity_task, similarity
 from .similarity import result_path as similarity_path
 
@@ -189,8 +189,8 @@ def compare(
         What comparison.json holds: a row per recipe and seed with every figure, and means over seeds.
 
     Raises:
-        ValueError: recipes that are not comparable or unknown tasks, before anything is trained; anything that the
-            steps raise.
+        ValueError: recipes that are not comparable, tasks that are unknown or not fit to be scored, before anything is
+            trained; anything that the steps raise.
     """
     output_dir = Path(output_dir)
     protocol = Protocol.load(protocol) if isinstance(protocol, str) else protocol
@@ -198,7 +198,11 @@ def compare(
     _check_fields(fields)
     check_comparable([variant.load(seeds[0], output_dir / variant.name, fields) for variant in chosen])
     benchmarks = [find_benchmark(task) for task in tasks]
-    similar = {find_similarity_task(task).name: task for task in frozen}
+    similar = {task.name: task for task in map(find_similarity_task, frozen)}
+    for task in similar.values():
+        load_benchmark(task)
+    for task in benchmarks:
+        check_task(task)
     tuned = [benchmark.name for benchmark in benchmarks]
     rows = []
     for seed in seeds:  # all recipes with the first seed first: a table after the first round
@@ -210,7 +214,7 @@ def compare(
             _train(recipe, folder)
             if not (folder / FILES["geometry"]).exists():
                 analyze(folder, recipe.data)
-            missing = [given for task, given in similar.items() if not similarity_path(folder, task).exists()]
+            missing = [task for name, task in similar.items() if not similarity_path(folder, name).exists()]
             similarity(str(folder), missing, folder)
             for benchmark in benchmarks:
                 if not result_path(folder, benchmark.name, protocol).exists():
@@ -305,7 +309,7 @@ def _figures(folder: Path, frozen: Iterable[str], tasks: Iterable[str], protocol
 
 def _figure(folder: Path, measure: Measure) -> Figure:
     path = folder / measure.file
-    found = measure.figure(measure.kind.load(path)) if path.is_file() else None
+    found = measure.figure(measure.kind.load(path)) if path.exists() else None
     return _beside(found) if isinstance(found, Figure) else Figure(value=found, interval=None)
 
 

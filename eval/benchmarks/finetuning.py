@@ -1,15 +1,14 @@
 """Fine-tuning of a checkpoint on benchmarks under a named protocol: one JSON file of scores next to their controls."""
 
 import os
-import platform
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import transformers
+from datasets import concatenate_datasets
 
 from ...utils.command_line import say
 from ...utils.files import recorded_source
@@ -20,9 +19,9 @@ from ..metrics.benchmark_score import benchmark_score
 from ..metrics.chance import judge
 from ..metrics.intervals import bootstrap_intervals, control_scores, mean_scores, paired_bootstrap
 from .baselines import bag_of_tokens, check_examples, published_scores
-from .protocols import OVERRIDABLE, Protocol
-from .registry import Task, chance_level, find_benchmark
-from .tuning import Cells, PreparedTask, Tuned, count_cells, prepare_task, run_protocol
+from .protocols import COUNTED_WHEN_FROZEN, OVERRIDABLE, Protocol
+from .registry import FOLDS, Task, chance_level, find_benchmark, load_benchmark
+from .tuning import Cells, PreparedTask, Tuned, count_cells, joined, prepare_task, run_protocol
 
 RESULT_FOLDER = "finetune"
 SPLIT = "validation"
@@ -70,6 +69,8 @@ def finetune(
         _refuse_existing(output_dir, benchmark.name, protocol, overwrite)
     opened = Checkpoint.open(checkpoint, revision, FAMILIES)
     opened.check_pretrained()
+    for benchmark in benchmarks:
+        check_task(benchmark)
     results = []
     for i, benchmark in enumerate(benchmarks, start=1):
         say(f"[{i}/{len(benchmarks)}] {benchmark.name}, protocol {protocol.name}")
@@ -77,6 +78,11 @@ def finetune(
             finetune_task(opened, benchmark, protocol, output_dir, overwrite=overwrite, save_model=save_model)
         )
     return results
+
+
+def check_task(benchmark: Task) -> None:
+    """ValueError, as `load_benchmark` raises it or for too few training examples, before hours of training."""
+    check_examples(benchmark, np.asarray(load_benchmark(benchmark)["train"]["label"]))
 
 
 def finetune_task(
@@ -118,32 +124,51 @@ def finetune_task(
     _refuse_existing(output_dir, benchmark.name, protocol, overwrite)
     opened = Checkpoint.open(checkpoint, revision, FAMILIES)
     opened.check_pretrained()
-    task = prepare_task(benchmark, protocol, opened.tokenizer, opened.config)
-    check_examples(benchmark, np.asarray(task.texts["train"]["label"]))  # before hours of training
+    numbers = range(FOLDS) if benchmark.fold_column is not None else range(1)
+    folds = [prepare_task(benchmark, protocol, opened.tokenizer, opened.config, fold) for fold in numbers]
+    for fold in folds:
+        check_examples(benchmark, np.asarray(fold.texts["train"]["label"]))
+    scored = concatenate_datasets([fold.texts[SPLIT] for fold in folds])
+    task = replace(folds[0], texts={"train": folds[0].texts["train"], SPLIT: scored})
+    names = [f".fold={number}" for number in numbers] if len(folds) > 1 else [""]
     cells = cells_folder(output_dir, benchmark.name, protocol)
     result_file = result_path(output_dir, benchmark.name, protocol)
     if overwrite:
         result_file.unlink(missing_ok=True)
         shutil.rmtree(cells, ignore_errors=True)
-    with progress(total=2 * count_cells(protocol) + 1, unit="cell") as bar:
+    with progress(total=len(folds) * (2 * count_cells(protocol) + 1), unit="cell") as bar:
         store = Cells(cells, bar)
-        own = run_protocol("run", opened, task, store, save_model)
-        bag = _bag_of_tokens_cell(task, store)
-        twin = run_protocol("random_init", random_twin(opened, output_dir), task, store)
-    result, predictions = _result(task, own, bag, twin)
+
+        def tuned(subject: str, source: Checkpoint, keep: bool = False) -> Tuned:
+            found = [
+                run_protocol(f"{subject}{name}", source, fold, store, keep and fold is folds[0])
+                for name, fold in zip(names, folds, strict=True)
+            ]
+            return joined(benchmark, found, np.asarray(scored["label"]))
+
+        own = tuned("run", opened, save_model)
+        bags = [_bag_of_tokens_cell(fold, store, name) for name, fold in zip(names, folds, strict=True)]
+        twin = tuned("random_init", random_twin(opened, output_dir))
+    result, predictions = _result(task, own, [value for bag in bags for value in bag.predictions], twin)
     predictions.save(predictions_path(output_dir, benchmark.name, protocol))
     result.save(result_file)
     result.folder = Path(output_dir)
     return result
 
 
-def at_chance(benchmark: Task, predictions: Sequence[Sequence[float]], labels: np.ndarray) -> dict[str, bool]:
+def at_chance(
+    benchmark: Task,
+    predictions: Sequence[Sequence[float]],
+    labels: np.ndarray,
+    units: Sequence[str] | None = None,
+) -> dict[str, bool]:
     """Which scores cannot be told from those of a constant prediction, scored on the same examples.
 
     Args:
         benchmark: the task.
         predictions: (K, n) of K seeds.
         labels: (n,) gold labels.
+        units: as in `bootstrap_intervals`.
 
     Returns:
         For accuracy and F1, whether the interval of the paired difference to the constant prediction that defines
@@ -154,33 +179,35 @@ def at_chance(benchmark: Task, predictions: Sequence[Sequence[float]], labels: n
     found = {}
     for metric in (name for name in benchmark.metrics if name in constant):
         baseline = np.full(labels.shape, constant[metric])
-        paired = paired_bootstrap(benchmark.scored_as, predictions, baseline, labels, resamples=RESAMPLES)[metric]
+        options: dict[str, Any] = {"units": units, "resamples": RESAMPLES}
+        paired = paired_bootstrap(benchmark.scored_as, predictions, baseline, labels, **options)[metric]
         found[metric] = paired.interval is None or paired.interval[0] <= 0
     return found
 
 
-def _result(task: PreparedTask, own: Tuned, bag: BagCell, twin: Tuned) -> tuple[FinetuneResult, PredictionsResult]:
+def _result(task: PreparedTask, own: Tuned, bag: list[float], twin: Tuned) -> tuple[FinetuneResult, PredictionsResult]:
     """The result file and the predictions file."""
     benchmark, protocol, first = task.benchmark, task.protocol, own.runs[0]
     labels = np.asarray(task.texts[SPLIT]["label"])
     by_control = {
-        "bag_of_tokens": [bag.predictions],
+        "bag_of_tokens": [bag],
         "random_init": [run.predictions for run in twin.runs],
     }
-    settings = {name: getattr(protocol, name) for name in OVERRIDABLE}
+    units = task.texts[SPLIT]["unit"][:] if benchmark.unit_column is not None else None
+    settings = {name: getattr(protocol, name) for name in (COUNTED_WHEN_FROZEN if protocol.frozen else OVERRIDABLE)}
     result = FinetuneResult(
         task=benchmark.name,
         protocol=protocol.name,
-        split=SPLIT,
+        split=benchmark.validation_split if benchmark.fold_column is None else f"{FOLDS} folds",
         primary_metric=benchmark.primary_metric,
         greater_is_better=benchmark.greater_is_better,
-        scores=_scores(benchmark, own, by_control, labels),
+        scores=_scores(benchmark, own, by_control, labels, units),
         chance_rule=benchmark.chance_rule,
-        train_examples=task.encoded["train"].num_rows,
-        validation_examples=task.encoded[SPLIT].num_rows,
+        train_examples=task.texts["train"].num_rows,
+        validation_examples=task.texts[SPLIT].num_rows,
         settings={name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()},
         selected=own.selected,
-        scheduled_epochs=task.epochs,
+        scheduled_epochs=None if protocol.frozen else task.epochs,
         seeds=[run.seed for run in own.runs],
         max_length=task.max_length,
         steps=first.steps,
@@ -194,14 +221,7 @@ def _result(task: PreparedTask, own: Tuned, bag: BagCell, twin: Tuned) -> tuple[
         head=first.head,
         newly_initialized=first.newly_initialized,
         dropped=first.dropped,
-        environment=Environment(
-            python=platform.python_version(),
-            torch=torch.__version__,
-            transformers=transformers.__version__,
-            device=first.device,
-            processes=1,
-            threads=torch.get_num_threads(),
-        ),
+        environment=Environment.of(first.device),
         controls={
             "bag_of_tokens": ControlFacts(description=CONTROLS["bag_of_tokens"], selected=None, sweep=[]),
             "random_init": ControlFacts(description=CONTROLS["random_init"], selected=twin.selected, sweep=twin.sweep),
@@ -213,24 +233,28 @@ def _result(task: PreparedTask, own: Tuned, bag: BagCell, twin: Tuned) -> tuple[
     predictions = PredictionsResult(
         references=labels.tolist(),
         run={str(run.seed): run.predictions for run in own.runs},
-        bag_of_tokens=bag.predictions,
+        bag_of_tokens=bag,
         random_init={str(run.seed): run.predictions for run in twin.runs},
     )
     return result, predictions
 
 
 def _scores(
-    benchmark: Task, own: Tuned, by_control: dict[str, list[list[float]]], labels: np.ndarray
+    benchmark: Task,
+    own: Tuned,
+    by_control: dict[str, list[list[float]]],
+    labels: np.ndarray,
+    units: Sequence[str] | None,
 ) -> dict[str, TaskScore]:
     """Every metric of the run, against chance and controls."""
     name, predictions = benchmark.scored_as, [run.predictions for run in own.runs]
     means = mean_scores(name, predictions, labels)
-    intervals = bootstrap_intervals(name, predictions, labels, resamples=RESAMPLES)
+    options: dict[str, Any] = {"units": units, "resamples": RESAMPLES}
+    intervals = bootstrap_intervals(name, predictions, labels, **options)
     chance, _ = chance_level(benchmark, labels)
-    flags = at_chance(benchmark, predictions, labels)
+    flags = at_chance(benchmark, predictions, labels, units)
     beside = {
-        control: control_scores(name, predictions, others, labels, resamples=RESAMPLES)
-        for control, others in by_control.items()
+        control: control_scores(name, predictions, others, labels, **options) for control, others in by_control.items()
     }
     return {
         metric: judge(
@@ -246,13 +270,13 @@ def _scores(
     }
 
 
-def _bag_of_tokens_cell(task: PreparedTask, store: Cells) -> BagCell:
+def _bag_of_tokens_cell(task: PreparedTask, store: Cells, name: str) -> BagCell:
     def compute(settings: dict[str, Any]) -> BagCell:
         predictions = bag_of_tokens(task.benchmark, task.texts["train"], task.texts[SPLIT])
         scores = benchmark_score(task.benchmark.scored_as, predictions, task.texts[SPLIT]["label"][:])
         return BagCell(settings=settings, metrics=scores, predictions=predictions.tolist())
 
-    return store.get("bag_of_tokens", BagCell, {"task": task.benchmark.name, "data": task.digest}, compute)
+    return store.get(f"bag_of_tokens{name}", BagCell, {"task": task.benchmark.name, "data": task.digest}, compute)
 
 
 def _refuse_existing(output_dir: str | os.PathLike, task: str, protocol: Protocol, overwrite: bool) -> None:

@@ -10,6 +10,7 @@ from transformers import SchedulerType
 
 from ...utils.fields import annotations, typed, words_to_fields
 
+COUNTED_WHEN_FROZEN = ("max_train_examples", "max_length")
 Comparison = Literal["cross_encoder", "bi_encoder"]
 
 
@@ -44,6 +45,9 @@ class Protocol:
     max_grad_norm: float
     bf16: bool
     """automatic mixed precision"""
+    frozen: bool = False
+    """nothing of the encoder is trained: a linear model of its pooled outputs, whose regularisation is the one that
+    cross-validates best on the training split; of all the fields only `COUNTED_WHEN_FROZEN` count"""
     comparison: Comparison = "cross_encoder"
     """how the sentences of a pair meet. cross_encoder: as one text, `A [SEP] B`; bi_encoder: each is encoded alone, a
     regression is fitted by the cosine of the two and classes by a linear layer on `[a; b; |a - b|; a * b]`"""
@@ -116,6 +120,9 @@ class Protocol:
         unknown = [name for name in changes if name not in OVERRIDABLE]
         if unknown:
             raise ValueError(f"Unknown protocol field {unknown[0]!r}. Available: {', '.join(OVERRIDABLE)}")
+        ignored = [name for name in changes if self.frozen and name not in COUNTED_WHEN_FROZEN]
+        if ignored:
+            raise ValueError(f"{ignored[0]} would be ignored: protocol {self.name} trains nothing but a linear model")
         changes = {name: typed(name, value, _ANNOTATIONS[name]) for name, value in changes.items()}
         own, *before = re.split(r"\+(?=\w+=)", self.name)
         said = {part.partition("=")[0]: part for part in before}
@@ -138,7 +145,7 @@ def _read(field: str, text: str) -> Any:
     return None if text == "None" else text
 
 
-OVERRIDABLE = tuple(f.name for f in dataclasses.fields(Protocol) if f.name not in ("name", "epochs_by_task"))
+OVERRIDABLE = tuple(f.name for f in dataclasses.fields(Protocol) if f.name not in ("name", "epochs_by_task", "frozen"))
 _ANNOTATIONS = {name: kind for name, kind in annotations(Protocol).items() if name in OVERRIDABLE}
 
 # Learning rate, batch size and the epochs of five tasks as published with the reference run; the other fields are
@@ -183,6 +190,18 @@ PROTOCOLS: dict[str, Protocol] = {
     ),
     "tuned": Protocol(name="tuned", **_TUNED),
     "bi_encoder": Protocol(name="bi_encoder", comparison="bi_encoder", **_TUNED),
+    "frozen": Protocol(
+        name="frozen",
+        frozen=True,
+        learning_rates=(1e-3,),
+        batch_sizes=(32,),
+        epochs=1,
+        selection_size=0.0,
+        patience=1,
+        seeds=(0,),
+        warmup_steps=0.0,
+        **{**_COMMON, "max_length": 8192},
+    ),
     "quick": Protocol(
         name="quick",
         learning_rates=(1e-3,),

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
 from transformers import PreTrainedTokenizerBase
 
 from ...trainers.data.corpora import MICROWORLD
@@ -226,14 +225,7 @@ def _judged(
         verdict=judge(PRIMARY, first.value, chance[PRIMARY], interval=first.interval).verdict,
         weight=weight,
         rows=rows,
-        environment=Environment(
-            torch=torch.__version__,
-            transformers=transformers.__version__,
-            python=None,
-            device="cpu" if not torch.accelerator.is_available() else str(torch.accelerator.current_accelerator()),
-            processes=1,
-            threads=torch.get_num_threads(),
-        ),
+        environment=Environment.of(torch.accelerator.current_accelerator(check_available=True) or "cpu"),
     )
 
 

@@ -125,8 +125,8 @@ def similarity(
         if wrong:
             raise ValueError(f"{name} must be in [1, {most[name]}], got {', '.join(map(str, wrong))}")
     results = []
-    for benchmark in benchmarks:
-        data = load_benchmark(benchmark, ("train", SPLIT) if benchmark.train_split else (SPLIT,))
+    read = [(each, load_benchmark(each, ("train", SPLIT) if each.train_split else (SPLIT,))) for each in benchmarks]
+    for benchmark, data in read:
         if max_train_examples is not None and "train" in data and max_train_examples < data["train"].num_rows:
             data["train"] = data["train"].shuffle(seed=SELECTION_SEED).select(range(max_train_examples))
         subjects = {"run": opened, "random_init": random_twin(opened, output_dir)}

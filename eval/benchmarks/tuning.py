@@ -6,8 +6,8 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from sklearn.model_selection import train_test_split
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import (
@@ -36,13 +37,19 @@ from ...trainers.data.tables import check_varied
 from ...utils.files import whole_folder
 from ...utils.results import BagCell, SeedCell, Setting, SweepCell, SweepRow
 from ...utils.tokenizer import PAIR_HEAD, fit_saved_tokenizer, longest_text
-from ..loading.checkpoints import Checkpoint
+from ..loading.checkpoints import Checkpoint, pooled_vectors, read_texts
 from ..metrics.benchmark_score import benchmark_score
+from .baselines import regularised
 from .protocols import Protocol
 from .registry import Task, load_benchmark
+from .similarity import pair_features
 
 SUBSET_SEED = 0  # of the share to select on and of `max_train_examples`: the same for every seed and control
 MODEL_FOLDER = "model"
+TOKENS_AT_ONCE = 65_536  # of a batch that is trained on, padding included; a larger batch is accumulated
+FROZEN_BATCH = 32  # texts
+FROZEN_STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # of a linear model of pooled outputs
+FROZEN_EXAMPLES = 2_000  # that choose among them, at most
 BATCHING = "length-grouped"  # part of what decides a cell: cells of other batching do not match
 
 
@@ -96,15 +103,43 @@ class Tuned:
     runs: list[SeedCell]
 
 
+def joined(benchmark: Task, folds: Sequence[Tuned], labels: np.ndarray) -> Tuned:
+    """Folds of a task, one after the other, as one: each seed's predictions are scored together, on (n,) labels.
+
+    What is selected is selected in each fold anew; the first fold's is what is shown.
+    """
+    first = folds[0]
+    if len(folds) == 1:
+        return first
+    runs = []
+    for cells in zip(*(fold.runs for fold in folds), strict=True):
+        predictions = [value for cell in cells for value in cell.predictions]
+        runs.append(
+            replace(
+                cells[0],
+                predictions=predictions,
+                metrics=benchmark_score(benchmark.scored_as, predictions, labels),
+                steps=sum(cell.steps for cell in cells),
+                padding_share=float(np.mean([cell.padding_share for cell in cells])),
+                seconds=sum(cell.seconds for cell in cells),
+            )
+        )
+    return Tuned(first.selected, first.sweep, runs)
+
+
 def is_bi_encoder(benchmark: Task, protocol: Protocol) -> bool:
     """Whether the two texts of an example are encoded apart."""
     return protocol.comparison == "bi_encoder" and len(benchmark.sentence_columns) == 2
 
 
 def prepare_task(
-    benchmark: Task, protocol: Protocol, tokenizer: PreTrainedTokenizerBase, config: ConceptEncoderConfig
+    benchmark: Task,
+    protocol: Protocol,
+    tokenizer: PreTrainedTokenizerBase,
+    config: ConceptEncoderConfig,
+    fold: int = 0,
 ) -> PreparedTask:
-    """Load, cap and tokenise a benchmark.
+    """Load, cap and tokenise a benchmark; of one with folds, that fold is the validation split.
 
     Raises:
         ValueError: anything that `load_benchmark` raises; training examples of one label after the cap; a tokenizer
@@ -112,7 +147,7 @@ def prepare_task(
     """
     bi_encoder = is_bi_encoder(benchmark, protocol)
     max_length = longest_text(config, protocol.max_length)
-    texts = load_benchmark(benchmark)
+    texts = load_benchmark(benchmark, fold=fold)
     cap = protocol.max_train_examples
     if cap is not None and cap < texts["train"].num_rows:
         texts["train"] = texts["train"].shuffle(seed=SUBSET_SEED).select(range(cap))
@@ -173,7 +208,7 @@ class Cells:
         self.bar.set_postfix_str("")
         path = self.folder / f"{name}.json"
         settings = json.loads(json.dumps(settings))
-        if path.is_file():
+        if path.exists():
             kept: dict[str, Any] = kind.load(path).settings
             changed = sorted(key for key in {*kept, *settings} if kept.get(key) != settings.get(key))
             if changed:
@@ -207,6 +242,11 @@ def run_protocol(
     """
     protocol = task.protocol
     sweep: list[SweepRow] = []
+    if protocol.frozen:
+        selected = Setting(learning_rate=None, batch_size=None, epochs=None)
+        settings = {"task": task.benchmark.name, "data": task.digest, "weights": checkpoint.digest, "frozen": True}
+        compute = partial(_frozen_cell, checkpoint, task)
+        return Tuned(selected, sweep, [cells.get(f"{subject}.frozen", SeedCell, settings, compute)])
     if protocol.selection_size:
         fit_on, select_on = _selection_split(task)
         for rate, size in protocol.grid:
@@ -363,6 +403,39 @@ def _seed_cell(
     )
 
 
+def _frozen_cell(checkpoint: Checkpoint, task: PreparedTask, settings: dict[str, Any]) -> SeedCell:
+    """A linear model of standardised pooled outputs; of a pair (a, b) of [|a - b|; a * b]."""
+    start = time.monotonic()
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    encoder = checkpoint.encoder.to(device)
+    features: dict[str, np.ndarray] = {}
+    for split, data in task.texts.items():
+        sides = []
+        for name in (name for name in ("sentence1", "sentence2") if name in data.column_names):
+            read = read_texts(encoder, task.tokenizer, data[name][:], FROZEN_BATCH, task.max_length)
+            sides.append(pooled_vectors(checkpoint.config, read, len(data)).astype(np.float64))
+        features[split] = sides[0] if len(sides) == 1 else pair_features(*sides)
+    scale = StandardScaler().fit(features["train"])
+    train, unseen = scale.transform(features["train"]), scale.transform(features["validation"])
+    labels = np.asarray(task.texts["train"]["label"])
+    model = regularised(task.benchmark, train, labels, FROZEN_STRENGTHS, FROZEN_EXAMPLES).fit(train, labels)
+    predictions = model.predict(unseen)
+    return SeedCell(
+        settings=settings,
+        seed=task.protocol.seeds[0],
+        metrics=benchmark_score(task.benchmark.scored_as, predictions, task.texts["validation"]["label"][:]),
+        predictions=predictions.tolist(),
+        steps=0,
+        padding_share=0.0,
+        seconds=round(time.monotonic() - start, 3),
+        device=device.type,
+        head=type(model).__name__,
+        newly_initialized=[],
+        dropped=[],
+        log_history=[],
+    )
+
+
 def _predictions(benchmark: Task, logits: np.ndarray) -> np.ndarray:
     """(n,) class ids, or values for regression, of (n, num_labels) logits."""
     return logits[:, 0] if benchmark.problem_type == "regression" else logits.argmax(axis=-1)
@@ -493,10 +566,13 @@ def _train(
 def _arguments(task: PreparedTask, setting: Setting, seed: int, scratch: str, eval_strategy: str) -> TrainingArguments:
     """Of one training run; ValueError where more than one device would share a batch."""
     protocol = task.protocol
+    assert setting.batch_size is not None and setting.learning_rate is not None
+    texts = _texts_at_once(task, setting.batch_size)
     arguments = TrainingArguments(
         output_dir=scratch,
-        per_device_train_batch_size=setting.batch_size,
-        per_device_eval_batch_size=setting.batch_size,
+        per_device_train_batch_size=texts,
+        gradient_accumulation_steps=setting.batch_size // texts,
+        per_device_eval_batch_size=texts,
         num_train_epochs=task.epochs,
         learning_rate=setting.learning_rate,
         weight_decay=protocol.weight_decay,
@@ -512,12 +588,19 @@ def _arguments(task: PreparedTask, setting: Setting, seed: int, scratch: str, ev
         disable_tqdm=True,
         report_to="none",
     )
-    if arguments.train_batch_size * arguments.world_size != setting.batch_size:
+    if arguments.train_batch_size * arguments.world_size != texts:
         raise ValueError(
             f"Fine-tuning uses one device, and sees {max(arguments.n_gpu, arguments.world_size)}: batches would "
             f"be larger than batch_size ({setting.batch_size}); set CUDA_VISIBLE_DEVICES to one of them"
         )
     return arguments
+
+
+def _texts_at_once(task: PreparedTask, batch_size: int) -> int:
+    """Of a batch, the largest equal part of at most `TOKENS_AT_ONCE`; the gradients of the parts are summed."""
+    longest = max(_lengths(task.encoded["train"]))
+    parts = [size for size in range(1, batch_size + 1) if batch_size % size == 0]
+    return max([size for size in parts if size * longest <= TOKENS_AT_ONCE], default=1)
 
 
 def _save_model(trainer: Trainer, folder: Path) -> None:

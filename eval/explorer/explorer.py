@@ -370,7 +370,7 @@ def load_explorer(checkpoint: str | os.PathLike, revision: str | None = None) ->
     if model is not None:
         sampling.check_mask_token(opened.name, model, opened.tokenizer)
     path = opened.folder / "pretrain.json"
-    run = results.PretrainResult.load(path) if path.is_file() else None
+    run = results.PretrainResult.load(path) if path.exists() else None
     encoder = getattr(whole, whole.base_model_prefix, whole)
     return Explorer(opened.name, encoder, model, opened.tokenizer, run)
 

@@ -258,11 +258,14 @@ def read_texts(
             are read `PART` tokens at a time where the encoder can do that.
 
     Raises:
-        ValueError: texts that are not a list of strings; a batch_size below 1.
+        ValueError: texts that are not a list of strings of Unicode; a batch_size below 1.
     """
     given = next((f"{type(text).__name__} at {i}" for i, text in enumerate(texts) if not isinstance(text, str)), None)
     if isinstance(texts, str) or given is not None:
         raise ValueError(f"texts must be a list of strings, got {given or repr(texts)}; one text is a list of one")
+    for i, text in enumerate(texts):
+        if text != text.encode(errors="replace").decode():
+            raise ValueError(f"text {i} is no Unicode: it holds half of a surrogate pair")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if not len(texts):

@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -27,7 +27,13 @@ class Paired(NamedTuple):
 
 
 def bootstrap_intervals(
-    task: str, predictions: ArrayLike, references: ArrayLike, *, resamples: int = 10_000, seed: int = 0
+    task: str,
+    predictions: ArrayLike,
+    references: ArrayLike,
+    *,
+    units: ArrayLike | None = None,
+    resamples: int = 10_000,
+    seed: int = 0,
 ) -> dict[str, tuple[float, float] | None]:
     """95 % percentile interval of every metric of a task, over resampled examples and seeds.
 
@@ -40,6 +46,8 @@ def bootstrap_intervals(
         task: a key of `TASK_METRICS`, which gives the metrics.
         predictions: (n,), or (K, n) for K seeds: class ids, or real values for the tasks scored by correlation.
         references: (n,) gold labels.
+        units: (n,) what each example is of, such as a novel: these are drawn, each with all its examples. None: each
+            example is one.
         resamples: number of bootstrap resamples.
         seed: of the resampling.
 
@@ -58,7 +66,7 @@ def bootstrap_intervals(
     rows, labels = _checked("predictions", task, predictions, references, resamples)
     defined = mean_scores(task, predictions, references)
     intervals: dict[str, tuple[float, float] | None] = {}
-    for metric, scores in bootstrap_scores(task, rows[None], labels, resamples, seed).items():
+    for metric, scores in bootstrap_scores(task, rows[None], labels, resamples, seed, units).items():
         low = LOWEST[metric]
         intervals[metric] = None if defined[metric] is None else percentile_interval(metric, scores[0], low, 1.0)
     return intervals
@@ -70,6 +78,7 @@ def paired_bootstrap(
     control_predictions: ArrayLike,
     references: ArrayLike,
     *,
+    units: ArrayLike | None = None,
     resamples: int = 10_000,
     seed: int = 0,
 ) -> dict[str, Paired]:
@@ -81,6 +90,7 @@ def paired_bootstrap(
         control_predictions: the control's on the same examples: (n,), or (K, n) by the same seeds in the same order.
             One row on either side stands against every row of the other.
         references: (n,) gold labels.
+        units: as in `bootstrap_intervals`.
         resamples: number of bootstrap resamples. Each draws n examples and one seed, as in `bootstrap_intervals`.
         seed: of the resampling.
 
@@ -113,7 +123,7 @@ def paired_bootstrap(
     own = mean_scores(task, predictions, references)
     control = mean_scores(task, control_predictions, references)
     results: dict[str, Paired] = {}
-    for metric, scores in bootstrap_scores(task, both, labels, resamples, seed).items():
+    for metric, scores in bootstrap_scores(task, both, labels, resamples, seed, units).items():
         first, second = own[metric], control[metric]
         if first is None or second is None:
             results[metric] = Paired(None, None, None)
@@ -134,12 +144,14 @@ def control_scores(
     control_predictions: ArrayLike,
     references: ArrayLike,
     *,
+    units: ArrayLike | None = None,
     resamples: int = 10_000,
 ) -> dict[str, ControlScore]:
     """What a control scores, and how much more the predictions do; arguments and errors as `paired_bootstrap`."""
     values = mean_scores(task, control_predictions, references)
-    intervals = bootstrap_intervals(task, control_predictions, references, resamples=resamples)
-    paired = paired_bootstrap(task, predictions, control_predictions, references, resamples=resamples)
+    options: dict[str, Any] = {"units": units, "resamples": resamples}
+    intervals = bootstrap_intervals(task, control_predictions, references, **options)
+    paired = paired_bootstrap(task, predictions, control_predictions, references, **options)
     return {
         metric: ControlScore(
             value=values[metric],
@@ -165,7 +177,12 @@ def mean_scores(task: str, predictions: ArrayLike, references: ArrayLike) -> dic
 
 
 def bootstrap_scores(
-    task: str, predictions: np.ndarray, references: np.ndarray, resamples: int, seed: int
+    task: str,
+    predictions: np.ndarray,
+    references: np.ndarray,
+    resamples: int,
+    seed: int,
+    units: ArrayLike | None = None,
 ) -> dict[str, np.ndarray]:
     """Scores of several systems on the same resamples.
 
@@ -173,7 +190,7 @@ def bootstrap_scores(
         task: a key of `TASK_METRICS`.
         predictions: (S, K, n), S systems by K seeds each.
         references: (n,).
-        resamples, seed: as in `bootstrap_intervals`.
+        resamples, seed, units: as in `bootstrap_intervals`.
 
     Returns:
         (S, resamples) float64 per metric, NaN where undefined. Each column is one resample: the same examples and the
@@ -183,13 +200,21 @@ def bootstrap_scores(
     # Equal examples are interchangeable, so it is enough to draw how often each distinct one occurs: the same
     # distribution, only a few columns for class ids, and no dependence on the order of the examples.
     columns = np.concatenate([references[None], predictions.reshape(-1, num_examples)])
-    distinct, counts = np.unique(columns, axis=1, return_counts=True)
+    if units is None:
+        (distinct, counts), place = np.unique(columns, axis=1, return_counts=True), None
+    else:
+        given = np.asarray(units)
+        if given.shape != references.shape:
+            raise ValueError(f"units must be {references.shape}, one of each example, got shape {given.shape}")
+        names, place = np.unique(given, return_inverse=True)
+        distinct, counts = columns, np.ones(len(names), dtype=int)
     labels, systems = distinct[0], distinct[1:].reshape(num_systems, num_seeds, -1)
     metrics = list(benchmark_score(task, predictions[0, 0], references))
     scores = {metric: np.empty((num_systems, resamples)) for metric in metrics}
     rng = np.random.default_rng(seed)
     seed_of_resample = rng.integers(num_seeds, size=resamples)
-    for rows, weights in _resampled_weights(counts, resamples, rng):
+    for rows, drawn_weights in _resampled_weights(counts, resamples, rng):
+        weights = drawn_weights if place is None else drawn_weights[:, place]
         for drawn in np.unique(seed_of_resample[rows]):
             with_seed = np.flatnonzero(seed_of_resample[rows] == drawn)
             for metric in metrics:

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 
 from concept_encoder.eval.benchmarks import comparison, finetuning, similarity
 from concept_encoder.eval.benchmarks import registry as benchmarks
@@ -115,7 +116,7 @@ def test_an_unfinished_run_is_pretrained_in_its_folder_which_resumes_it(recipes,
 
     monkeypatch.setattr(comparison, "pretrain", stop)
     with pytest.raises(SystemExit):
-        main([*recipes, "--output_dir", str(tmp_path), "--seeds", "7", *TINY])
+        main([*recipes, "--output_dir", str(tmp_path), "--seeds", "7", "--frozen", "--tasks", *TINY])
     assert seen == {"plain": (7, str(tmp_path / "plain" / "seed-7"))}
 
 
@@ -148,6 +149,25 @@ def test_unknown_tasks_are_refused_before_anything_is_trained(recipes, tmp_path,
 
 
 @pytest.mark.parametrize(
+    ("option", "like", "labels", "message"),
+    [
+        ("--frozen", "stsb", [1.0, 1.0], "every label is 1"),
+        ("--tasks", "mrpc", [0, 2], "must hold a class id 0 to 1, got 2"),
+        ("--tasks", "mrpc", [0, 1], "the bag of tokens needs 5 training examples"),
+    ],
+)
+def test_unfit_tasks_are_refused_before_anything_is_trained(recipes, tmp_path, capsys, option, like, labels, message):
+    for split in ("train", "validation"):
+        rows = [{"a": f"{split} {i}", "b": "x", "label": label} for i, label in enumerate(labels)]
+        Dataset.from_list(rows).to_parquet(tmp_path / "data" / f"{split}.parquet")
+    (tmp_path / "own.yaml").write_text(f"like: {like}\ndataset_id: {tmp_path / 'data'}\nsentence_columns: [a, b]\n")
+    empty = "--tasks" if option == "--frozen" else "--frozen"
+    with pytest.raises(SystemExit, match="2"):
+        main([*recipes, "--output_dir", str(tmp_path / "out"), empty, option, str(tmp_path / "own.yaml")])
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
     ("count", "message"), [(1, "plain.yaml must hold `base` and `variants`"), (2, "two different recipes, got plain")]
 )
 def test_one_recipe_is_no_comparison(recipes, tmp_path, capsys, count, message):
@@ -156,6 +176,7 @@ def test_one_recipe_is_no_comparison(recipes, tmp_path, capsys, count, message):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_dry_run_counts_what_is_still_to_train_and_leaves_nothing(recipes, tmp_path, capsys):
     done = tmp_path / "out" / "masked" / "seed-1"
     done.mkdir(parents=True)
@@ -191,6 +212,7 @@ def test_means_are_over_seeds_and_unknown_where_one_is():
 # ------------------------------------------------------------------------------------------------------------ variants
 
 
+@pytest.mark.slow
 def test_the_comparison_of_the_package_is_one_recipe_with_named_changes():
     variants = find_variants("objectives")
     assert [variant.name for variant in variants][:4] == ["diffusion", "tsdae", "mlm_perceiver", "prefix"]

@@ -44,6 +44,7 @@ def test_weighted_metric_equals_the_metric_of_the_repeated_examples(metric):
             np.testing.assert_allclose(value, expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_every_metric_of_every_task_is_covered():
     assert set(WEIGHTED_METRICS) == set(METRICS) == set(statistics.LOWEST)
     for task, metrics in TASK_METRICS.items():
@@ -76,6 +77,21 @@ def test_resampled_examples_are_drawn_with_replacement(metric):
     found = bootstrap_intervals("stsb", predictions, references, resamples=4000)[metric]
     # A 2.5 % quantile of 4000 draws has a standard error of about 0.04 standard deviations.
     np.testing.assert_allclose(found, expected.confidence_interval, atol=0.25 * expected.standard_error)
+
+
+def test_what_is_drawn_are_the_units():
+    """Two novels, one always right and one never: of two drawn at random none, one or both are right."""
+    right, labels = np.repeat([1.0, 0.0], 50), np.ones(100)
+    novels = np.repeat(["a", "b"], 50)
+    apart = bootstrap_intervals("rte", right, labels)["accuracy"]
+    together = bootstrap_intervals("rte", right, labels, units=novels)["accuracy"]
+    assert apart == pytest.approx((0.4, 0.6), abs=0.02) and together == (0.0, 1.0)
+    paired = paired_bootstrap("rte", right, np.zeros(100), labels, units=novels)["accuracy"]
+    assert (paired.difference, paired.interval) == (0.5, (0.0, 1.0)) and paired.p_value == pytest.approx(0.5, abs=0.03)
+    each = bootstrap_intervals("rte", right, labels, units=np.arange(100))["accuracy"]
+    assert each == pytest.approx(apart, abs=0.011)
+    with pytest.raises(ValueError, match=r"units must be \(100,\), one of each example, got shape \(2,\)"):
+        bootstrap_intervals("rte", right, labels, units=["a", "b"])
 
 
 def test_accuracy_interval_is_that_of_the_binomial_distribution():
@@ -138,6 +154,7 @@ def test_chunks_do_not_show(monkeypatch):
         assert interval == pytest.approx(whole[metric])
 
 
+@pytest.mark.slow
 def test_memory_is_bounded():
     predictions, references = random_case("spearman", 5000, np.random.default_rng(6))
     tracemalloc.start()
@@ -167,6 +184,7 @@ def test_identical_predictions_differ_by_nothing():
             assert row == (0.0, (0.0, 0.0), 1.0)
 
 
+@pytest.mark.slow
 def test_paired_difference_is_signed_and_its_p_value_says_what_the_interval_says():
     rng = np.random.default_rng(8)
     references = rng.integers(0, 2, 300)

@@ -237,6 +237,19 @@ def test_an_adapter_saves_all_that_a_classifier_learned(head, tmp_path):
 
 
 @needs_peft
+@pytest.mark.parametrize("config", [{}, {"concept_aggregation": "sum"}, {"embedding_layer_norm": True}])
+def test_norms_are_trained_alone_whatever_has_none(config):
+    import peft
+
+    model = ConceptEncoderForDiffusionMLM(tiny_config(**config))
+    adapted = peft.get_peft_model(model, peft.LNTuningConfig(target_modules=["norm", "mlp_norm"]))
+    ids, mask = token_batch()
+    adapted(input_ids=ids, attention_mask=mask, labels=ids).loss.backward()
+    trained = [name for name, p in adapted.named_parameters() if p.requires_grad]
+    assert trained and all("norm" in name for name in trained)
+
+
+@needs_peft
 def test_single_tokens_are_trained_alone():
     import peft
 

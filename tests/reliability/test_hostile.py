@@ -1,11 +1,13 @@
 """Every hostile input of `hostile.CASES` through the door that users have for it: a right answer, or one line."""
 
+import io
 import json
 import os
 import re
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr
 from dataclasses import replace
 from html import escape
 from pathlib import Path
@@ -118,6 +120,19 @@ def terminal(folder: Path, said: str) -> None:
     raise ValueError(ran.stderr.strip())
 
 
+def words(folder: Path, word: str) -> None:
+    """What is typed, where the terminal is no UTF-8."""
+    parser = Parser(prog="x")
+    parser.add_argument("--a")
+    parser.add_argument("b", nargs="?")
+    said = io.StringIO()
+    with redirect_stderr(said):
+        try:
+            parser.parse_args([word])
+        except SystemExit as error:
+            raise ValueError(f"status {error.code}: {said.getvalue()}") from None
+
+
 def card(folder: Path, recipe: str) -> None:
     write_run(folder, pretrain=replace(synthetic_pretrain(), recipe=recipe))
     report = build_report(folder)
@@ -149,6 +164,7 @@ DOORS = {
     "measurement": measurement,
     "weight files": lambda folder: weight_files(folder / "x"),
     "terminal": terminal,
+    "words": words,
     "card": card,
 }
 

@@ -502,22 +502,18 @@ CASES += rows(
         {"x.yaml": "like: mrpc\ndataset_id: x/y\nsentence_columns: [a, label]\n"},
     ),
     label_as_text_by_name=("uses column 'a' twice", {"x.yaml": f"like: mrpc\n{PAIR}label_column: a\n"}),
-    one_class=(
-        "a whole number of classes, at least 2, got 1",
-        {"x.yaml": f"like: mnli_matched\n{PAIR}num_labels: 1\n"},
-    ),
-    no_classes=(
-        "a whole number of classes, at least 2, got -3",
-        {"x.yaml": f"like: mnli_matched\n{PAIR}num_labels: -3\n"},
-    ),
-    half_a_class=(
-        "a whole number of classes, at least 2, got 2.5",
-        {"x.yaml": f"like: mnli_matched\n{PAIR}num_labels: 2.5\n"},
-    ),
-    infinite_classes=(
-        "a whole number of classes, at least 2, got inf",
-        {"x.yaml": f"like: mnli_matched\n{PAIR}num_labels: .inf\n"},
-    ),
+    **{
+        name: (
+            f"a whole number of classes, at least 2, got {written.removeprefix('.')}",
+            {"x.yaml": f"like: mnli_matched\n{PAIR}num_labels: {written}\n"},
+        )
+        for name, written in {
+            "one_class": "1",
+            "no_classes": "-3",
+            "half_a_class": "2.5",
+            "infinite_classes": ".inf",
+        }.items()
+    },
     classes_of_values=(
         "num_labels can be set where accuracy is the only metric",
         {"x.yaml": f"like: stsb\n{PAIR}num_labels: 2\n"},
@@ -691,6 +687,16 @@ CASES += [
         ("bell", "a\x07b", r"a\\x07b"),
         ("lines", "a\n\rb", "error: a b"),
         ("half_a_pair", "a\ud800b", r"a\\ud800b"),
+    )
+]
+CASES += [
+    Case("terminal", f"word_{number}", "words", says, {}, {"word": word})
+    for number, (word, says) in enumerate(
+        (
+            ("caf\udce9", r"status 2: .*caf\\udce9 is not UTF-8 as this terminal gives it; set LC_ALL"),
+            ("--a=\ud800", r"status 2: .*--a=\\ud800 is not UTF-8"),
+            ("caf\u00e9 \N{SLIGHTLY SMILING FACE}", None),
+        )
     )
 ]
 CASES += [

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from exact_runs import ENVIRONMENT, assert_equal_runs, command_line, settings, train
+from exact_runs import ENVIRONMENT, assert_equal_files, assert_equal_runs, command_line, settings, train
 
 from concept_encoder.trainers.pretraining import checkpoint_to_resume
 from concept_encoder.trainers.training.saving import SUMS_FILE, damage, find_checkpoints
@@ -37,6 +37,7 @@ def killed_at(straight, folder, step):
         (folder / name).unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [5, 10, 12])  # 12: after the last checkpoint, before the run's own files
 def test_a_resumed_run_equals_the_straight_one(straight, tmp_path, step):
     folder = tmp_path / "resumed"
@@ -48,12 +49,59 @@ def test_a_resumed_run_equals_the_straight_one(straight, tmp_path, step):
     assert result["train_seconds"] == at_this_rate
 
 
+# The worst one passes for the best here, so that it is not the last.
+BEST = "--load_best_model_at_end true --metric_for_best_model loss --greater_is_better true --eval_steps 5".split()
+
+
+@pytest.fixture(scope="module")
+def straight_to_the_best(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("best") / "straight"
+    train(folder, *settings(12, "--save_total_limit", "3", *BEST))
+    assert_equal_files(folder / "model.safetensors", folder / "checkpoint-5" / "model.safetensors")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [5, 10, 12])
+def test_a_resumed_run_ends_with_the_best_checkpoint_of_all(straight_to_the_best, tmp_path, step, caplog):
+    folder = tmp_path / "moved"
+    killed_at(straight_to_the_best, folder, step)
+    train(folder, *settings(12, *BEST))
+    assert_equal_runs(straight_to_the_best, folder)
+    assert "does not exist" not in caplog.text and "missing keys" not in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["has no SHA256SUMS", r"model\.safetensors is not what was written"])
+def test_a_best_checkpoint_that_is_gone_or_torn_is_named(straight_to_the_best, tmp_path, fault):
+    folder = tmp_path / "resumed"
+    killed_at(straight_to_the_best, folder, 10)
+    if "no" in fault.split():
+        shutil.rmtree(folder / "checkpoint-5")
+    else:
+        weights = folder / "checkpoint-5" / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1])
+    said = rf"load_best_model_at_end=True needs .*checkpoint-5, the best so far, and its? .*{fault}.*; put it back"
+    with pytest.raises(ValueError, match=said):
+        train(folder, *settings(12, *BEST))
+
+
+@pytest.mark.slow
+def test_when_it_is_evaluated_belongs_to_a_run_that_takes_the_best(straight_to_the_best, tmp_path):
+    folder = tmp_path / "resumed"
+    killed_at(straight_to_the_best, folder, 10)
+    with pytest.raises(ValueError, match=r"eval_steps was 5 when checkpoint-10 was written, got 1"):
+        train(folder, *settings(12, *BEST, "--eval_steps", "1"))
+
+
+@pytest.mark.slow
 def test_the_comparison_can_fail(straight, tmp_path):
     train(tmp_path, *settings(12, "--seed", "1"))
     with pytest.raises(AssertionError):
         assert_equal_runs(straight, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_torn_checkpoint_is_passed_over_with_a_message(straight, tmp_path, caplog):
     folder = tmp_path / "resumed"
     killed_at(straight, folder, 10)
@@ -87,7 +135,7 @@ def test_nothing_but_torn_checkpoints_is_said(straight, tmp_path):
 
 @pytest.mark.slow
 def test_twenty_kills_at_random_moments_change_nothing(tmp_path):
-    command = [sys.executable, str(KILLED_RUNS), str(tmp_path), "200", "20", "0"]
+    command = [sys.executable, str(KILLED_RUNS), str(tmp_path), "100", "20", "0"]
     done = run(command, timeout=1500)
     assert done.returncode == 0, done.stderr[-3000:]
     kills, in_saving, runs = map(int, done.stdout.split("\n")[-2].split())
@@ -204,14 +252,21 @@ pretrain(recipe)
 """
 
 
+@pytest.fixture(scope="module")
+def straight_of_two(tmp_path_factory):
+    """Folder of a run by two processes without a break, and what launches another one."""
+    home = tmp_path_factory.mktemp("two")
+    (home / "run.py").write_text(RANK_KILLED.format(tests=sys.path))
+    launch = [sys.executable, *LAUNCH_TWO, str(home / "run.py")]
+    done = run([*launch, str(home / "straight"), "none", "--save_total_limit", "3"])
+    assert done.returncode == 0, done.stderr[-3000:]
+    return home / "straight", launch
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM"])
-def test_two_processes_one_of_which_is_killed(tmp_path, how):
-    script = tmp_path / "run.py"
-    script.write_text(RANK_KILLED.format(tests=sys.path))
-    launch = [sys.executable, *LAUNCH_TWO, str(script)]
-    done = run([*launch, str(tmp_path / "straight"), "none", "--save_total_limit", "3"])
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_two_processes_one_of_which_is_killed(straight_of_two, tmp_path, how):
+    straight, launch = straight_of_two
     folder = tmp_path / "killed"
     done = run([*launch, str(folder), how])
     assert done.returncode != 0
@@ -219,5 +274,5 @@ def test_two_processes_one_of_which_is_killed(tmp_path, how):
     assert [step for step, _ in find_checkpoints(folder)] == ([5] if how == "SIGKILL" else [5, 8])
     done = run([*launch, str(folder), "none"])
     assert done.returncode == 0, done.stderr[-3000:]
-    assert_equal_runs(tmp_path / "straight", folder, processes=2)
+    assert_equal_runs(straight, folder, processes=2)
     assert torch.load(folder / "checkpoint-12" / "log_sums_1.pth", weights_only=True)["parts"]

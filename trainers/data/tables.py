@@ -183,7 +183,8 @@ class Table:
         for row, value in enumerate(self.rows[column][:]):
             number = _as_number(value)
             if number not in (None, UNLABELLED) and not _is_label(number, num_labels):
-                hint = "; write it with a point" if _NUMBER.fullmatch(str(value).replace(",", ".", 1)) else ""
+                is_comma = "," in str(value) and _NUMBER.fullmatch(str(value).replace(",", ".", 1))
+                hint = "; write it with a point" if is_comma else ""
                 got = _short(repr(value))
                 raise ValueError(
                     f"{self.origin.place(row)}: label_column {column!r} must hold {wanted}, got {got}{hint}"

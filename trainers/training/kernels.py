@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ...modeling_concept import at_least_float32, cross_entropy_of_rows, readable
+from ...modeling_concept import cross_entropy_of_rows
+from ...reading_concept import at_least_float32, is_plain, readable
 
 VOCABULARY_ROWS = 256  # labelled positions whose logits are held at once while training
 
@@ -78,7 +79,7 @@ def linear_cross_entropy(
     Only a plain linear layer without a bias is its weight alone: what an adapter or a quantised layer does is in its
     forward, so there the logits are held. The products are in the precision of autocast where that is on.
     """
-    if type(lm_head) is not nn.Linear or lm_head.bias is not None:
+    if not is_plain(lm_head) or lm_head.bias is not None:
         return cross_entropy_of_rows(lm_head, states, labels, row_weights, label_smoothing)
     device, weight = states.device.type, lm_head.weight
     if torch.is_autocast_enabled(device):

@@ -62,8 +62,10 @@ def made_with(
 ) -> dict[str, Any]:
     """Section -> field -> value of all that a resumed run has to share, and of its length; no absolute path."""
     training = {name: value for name, value in args.to_dict().items() if name not in _FREE}
-    if args.lr_scheduler_type in RATE_BY_EVALUATIONS:
+    if args.lr_scheduler_type in RATE_BY_EVALUATIONS or args.load_best_model_at_end:
         training |= {name: getattr(args, name) for name in ("eval_strategy", "eval_steps", "eval_delay")}
+    if args.load_best_model_at_end:
+        training |= {name: getattr(args, name) for name in ("save_strategy", "save_steps")}
     training |= {"number of processes": args.world_size, "devices of a process": max(1, args.n_gpu)}
     sources = {} if data is None else dataclasses.asdict(data)
     content = {

@@ -7,10 +7,12 @@ import re
 import shutil
 from pathlib import Path
 
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ...utils.files import sync_folder, write_atomically
+from ...utils.untrusted import read_object
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,12 @@ def seal(folder: Path) -> None:
     lines = [f"{_sha256(path)}  {path.relative_to(folder).as_posix()}" for path in paths]
     write_atomically(folder / SUMS_FILE, "\n".join([*lines, f"# {len(lines)} files"]) + "\n")
     sync_folder(folder)
+
+
+def best_checkpoint(checkpoint: Path) -> Path | None:
+    """The best one when `checkpoint` was written, by its `trainer_state.json`; it is next to it, or was."""
+    name = read_object(checkpoint / TRAINER_STATE_NAME)["best_model_checkpoint"]
+    return None if name is None else checkpoint.parent / Path(name).name
 
 
 def damage(folder: Path) -> str | None:

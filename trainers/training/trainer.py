@@ -3,7 +3,9 @@
 import dataclasses
 import logging
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -25,13 +27,28 @@ from ..objectives.objective import ObjectiveArguments
 from .arguments import ConceptTrainingArguments
 from .objective_trainer import ObjectiveTrainer
 from .resuming import check_resumable, made_with, recorded, write_record
-from .saving import STAGING_FOLDER, last_complete, publish, remove_old
+from .saving import STAGING_FOLDER, best_checkpoint, damage, last_complete, publish, remove_old
 from .sharding import embeddings_apart
 from .stability import MAX_ROLLBACKS, DivergenceError, set_base_rates
 from .uploads import HubUploads, UploadAssembler
 
 logger = logging.getLogger(__name__)
+# What the Trainer says where nothing is wrong: of a best checkpoint that is named without its folder, of tied weights.
+FALSE_ALARMS = ("recorded in the resumed state does not exist", "There were missing keys in the checkpoint")
 SUMS_SINCE_LOG = "log_sums_{rank}.pth"  # what the next log entry will be the mean of, in a checkpoint, per process
+
+
+@contextmanager
+def _no_false_alarms() -> Iterator[None]:
+    def is_true(record: logging.LogRecord) -> bool:
+        return not any(words in record.getMessage() for words in FALSE_ALARMS)
+
+    library = logging.getLogger("transformers.trainer")
+    library.addFilter(is_true)
+    try:
+        yield
+    finally:
+        library.removeFilter(is_true)
 
 
 class ConceptTrainer(ObjectiveTrainer):
@@ -122,9 +139,15 @@ class ConceptTrainer(ObjectiveTrainer):
         again = {}
         if self._checkpoint is not None:
             check_resumable(self._checkpoint, self._record)
+            best = best_checkpoint(self._checkpoint)
+            if self.args.load_best_model_at_end and best is not None and damage(best) is not None:
+                raise ValueError(
+                    f"load_best_model_at_end=True needs {best}, the best so far, and {damage(best)}; put it back, or "
+                    f"begin a new run in another folder with start_from={self._checkpoint}"
+                )
             self.guard.load(str(self._checkpoint))
             again = {"eval_on_start": False}  # it is in the log
-        with self._with_args(**again):
+        with self._with_args(**again), _no_false_alarms():
             output = super().train(checkpoint, *args, **kwargs)
         return output._replace(training_loss=output.metrics["train_loss"])
 
@@ -255,8 +278,8 @@ class ConceptTrainer(ObjectiveTrainer):
         """Load what `_save_own_state` wrote, once the Trainer has loaded the rest and set its sums to zero."""
         if self._checkpoint is None:
             return
-        if self.state.best_model_checkpoint is not None:
-            self.state.best_model_checkpoint = str(self._checkpoint.parent / self.state.best_model_checkpoint)
+        best = best_checkpoint(self._checkpoint)  # the Trainer looked for its name in the working folder
+        self.state.best_model_checkpoint = None if best is None else str(best)
         file = self._checkpoint / SUMS_SINCE_LOG.format(rank=self.args.process_index)
         device, sums = self.args.device, torch.load(file, map_location="cpu", weights_only=True)
         head = training_head(self.model)

@@ -28,6 +28,10 @@ TASK_METRICS: dict[str, tuple[str, ...]] = {
     "microworld_similarity": ("pearson", "spearman"),
     "microworld_paraphrase": ("accuracy", "f1"),
     "microworld_entailment": ("accuracy",),
+    "novel_authors": ("accuracy",),
+    "article_bias": ("accuracy",),
+    "movie_reviews_long": ("accuracy",),
+    "hyperpartisan": ("accuracy",),
 }
 
 
