@@ -9,6 +9,9 @@ PYTHON ?= python3
 RUN_DIR ?= runs/microworld-$(shell date +%Y%m%d-%H%M%S)
 override RUN_DIR := $(RUN_DIR)
 
+# Of a novel, which the model in the box has never read.
+QUESTIONS := "who won the race?" "a lawyer crosses the sea to fetch the boy" "why does the old earl walk with a stick?"
+
 TORCH := torch==2.13.0
 # Of transformers, for a checkpoint's own code: the lowest that it takes, some between, the newest that the package takes.
 VERSIONS ?= 4.57.1 4.57.6 5.0.0 5.3.0 5.6.2 5.12.1 5.*
@@ -23,7 +26,7 @@ PYTEST := -m pytest -n 2 --dist loadfile -q -rsfE --tb=short
 .PHONY: help run check test lint docs dist audit lock versions lowest newest
 
 help:
-	@echo "make run    pretrain, analyse, fine-tune and report on the built-in microworld, into a new folder of runs/"
+	@echo "make run    search a novel; pretrain, analyse, fine-tune and report on the microworld, into new folders of runs/"
 	@echo "make check  the fast core of the tests, in about a minute"
 	@echo "make test   lint, types and every test"
 	@echo "make lint   ruff and mypy only"
@@ -42,6 +45,9 @@ $(INSTALLED): pyproject.toml constraints.txt Makefile
 	@touch $@
 
 run: $(INSTALLED)
+	$(BIN)/concept-encoder encode box --dataset_name scripts/corpora/little_lord_fauntleroy.txt --output_dir $(RUN_DIR)-search
+	$(BIN)/concept-encoder search $(RUN_DIR)-search --k 2 $(QUESTIONS)
+	@echo 'Look into it: $(BIN)/concept-encoder explore box --corpus $(RUN_DIR)-search'
 	$(BIN)/concept-encoder pretrain microworld --output_dir $(RUN_DIR)
 	$(BIN)/concept-encoder analyze $(RUN_DIR)
 	$(BIN)/concept-encoder finetune $(RUN_DIR) --protocol quick --tasks microworld_similarity microworld_paraphrase microworld_entailment

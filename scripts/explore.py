@@ -13,7 +13,7 @@ from concept_encoder.utils.command_line import Command, run, say
 
 def command() -> Command:
     parser = Command(__file__, __doc__)
-    parser.add_argument("checkpoint", nargs="?", help="run folder or Hub id (default: newest runs/microworld*)")
+    parser.add_argument("checkpoint", nargs="?", help="run folder or Hub id (default: box, the model of the package)")
     parser.add_argument("--revision", help="commit, branch or tag of a Hub id")
     parser.add_argument("--corpus", help="index or shards of this checkpoint, to search in a tab")
     parser.add_argument("--space_dir", help="write the folder of a Space there, and serve nothing")

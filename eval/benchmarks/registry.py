@@ -46,7 +46,8 @@ class Task:
     """the splits themselves, in memory, in place of `dataset_id`, which then says their digest"""
     config: str | None = None
     """dataset configuration; None where the dataset has one only"""
-    train_split: str = "train"
+    train_split: str | None = "train"
+    """None: it has no rows to train on, and what is not trained is scored on it alone"""
     validation_split: str = "validation"
     validation_config: str | None = None
     """configuration of the validation split; None: that of the training split"""
@@ -89,7 +90,7 @@ class Task:
             raise ValueError(
                 f"Task {self.name} uses column {twice[0]!r} twice; sentence_columns and label_column must differ"
             )
-        for split in (self.train_split, self.validation_split):
+        for split in filter(None, (self.train_split, self.validation_split)):
             if not re.fullmatch(r"\w+(\.\w+)*", split):
                 raise ValueError(
                     f"Task {self.name}: a split must be a whole one, such as train or validation, got {split!r}"
@@ -130,6 +131,9 @@ class Task:
         return "; ".join(f"{metric}: {rule}" for metric, rule in rules.items())
 
 
+_REGRESSION: dict[str, Any] = {"problem_type": "regression", "num_labels": 1}
+
+
 def _glue(name: str, licence: str, config: str | None = None, **fields) -> Task:
     return Task(name=name, dataset_id="nyu-mll/glue", config=config or name, licence=licence, **fields)
 
@@ -152,6 +156,19 @@ def _sick(name: str, **fields) -> Task:
     return Task(name=name, dataset_id="RobZamp/sick", config=None, sentence_columns=columns, licence=licence, **fields)
 
 
+def _sts(year: int) -> Task:
+    return Task(
+        name=f"sts{year}",
+        dataset_id=f"mteb/sts{year}-sts",
+        train_split=None,
+        validation_split="test",
+        label_column="score",
+        licence="mixed, research",
+        notes="similarity 0-5; all of it is judged on. Rows of it went into stsb, so nothing that trained on stsb",
+        **_REGRESSION,
+    )
+
+
 def _long(name: str, licence: str, dataset: str | None = None, **fields) -> Task:
     """Texts of hundreds to thousands of words; the linear support vector machine is what is hard to beat there."""
     dataset_id = f"local/{dataset or name.replace('_', '-')}"
@@ -165,7 +182,6 @@ def _microworld(task: str, **fields) -> Task:
     return Task(name=f"microworld_{task}", dataset_id=MICROWORLD, config=task, licence=licence, notes=notes, **fields)
 
 
-_REGRESSION: dict[str, Any] = {"problem_type": "regression", "num_labels": 1}
 _ROWS = (
     _glue("mrpc", "Microsoft Research", notes="about two thirds positive"),
     _glue("stsb", "mixed, research", **_REGRESSION, notes="similarity 0-5"),
@@ -186,6 +202,7 @@ _ROWS = (
     ),
     _sick("sick_relatedness", label_column="relatedness_score", **_REGRESSION, notes="relatedness 1-5"),
     _sick("sick_entailment", num_labels=3, notes="entailment, neutral, contradiction"),
+    *(_sts(year) for year in (12, 13, 14, 15)),
     _microworld("similarity", **_REGRESSION),
     _microworld("paraphrase"),
     _microworld("entailment", num_labels=3),
@@ -309,6 +326,11 @@ def load_benchmark(
     unknown = [split for split in splits if split not in names]
     if unknown:
         raise ValueError(f"Unknown split {unknown[0]!r} of task {row.name}. Available: {', '.join(names)}")
+    if "train" in splits and row.train_split is None:
+        raise ValueError(
+            f"Task {row.name} has no rows to train on; similarity scores an encoder on it as it is, and "
+            "finetune takes another task"
+        )
     opened = {config: read_tables(row, config) for config in dict.fromkeys(configs[split] for split in splits)}
     if row.fold_column is not None:
         whole = concatenate_datasets([_normalised(table, row) for table in opened[row.config].values()])

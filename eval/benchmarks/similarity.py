@@ -26,7 +26,7 @@ from ..metrics.intervals import bootstrap_intervals, control_scores
 from .registry import Task, find_benchmark, load_benchmark
 
 RESULT_FOLDER = "similarity"
-SIMILARITY_TASKS = ("stsb", "sick_relatedness", "microworld_similarity")
+SIMILARITY_TASKS = ("stsb", "sick_relatedness", "sts12", "sts13", "sts14", "sts15", "microworld_similarity")
 SPLIT = "validation"
 RESAMPLES = 10_000  # of every bootstrap
 BATCH_SIZE = 32  # pairs, at most
@@ -34,6 +34,7 @@ ALPHAS = tuple(float(alpha) for alpha in np.logspace(-1, 5, 13))  # of ridge reg
 SELECTION_SIZE = 0.1  # share of train on which alpha is chosen
 SELECTION_SEED = 0
 ZERO_SHOT = {
+    "pooled": "cosine of the pooled outputs, which is what sentence-transformers gives",
     "mean": "cosine of the mean concepts",
     "weighted": "cosine of the weighted mean concepts; weight of concept c: its total variance over the training "
     "sentences, tr Cov(Z_c), as a share of the sum over concepts, so that a concept that is the same for every text "
@@ -48,14 +49,16 @@ PROBE = (
     "regression, alpha chosen by the primary metric on a 10 % split of train, then fitted to all of train"
 )
 METHODS = {**{f"cosine, {name.replace('_', ' ')}": text for name, text in ZERO_SHOT.items()}, "linear probe": PROBE}
+FITTED = ("cosine, weighted", "cosine, mean whitened", "linear probe")  # which a task without training pairs has not
 
 
 @dataclass(frozen=True)
 class Frozen:
-    """Predicted similarities (n,) of the validation pairs, by method; the last is the probe's."""
+    """Predicted similarities (n,) of the validation pairs, by method."""
 
     predictions: Mapping[str, np.ndarray]
-    alpha: float
+    alpha: float | None
+    """of the probe; None without training pairs"""
 
 
 def result_path(output_dir: str | os.PathLike, task: str) -> Path:
@@ -81,8 +84,8 @@ def similarity(
 ) -> list[SimilarityResult]:
     """Score the frozen concepts of a checkpoint on similarity tasks, write `similarity/<task>.json` for each.
 
-    Nothing of the encoder is trained. Anything fitted (weights, whitening, probe) sees training pairs only; the
-    validation split is scored once per method.
+    Nothing of the encoder is trained. Anything fitted (weights, whitening, probe) sees training pairs only, and is
+    left out for a task without any; the validation split is scored once per method.
 
     Args:
         checkpoint: folder or Hub id of a pretrained concept encoder, with its tokenizer.
@@ -122,8 +125,9 @@ def similarity(
         if wrong:
             raise ValueError(f"{name} must be in [1, {most[name]}], got {', '.join(map(str, wrong))}")
     results = []
-    for benchmark, data in [(each, load_benchmark(each)) for each in benchmarks]:
-        if max_train_examples is not None and max_train_examples < data["train"].num_rows:
+    read = [(each, load_benchmark(each, ("train", SPLIT) if each.train_split else (SPLIT,))) for each in benchmarks]
+    for benchmark, data in read:
+        if max_train_examples is not None and "train" in data and max_train_examples < data["train"].num_rows:
             data["train"] = data["train"].shuffle(seed=SELECTION_SEED).select(range(max_train_examples))
         subjects = {"run": opened, "random_init": random_twin(opened, output_dir)}
         scored = {
@@ -152,12 +156,12 @@ def score_frozen(
     max_length: int,
     description: str,
 ) -> Frozen:
-    """Score the validation pairs by every one of `METHODS`.
+    """Score the validation pairs by every one of `METHODS`, of `FITTED` where there are training pairs.
 
     Args:
-        encoder: base model that gives `last_hidden_state` (B, C, D).
+        encoder: base model that gives `last_hidden_state` (B, C, D) and `pooler_output` (B, P).
         tokenizer: its tokenizer.
-        data: train and validation as `load_benchmark` gives them.
+        data: validation, and train where there is one, as `load_benchmark` gives them.
         benchmark: the task.
         max_length: tokens per sentence.
         description: of the progress bar.
@@ -166,29 +170,43 @@ def score_frozen(
         arXiv:2103.15316.
     Differs: max-sim over concepts instead of tokens, a mean instead of a sum, and symmetrised.
     """
-    train = data["train"]
-    means: list[np.ndarray] = [np.empty((len(train), encoder.config.hidden_size)) for _ in range(2)]
-    variance = _RunningVariance()
-    for rows, concepts in _encoded_pairs(encoder, tokenizer, train, max_length, f"{benchmark.name}: {description}"):
-        for side, z in enumerate(concepts):  # (b, C, D)
-            means[side][rows] = z.mean(1)
-            variance.add(z)
-    weights = variance.shares()  # (C,)
-    validation = data[SPLIT]
-    scores = {name: np.empty(len(validation)) for name in ("weighted", "max_sim")}
-    own: list[np.ndarray] = [np.empty((len(validation), encoder.config.hidden_size)) for _ in range(2)]
-    for rows, (a, b) in _encoded_pairs(encoder, tokenizer, validation, max_length, f"{benchmark.name}: scoring"):
-        for side, z in enumerate((a, b)):
+    size, validation, train = encoder.config.hidden_size, data[SPLIT], data.get("train")
+    weights, means = None, []
+    if train is not None:
+        means = [np.empty((len(train), size)) for _ in range(2)]
+        variance = _RunningVariance()
+        named = f"{benchmark.name}: {description}"
+        for rows, outputs in _encoded_pairs(encoder, tokenizer, train, max_length, named):
+            for side, (z, _) in enumerate(outputs):  # (b, C, D)
+                means[side][rows] = z.mean(1)
+                variance.add(z)
+        weights = variance.shares()  # (C,)
+    scores = {name: np.empty(len(validation)) for name in ("pooled", "weighted", "max_sim")}
+    own: list[np.ndarray] = [np.empty((len(validation), size)) for _ in range(2)]
+    for rows, outputs in _encoded_pairs(encoder, tokenizer, validation, max_length, f"{benchmark.name}: scoring"):
+        concepts, pooled = zip(*outputs, strict=True)
+        for side, z in enumerate(concepts):
             own[side][rows] = z.mean(1)
-        weighted = [torch.einsum("c,bcd->bd", weights, z.double()).numpy() for z in (a, b)]
-        scores["weighted"][rows] = cosine(*weighted)
-        scores["max_sim"][rows] = max_sim(a, b)
-    mean, matrix = whitening(np.concatenate(means))
+        scores["pooled"][rows] = cosine(*(vectors.double().numpy() for vectors in pooled))
+        if weights is not None:
+            scores["weighted"][rows] = cosine(
+                *(torch.einsum("c,bcd->bd", weights, z.double()).numpy() for z in concepts)
+            )
+        scores["max_sim"][rows] = max_sim(*concepts)
     scores["mean"] = cosine(*own)
-    scores["mean_whitened"] = cosine(*((side - mean) @ matrix for side in own))
-    probe, alpha = _probe(pair_features(*means), np.asarray(train["label"]), pair_features(*own), benchmark)
-    by_method = [*(scores[name] for name in ZERO_SHOT), probe]
-    return Frozen(dict(zip(METHODS, by_method, strict=True)), alpha)
+    alpha = None
+    if train is not None:
+        mean, matrix = whitening(np.concatenate(means))
+        scores["mean_whitened"] = cosine(*((side - mean) @ matrix for side in own))
+        probe = _probe(pair_features(*means), np.asarray(train["label"]), pair_features(*own), benchmark)
+        scores["probe"], alpha = probe
+    by_method = dict(zip(METHODS, (scores.get(name) for name in (*ZERO_SHOT, "probe")), strict=True))
+    return Frozen({name: by_method[name] for name in methods_of(benchmark)}, alpha)
+
+
+def methods_of(benchmark: Task) -> dict[str, str]:
+    """Of `METHODS`, those that a task can be scored by."""
+    return {name: text for name, text in METHODS.items() if benchmark.train_split or name not in FITTED}
 
 
 def score_sizes(
@@ -206,8 +224,7 @@ def score_sizes(
         for dim in dims:
             predictions, numbers, start = np.empty(len(pairs)), 0, time.process_time()
             named, size = f"{benchmark.name}: {count} x {dim}", {"num_concepts": count, "dim": dim}
-            read = _encoded_pairs(encoder, tokenizer, pairs, max_length, named, "pooler_output", **size)
-            for rows, (a, b) in read:
+            for rows, ((_, a), (_, b)) in _encoded_pairs(encoder, tokenizer, pairs, max_length, named, **size):
                 numbers = a.shape[1]
                 predictions[rows] = cosine(a.double().numpy(), b.double().numpy())
             seconds = (time.process_time() - start) / (2 * len(pairs))
@@ -278,10 +295,9 @@ def _encoded_pairs(
     data: Dataset,
     max_length: int,
     description: str,
-    output: str = "last_hidden_state",
     **sizes: int,
-) -> Iterator[tuple[np.ndarray, tuple[Tensor, Tensor]]]:
-    """Row numbers (b,) and an output of both sentences, concepts (b, C, D), of every pair, like lengths together."""
+) -> Iterator[tuple[np.ndarray, list[tuple[Tensor, Tensor]]]]:
+    """Row numbers (b,) and of each sentence concepts (b, C, D) and pooled output (b, P), like lengths together."""
     options = {"truncation": True, "max_length": max_length, "return_token_type_ids": False}
     sides = [tokenizer(data[name][:], **options)["input_ids"] for name in ("sentence1", "sentence2")]
     order = np.argsort([len(a) + len(b) for a, b in zip(*sides, strict=True)], kind="stable")
@@ -289,8 +305,9 @@ def _encoded_pairs(
         rows = order[start : start + BATCH_SIZE]
         batch = tokenizer.pad({"input_ids": [side[row] for side in sides for row in rows]}, return_tensors="pt")
         batch = {name: batch[name].to(encoder.device) for name in ("input_ids", "attention_mask")}
-        found = getattr(encoder(**batch, **sizes), output).float().cpu()  # (2 b, ...)
-        yield rows, (found[: len(rows)], found[len(rows) :])
+        found = encoder(**batch, **sizes)
+        parts = [each.float().cpu().split(len(rows)) for each in (found.last_hidden_state, found.pooler_output)]
+        yield rows, list(zip(*parts, strict=True))
 
 
 def _probe(features: np.ndarray, labels: np.ndarray, unseen: np.ndarray, benchmark: Task) -> tuple[np.ndarray, float]:
@@ -336,11 +353,11 @@ def _result(
         task=benchmark.name,
         split=SPLIT,
         primary_metric=benchmark.primary_metric,
-        train_examples=data["train"].num_rows,
+        train_examples=data["train"].num_rows if "train" in data else None,
         validation_examples=data[SPLIT].num_rows,
         max_length=max_length,
         weights=weights,
-        methods=METHODS,
+        methods=methods_of(benchmark),
         alpha=own.alpha,
         alpha_of_twin=twin.alpha,
         rows=rows,

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from ..benchmarks.similarity import cosine, max_sim
 from ..concepts import sampling
 from ..concepts.attention import ReadingSums, attention_weights
 from ..corpus.searching import Hit, open_index, query_embedder, search
-from ..loading.checkpoints import Checkpoint, random_encoder
+from ..loading.checkpoints import BOX, Checkpoint, random_encoder
 
 MAX_TOKENS = 128  # of a text, special tokens included: more do not fit a screen
 MAX_CHARACTERS = 10_000  # of a text, looked at before it is tokenised
@@ -377,7 +376,7 @@ def load_explorer(checkpoint: str | os.PathLike, revision: str | None = None) ->
 
 
 def explore(
-    checkpoint: str | os.PathLike | None = None,
+    checkpoint: str | os.PathLike = BOX,
     revision: str | None = None,
     port: int | None = None,
     open_browser: bool = True,
@@ -386,23 +385,22 @@ def explore(
     """Serve the explorer of a checkpoint as a page on this machine, until it is interrupted.
 
     Args:
-        checkpoint: folder or Hub id of any concept encoder; None is the newest of `runs/microworld*`.
+        checkpoint: folder or Hub id of any concept encoder; left out, the model that the package brings.
         revision: commit, branch or tag of a Hub id.
         corpus: folder of an index or of shards of this checkpoint, to be searched in a tab; `encode` writes them.
         port: of the page; None is the first free one from 7860.
         open_browser: open the page too.
 
     Raises:
-        ValueError: gradio is not installed; as `load_explorer` and `newest_run`; a corpus of another model.
+        ValueError: gradio is not installed; as `load_explorer`; a corpus of another model.
         FileNotFoundError: no such folder.
     """
     if find_spec("gradio") is None:
         raise ValueError("the explorer needs gradio: pip install 'concept-encoder[explore]'")
     from .app import build_app, launch_app
 
-    found = newest_run(Path("runs")) if checkpoint is None else checkpoint
-    find = None if corpus is None else finder(corpus, os.fspath(found))
-    app = build_app(load_explorer(os.fspath(found), revision), find)
+    find = None if corpus is None else finder(corpus, os.fspath(checkpoint))
+    app = build_app(load_explorer(os.fspath(checkpoint), revision), find)
     launch_app(app, server_port=port, inbrowser=open_browser)
 
 
@@ -411,22 +409,6 @@ def finder(corpus: str | os.PathLike, checkpoint: str) -> Callable[[str], list[H
     index = open_index(corpus)
     query_embedder(index, checkpoint)
     return lambda question: search(index, question, checkpoint=checkpoint)[0]
-
-
-def newest_run(folder: Path) -> Path:
-    """The run of the recipe microworld in `folder` that was saved last.
-
-    Raises:
-        ValueError: there is none; says what to type.
-    """
-    saved = folder.glob("microworld*/config.json")
-    newest = max(saved, key=lambda path: path.stat().st_mtime, default=None)
-    if newest is None:
-        raise ValueError(
-            f"There is no run of the recipe microworld in {folder}: type `concept-encoder pretrain microworld`, or "
-            "give a run folder or Hub id"
-        )
-    return newest.parent
 
 
 def _similarities(outputs: Sequence[Any]) -> dict[str, float]:

@@ -35,6 +35,8 @@ HEAD_PREFIXES = ("pooling.", "classifier.")  # weights of a classifier, by which
 CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", RECIPE_FILE)
 Families = Sequence[type[ConceptEncoderConfig]]
 FAMILIES: Families = (ConceptEncoderConfig, BertTwinConfig)  # of what the evaluations can score
+BOX = "box"  # the model that the package brings, by name
+BOX_FOLDER = Path(__file__).parents[2] / "model_cards" / BOX
 TWIN_FOLDER = "random_init"
 WHOLE, PART = 2048, 512  # tokens: of texts that are read at once, and of longer ones at a time
 TWIN_SEED = 20_250  # no recipe's seed, so that the twin does not start where the run did
@@ -64,7 +66,7 @@ class Checkpoint:
         """The checkpoint of a folder, of a Hub id, or of what a verb returned; an opened one is given back as it is.
 
         Args:
-            source: folder, Hub id, or anything with `__fspath__`.
+            source: folder, Hub id, anything with `__fspath__`, or "box", the model that the package brings.
             revision: commit hash, branch or tag on the Hub; None is its main branch.
             families: configuration classes that it may be of.
 
@@ -75,7 +77,7 @@ class Checkpoint:
         opened = source
         if not isinstance(opened, Checkpoint) or revision is not None:
             folder = checkpoint_folder(source, revision)
-            opened = cls(folder, None if folder == Path(source) else str(source))
+            opened = cls(folder, None if folder in (BOX_FOLDER, Path(source)) else str(source))
         if type(opened.config) not in families:  # a twin is a subclass
             raise ValueError(_other_family(opened.folder, opened.config.model_type, families))
         return opened
@@ -227,8 +229,13 @@ class Checkpoint:
         return read_texts(self.encoder.to(device), self.tokenizer, texts, batch_size, max_length)
 
 
-def load(source: str | os.PathLike, revision: str | None = None) -> Checkpoint:
-    """A checkpoint to embed texts with: `load("owner/name").encode(["a text"])`; as `Checkpoint.open`."""
+def load(source: str | os.PathLike = BOX, revision: str | None = None) -> Checkpoint:
+    """A checkpoint to embed texts with: `load().encode(["a text"])`; as `Checkpoint.open`.
+
+    Args:
+        source: folder, Hub id, or what a verb returned; left out, the model that the package brings, "box".
+        revision: commit, branch or tag of a Hub id.
+    """
     return Checkpoint.open(source, revision)
 
 
@@ -354,7 +361,7 @@ def checkpoint_folder(checkpoint: str | os.PathLike, revision: str | None = None
     """`checkpoint` if it is a folder, else the folder of a download from the Hub; nothing of its code is run.
 
     Args:
-        checkpoint: folder or Hub id.
+        checkpoint: folder or Hub id, or "box" for the model that the package brings; `./box` is a folder.
         revision: commit hash, branch or tag on the Hub; None is its main branch.
 
     Raises:
@@ -362,6 +369,8 @@ def checkpoint_folder(checkpoint: str | os.PathLike, revision: str | None = None
         ValueError: a revision of a folder.
     """
     checkpoint = at_home(checkpoint)
+    if checkpoint == BOX:
+        checkpoint = str(BOX_FOLDER)
     if Path(checkpoint).is_dir():
         if revision is not None:
             raise ValueError(f"{checkpoint} is a folder, which has no revision {revision!r}; leave the revision out")
@@ -378,8 +387,10 @@ def results_folder(checkpoint: str | os.PathLike, output_dir: str | os.PathLike 
         FileNotFoundError: no `output_dir`, and no such folder.
         ValueError: no `output_dir`, and the checkpoint is no folder, or a download.
     """
-    if isinstance(checkpoint, Checkpoint) and checkpoint.hub_id:
-        checkpoint = checkpoint.hub_id
+    if isinstance(checkpoint, Checkpoint):
+        checkpoint = checkpoint.hub_id or (BOX if checkpoint.folder == BOX_FOLDER else checkpoint)
+    if not output_dir and checkpoint == BOX:
+        raise ValueError("the model of the package has no place for results; give --output_dir as well")
     if not output_dir and not Path(checkpoint).is_dir():
         if not is_hub_id(str(checkpoint)) or Path(checkpoint).parent.is_dir():
             raise FileNotFoundError(f"No checkpoint folder {str(checkpoint)!r}; give the folder of a run, or a Hub id")

@@ -1,6 +1,5 @@
 import dataclasses
 import itertools
-import os
 import subprocess
 import sys
 
@@ -11,7 +10,7 @@ from explorable import OTHER, TEXT, explorable, perceiver
 
 from concept_encoder import ConceptEncoderModel
 from concept_encoder.eval.concepts import sampling
-from concept_encoder.eval.explorer.explorer import ENGLISH, load_explorer, newest_run
+from concept_encoder.eval.explorer.explorer import ENGLISH, load_explorer
 from concept_encoder.scripts.explore import main
 
 GAPS = "The [MASK] saw a [MASK] in the [MASK]."
@@ -236,17 +235,6 @@ def test_a_revision_of_the_hub(hub, folder):
     assert explored.name == "me/explored" and explored.run.steps == 3
     with pytest.raises(OSError, match="nowhere"):
         load_explorer("me/explored", "nowhere")
-
-
-def test_the_newest_run_is_the_default(tmp_path):
-    with pytest.raises(ValueError, match=r"no run of the recipe .*: type `concept-encoder pretrain microworld`, or"):
-        newest_run(tmp_path)
-    for name, saved in (("microworld-20250301-000000", 1), ("microworld", 2), ("other-20250401-000000", 3)):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").touch()
-        os.utime(tmp_path / name / "config.json", (saved, saved))
-    (tmp_path / "microworld-20250501-000000").mkdir()  # killed before it saved anything
-    assert newest_run(tmp_path).name == "microworld"
 
 
 @pytest.mark.parametrize(

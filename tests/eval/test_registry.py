@@ -118,6 +118,16 @@ def test_real_task(task, seeded_hub):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("year", "rows"), [(12, 3108), (13, 1500), (14, 3750), (15, 3000)])
+def test_real_task_that_is_scored_whole(year, rows, seeded_hub):
+    data = load_benchmark(f"sts{year}", ["validation"])["validation"]
+    assert data.num_rows == rows and set(data.column_names) == {"sentence1", "sentence2", "label"}
+    assert min(data["label"]) >= 0 and max(data["label"]) <= 5
+    with pytest.raises(ValueError, match=f"Task sts{year} has no rows to train on; similarity scores"):
+        load_benchmark(f"sts{year}")
+
+
+@pytest.mark.slow
 def test_mnli_validation_needs_no_training_split(seeded_hub):
     data = load_benchmark("mnli_matched", ["validation"])
     assert data["validation"].num_rows == 9815

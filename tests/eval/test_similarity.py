@@ -7,13 +7,15 @@ import re
 import numpy as np
 import pytest
 import torch
+from datasets import DatasetDict
 from scipy.stats import pearsonr
 from small_tasks import pair_table, small_task
 
 from concept_encoder.eval.benchmarks import similarity as module
-from concept_encoder.eval.benchmarks.registry import BENCHMARKS, load_benchmark
+from concept_encoder.eval.benchmarks.registry import BENCHMARKS, Task, load_benchmark
 from concept_encoder.eval.benchmarks.similarity import (
     METHODS,
+    SIMILARITY_TASKS,
     cosine,
     max_sim,
     pair_features,
@@ -102,6 +104,7 @@ def test_scores_are_those_of_the_definitions(pretrained, stsb):
     weights = (variance / variance.sum()).float()
     mean, matrix = whitening(torch.cat(train).mean(1).double().numpy())
     expected = {
+        "cosine, pooled": cosine(a.mean(1).numpy(), b.mean(1).numpy()),  # of this configuration
         "cosine, mean": cosine(a.mean(1).numpy(), b.mean(1).numpy()),
         "cosine, weighted": cosine(*(torch.einsum("c,bcd->bd", weights, z).numpy() for z in (a, b))),
         "cosine, max sim": max_sim(a, b),
@@ -119,7 +122,8 @@ def test_result(pretrained, stsb, tmp_path):
     assert json.loads(path.read_text(), parse_constant=pytest.fail) == result.as_dict()
     assert os.fspath(result) == str(tmp_path)
     assert (result.train_examples, result.validation_examples) == (96, 40)
-    names = ["cosine, mean", "cosine, weighted", "cosine, max sim", "cosine, mean whitened", "linear probe"]
+    cosines = ("pooled", "mean", "weighted", "max sim", "mean whitened")
+    names = [*(f"cosine, {name}" for name in cosines), "linear probe"]
     assert list(result.methods) == list(METHODS) == names
     assert [row.id for row in result.rows] == [f"{name}, {metric}" for name in names for metric in stsb.metrics]
     labels = pair_table(40, seed=40, similarity=True)["label"][:]
@@ -165,7 +169,30 @@ def test_a_task_of_ones_own(pretrained, stsb, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([str(pretrained), "--tasks", str(own), "--output_dir", str(tmp_path / "out")])
     said = capsys.readouterr().err
-    assert "my_grades.yaml: like must be one of stsb, sick_relatedness, microworld_similarity, got 'mrpc'" in said
+    assert f"my_grades.yaml: like must be one of {', '.join(SIMILARITY_TASKS)}, got 'mrpc'" in said
+
+
+def test_a_task_without_training_pairs_is_scored_by_what_needs_none(pretrained, stsb, tmp_path):
+    table = pair_table(40, seed=40, similarity=True)
+    graded = Task(
+        name="alone",
+        data=DatasetDict(test=table),
+        like="sts13",
+        train_split=None,
+        validation_split="test",
+        problem_type="regression",
+        num_labels=1,
+    )
+    (whole,) = similarity(str(pretrained), [stsb], tmp_path / "whole")
+    (result,) = similarity(str(pretrained), [graded], tmp_path / "alone")
+    names = ["cosine, pooled", "cosine, mean", "cosine, max sim"]
+    assert list(result.methods) == names and result.train_examples is result.alpha is result.alpha_of_twin is None
+    assert [row.id for row in result.rows] == [f"{name}, {m}" for name in names for m in ("spearman", "pearson")]
+    for name in names:  # the same validation pairs
+        found = {row.metric: row.value for row in result.rows if row.method == name}
+        assert found["pearson"] == whole.primary(name).value
+    with pytest.raises(ValueError, match="Task alone has no rows to train on; similarity scores"):
+        load_benchmark(graded)
 
 
 @pytest.mark.slow
@@ -180,7 +207,7 @@ def test_command_line(pretrained, stsb, tmp_path, capsys):
         ([], "stsb.json exists; give --overwrite to replace it"),
         (
             ["--tasks", "mrpc"],
-            "Unknown similarity task 'mrpc'. Available: stsb, sick_relatedness, microworld_similarity",
+            f"Unknown similarity task 'mrpc'. Available: {', '.join(SIMILARITY_TASKS)}",
         ),
         (["--max_length", "2"], "max_length must be at least 3, got 2"),
         (["--max_train_examples", "5"], "max_train_examples must be at least 20, got 5"),

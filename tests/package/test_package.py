@@ -62,6 +62,7 @@ def wheel(tmp_path_factory) -> Path:
 
 def package_files_of_the_tree() -> set[str]:
     files = [*ROOT.glob("*.py"), ROOT / "__init__.pyi", ROOT / "py.typed", ROOT / "model_cards" / "template.md"]
+    files += [path for path in (ROOT / "model_cards" / "box").rglob("*") if path.is_file()]
     for folder in ("utils", "trainers", "eval", "scripts"):
         files += [path for path in (ROOT / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     files = [path for path in files if ROOT / "scripts" / "dev" not in path.parents]

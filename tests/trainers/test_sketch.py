@@ -82,7 +82,7 @@ def test_training_goes_on_from_it(tokenizer, tmp_path):
         ({"num_concepts": 0}, "a sketch needs num_concepts and size of at least 1, got 0 and 64"),
         ({"size": 0}, "a sketch needs num_concepts and size of at least 1, got 64 and 0"),
         ({"hidden_size": 128}, "a sketch of 64 x 64 needs hidden_size of at least 129, got 128"),
-        ({"texts": []}, "takes the weights of word pieces from texts, and there was no text with any"),
+        ({"texts": []}, "word pieces get their weights from texts, and there was no text with any"),
     ],
 )
 def test_what_makes_no_sketch_is_named(tokenizer, settings, message):

@@ -60,52 +60,63 @@ def sketch(
     """
     if num_concepts < 1 or size < 1:
         raise ValueError(f"a sketch needs num_concepts and size of at least 1, got {num_concepts} and {size}")
-    vocab_size = max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1)
     least = size + num_concepts + 1
     width = config.setdefault("hidden_size", -(-least // 16) * 16)
     if width < least:
         raise ValueError(f"a sketch of {num_concepts} x {size} needs hidden_size of at least {least}, got {width}")
-    weights = inverse_document_frequency(_tokenized(tokenizer, texts, longest), vocab_size)
-    if np.ptp(weights) == 0:
-        raise ValueError("a sketch takes the weights of word pieces from texts, and there was no text with any")
-    weights[tokenizer.all_special_ids] = 0
-    model = ConceptEncoderModel(
-        ConceptEncoderConfig(
-            **{
-                "vocab_size": vocab_size,
-                "num_concepts": num_concepts,
-                "num_attention_heads": math.gcd(width, 8),
-                "intermediate_size": 2 * width,
-                "num_hidden_layers": 0,
-                "position_embedding_type": "none",
-                "concept_aggregation": "sum",
-                "aggregation_power": 0.0,
-                "concepts_per_token": 1,
-                "count_saturation": True,
-                "pooled_output": "concat",
-                "projection_size": size,
-                "pad_token_id": tokenizer.pad_token_id,
-                "mask_token_id": tokenizer.mask_token_id,
-                "bos_token_id": tokenizer.cls_token_id,
-                "eos_token_id": tokenizer.sep_token_id,
-                **config,
-            }
-        )
-    )
-    assert model.slots is not None
+    weights = word_weights(tokenizer, texts, longest)
+    exact = {"aggregation_power": 0.0, "concepts_per_token": 1, "count_saturation": True}
+    model = slot_sums(tokenizer, len(weights), num_concepts, size, **{**exact, **config})
     random = np.random.RandomState(seed)
-    slots = random.randint(0, num_concepts, vocab_size)
-    values = random.randn(vocab_size, size) / math.sqrt(size)
+    slots = random.randint(0, num_concepts, len(weights))
+    values = random.randn(len(weights), size) / math.sqrt(size)
     with torch.no_grad():
         tokens = model.embeddings.tokens.weight.zero_()  # (V, D): values, slot, weight
         tokens[:, :size] = torch.from_numpy(values)
-        tokens[torch.arange(vocab_size), size + torch.from_numpy(slots)] = 1
+        tokens[torch.arange(len(weights)), size + torch.from_numpy(slots)] = 1
         tokens[:, -1] = torch.from_numpy(weights)
         model.latents.weight.zero_()[:, size : size + num_concepts].fill_diagonal_(SHARPNESS)
         model.slots.scorer.weight.zero_()[0, -1] = 1
         model.slots.scorer.bias.fill_(-1)
         model.pool.projection.weight.zero_()[:, :size].fill_diagonal_(1)
     return model.eval()
+
+
+def word_weights(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], longest: int) -> np.ndarray:
+    """(V,) inverse document frequencies of word pieces, 0 of special tokens; ValueError where no text has any."""
+    vocab_size = max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1)
+    weights = inverse_document_frequency(_tokenized(tokenizer, texts, longest), vocab_size)
+    if np.ptp(weights) == 0:
+        raise ValueError("word pieces get their weights from texts, and there was no text with any")
+    weights[tokenizer.all_special_ids] = 0
+    return weights
+
+
+def slot_sums(
+    tokenizer: PreTrainedTokenizerBase,
+    vocab_size: int,
+    num_concepts: int,
+    size: int | None,
+    hidden_size: int,
+    **config,
+) -> ConceptEncoderModel:
+    """A new encoder without a layer, whose C slots keep sums; of each d numbers in the pooled output, or all D."""
+    fields = {
+        "num_attention_heads": math.gcd(hidden_size, 8),
+        "intermediate_size": 2 * hidden_size,
+        "num_hidden_layers": 0,
+        "position_embedding_type": "none",
+        "concept_aggregation": "sum",
+        "pooled_output": "concat",
+        "projection_size": size,
+        "pad_token_id": tokenizer.pad_token_id,
+        "mask_token_id": tokenizer.mask_token_id,
+        "bos_token_id": tokenizer.cls_token_id,
+        "eos_token_id": tokenizer.sep_token_id,
+        **config,
+    }
+    sizes = {"vocab_size": vocab_size, "num_concepts": num_concepts, "hidden_size": hidden_size}
+    return ConceptEncoderModel(ConceptEncoderConfig(**sizes, **fields))
 
 
 def _tokenized(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], longest: int) -> Iterator[list[int]]:

@@ -24,6 +24,7 @@ TASK_METRICS: dict[str, tuple[str, ...]] = {
     "paws": ("accuracy", "f1"),
     "sick_relatedness": ("pearson", "spearman"),
     "sick_entailment": ("accuracy",),
+    **{f"sts{year}": ("spearman", "pearson") for year in (12, 13, 14, 15)},
     "microworld_similarity": ("pearson", "spearman"),
     "microworld_paraphrase": ("accuracy", "f1"),
     "microworld_entailment": ("accuracy",),
