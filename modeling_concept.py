@@ -535,6 +535,7 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
         if self.norm is not None:
             concepts = self.norm(concepts)
         elif self.layers:
+            assert self.power_norm is not None
             concepts = self.power_norm(concepts, visible).masked_fill(empty, 0.0)
         if visible is not None:
             concepts = concepts * visible.unsqueeze(-1)  # a LayerNorm gives them its bias

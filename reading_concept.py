@@ -378,6 +378,7 @@ def parts_of(tokens: Tensor | ConceptTokens, mask: Tensor | None) -> Iterator[tu
         yield tokens, mask
         return
     size = tokens.chunk_length
+    assert size is not None  # filled on construction
     for start in range(0, tokens.given.shape[1], size):
         stop = start + size
         yield tokens.states(start, stop), None if mask is None else mask[:, start:stop]

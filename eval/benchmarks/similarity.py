@@ -200,8 +200,8 @@ def score_frozen(
         scores["mean_whitened"] = cosine(*((side - mean) @ matrix for side in own))
         probe = _probe(pair_features(*means), np.asarray(train["label"]), pair_features(*own), benchmark)
         scores["probe"], alpha = probe
-    by_method = dict(zip(METHODS, (scores.get(name) for name in (*ZERO_SHOT, "probe")), strict=True))
-    return Frozen({name: by_method[name] for name in methods_of(benchmark)}, alpha)
+    places = dict(zip(METHODS, (*ZERO_SHOT, "probe"), strict=True))
+    return Frozen({name: scores[places[name]] for name in methods_of(benchmark)}, alpha)
 
 
 def methods_of(benchmark: Task) -> dict[str, str]:

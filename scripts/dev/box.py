@@ -51,7 +51,10 @@ RECIPE = Path(__file__).with_name("box.yaml")
 TEACHER, TOKENIZER = "models/sentence-transformers/all-MiniLM-L6-v2", "tokenizers/google-bert/bert-base-uncased"
 VOCABULARY = 12_000
 TEACHER_LENGTH = 256  # tokens that the teacher was trained for
-FORMS = {"slots": {}, "mean": {"num_concepts": 1, "projection_size": None}}  # the model, and a static embedding
+FORMS: dict[str, dict[str, Any]] = {
+    "slots": {},
+    "mean": {"num_concepts": 1, "projection_size": None},
+}  # the model, and a static embedding
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS, PAGE = ROOT / "docs" / "results" / "box", ROOT / "docs" / "BOX.md"
 TEMPLATES, GATES_FILE = Path(__file__).with_name("templates"), Path(__file__).with_name("gate_2.yaml")
@@ -191,8 +194,8 @@ def make(data: Path, work: Path, seeds: Iterable[int], forms: Iterable[str] = ("
             output = work / f"{form}-{seed}"
             if not (output / "pretrain.json").exists():
                 sources = {"dataset_name": work / "teacher" / "data", "tokenizer_name": tokenizer, "start_from": start}
-                named = {name: str(path) for name, path in sources.items()}
-                ce.pretrain(RECIPE, **named, **FORMS[form], seed=seed, output_dir=str(output))
+                fields: dict[str, Any] = {name: str(path) for name, path in sources.items()} | FORMS[form]
+                ce.pretrain(RECIPE, **fields, seed=seed, output_dir=str(output))
 
 
 def start_form(form: str, data: Path, work: Path, folder: Path) -> None:
@@ -241,7 +244,7 @@ def pack(run_dir: Path, folder: Path) -> None:
         shutil.copytree(upload, folder)
 
 
-def keep(work: Path, runs: Iterable[Path], teacher: Mapping[str, float]) -> None:
+def keep(work: Path, runs: Iterable[Path], teacher: Mapping[str, float | None]) -> None:
     """What the page is rendered from, in the tree."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     for run_dir in runs:
@@ -250,11 +253,12 @@ def keep(work: Path, runs: Iterable[Path], teacher: Mapping[str, float]) -> None
     write_json(RESULTS / "teacher.json", dict(teacher))
 
 
-def teacher_scores(data: Path) -> dict[str, float]:
+def teacher_scores(data: Path) -> dict[str, float | None]:
     """Spearman of the teacher's cosines on the graded tasks."""
     from sentence_transformers import SentenceTransformer
 
-    model, found = SentenceTransformer(str(data / TEACHER), device="cpu").float(), {}
+    model = SentenceTransformer(str(data / TEACHER), device="cpu").float()
+    found: dict[str, float | None] = {}
     for name in GRADED:
         task = replace(BENCHMARKS[name], dataset_id=str(data / BENCHMARKS[name].dataset_id))
         pairs = load_benchmark(task, ["validation"])["validation"]
@@ -291,7 +295,7 @@ def render_page(folder: Path) -> str:
     assert first.training is not None
     values = {
         "run": first.training,
-        "numbers": first.training.model.num_concepts * first.training.model.more["projection_size"],
+        "numbers": int((first.training.model.num_concepts or 0) * (first.training.model.more["projection_size"] or 0)),
         "megabytes": f"{2 * first.training.parameters.total / 1e6:.1f}",
         "time": duration(first.training.train_seconds),
         "seeds": list(seeds),
@@ -316,7 +320,7 @@ def _means(reports: Sequence[Report], paths: Iterable[str]) -> list[float | None
     return found
 
 
-def _sentences(seeds: Sequence[Report], static: Sequence[Report], teacher: Mapping[str, float]) -> list[Row]:
+def _sentences(seeds: Sequence[Report], static: Sequence[Report], teacher: Mapping[str, float | None]) -> list[Row]:
     paths = [f"similarity/{task}/rows/cosine, pooled, spearman" for task in GRADED]
     return [
         Row(f"the model, mean of {len(seeds)} seeds", _means(seeds, paths)),

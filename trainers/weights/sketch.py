@@ -70,6 +70,7 @@ def sketch(
     random = np.random.RandomState(seed)
     slots = random.randint(0, num_concepts, len(weights))
     values = random.randn(len(weights), size) / math.sqrt(size)
+    assert model.slots is not None
     with torch.no_grad():
         tokens = model.embeddings.tokens.weight.zero_()  # (V, D): values, slot, weight
         tokens[:, :size] = torch.from_numpy(values)

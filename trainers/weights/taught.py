@@ -67,6 +67,7 @@ def taught(
     model = slot_sums(tokenizer, len(weights), num_concepts, size, hidden_size, **config)
     scored = np.linalg.lstsq(np.c_[table, np.ones(len(table))], weights / weights.mean() - 1, rcond=None)[0]
     generator = torch.Generator().manual_seed(seed)
+    assert model.slots is not None
     with torch.no_grad():
         model.embeddings.tokens.weight.copy_(torch.from_numpy(table))
         model.latents.weight.copy_(
