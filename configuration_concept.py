@@ -70,6 +70,8 @@ class ConceptEncoderConfig(PreTrainedConfig):
         embedding_layer_norm (`bool`, default False): LayerNorm on the sum of token and position embeddings, after its
             projection, in the encoder and in the diffusion decoder: keys and values then start at the same scale
             for any `initializer_range`. Off: raw embeddings, as in the reference run and in imported checkpoints.
+        neighbours (`int`, default 0): tokens w before it that a token is mixed with, before it is read: half of its
+            numbers are multiplied by 1 plus a weighted sum of the other half of theirs. 0: none.
         latent_init (`str`, default `"normal"`): how the latent queries start. `"normal"`: independent draws;
             `"orthogonal"`: rows of a random orthogonal matrix, scaled to the norm that normal ones have on average.
         concept_position_type (`str`, default `"none"`): positions added to the latent queries: `"none"`,
@@ -137,6 +139,7 @@ class ConceptEncoderConfig(PreTrainedConfig):
     position_embedding_type: Literal["learned", "sinusoidal", "none"] = "learned"
     position_counting: Literal["tokens", "columns"] = "tokens"
     embedding_layer_norm: bool = False
+    neighbours: int = 0
     latent_init: Literal["normal", "orthogonal"] = "normal"
     concept_position_type: Literal["none", "sinusoidal", "learned", "anchored"] = "none"
     token_update: Literal["none", "bixt"] = "none"
@@ -208,7 +211,6 @@ class ConceptEncoderConfig(PreTrainedConfig):
         states, features = "last_hidden_state", "token_embeddings"
         if self.pooled_output == "weighted":
             method, states, features = "forward", "pooler_output", "sentence_embedding"
-            del types["1_ConceptMask"]
         if self.pooled_output != "mean":
             del types["2_Pooling"]
         contents = {
@@ -247,9 +249,10 @@ class ConceptEncoderConfig(PreTrainedConfig):
     def validate_architecture(self):
         """Part of `@strict` validation: raises a ValueError that names the field, its value and the legal range."""
         sizes = "vocab_size hidden_size num_attention_heads intermediate_size num_concepts max_position_embeddings "
-        sizes += "token_embedding_size decoder_num_hidden_layers num_hidden_layers"
+        sizes += "token_embedding_size decoder_num_hidden_layers num_hidden_layers neighbours"
+        nothing = {"neighbours"} | ({"num_hidden_layers"} if self.concept_aggregation == "sum" else set())
         for name in sizes.split():
-            least = 0 if name == "num_hidden_layers" and self.concept_aggregation == "sum" else 1
+            least = 0 if name in nothing else 1
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
             if getattr(self, name) >= 2**31:

@@ -31,6 +31,7 @@ def command() -> Command:
     parser.add_argument("--columns", nargs="*", metavar="C", help="that are kept (default: the text)")
     parser.add_argument("--concepts", action="store_true", help="all of a text, not the pooled vector")
     parser.add_argument("--precision", names=PRECISIONS, help=", ".join(PRECISIONS))
+    parser.add_argument("--ranges_from", type=Path, metavar="DIR", help="of int8: take those of other shards")
     parser.add_argument("--max_length", type=int, help="tokens of a text (default: the model's limit)")
     parser.add_argument("--words", type=Path, metavar="FILE", help="of word weights, for a column of words")
     parser.add_argument("--word_entries", type=int, help="words of a document (default: 4 KiB)")
@@ -57,7 +58,9 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{result.documents_per_second:,.1f} documents/s, {result.tokens_per_second:,.0f} tokens/s")
     print(f"{result.bytes / 2**20:,.1f} MiB, {size:,.0f} bytes a document")
     say(f"Written to {folder}.")
-    suggest("search", folder, "a question")
+    given, recorded = arguments["checkpoint"], result.plan.checkpoint  # which names no path of this machine
+    elsewhere = Path(given).exists() and not Path(recorded).exists()
+    suggest("search", folder, "a question", *(["--checkpoint", given] if elsewhere else []))
 
 
 def _option(text: str) -> tuple[str, Any]:

@@ -4,6 +4,8 @@
     concept-encoder generate runs/mine --mode infill --texts "A [MASK] text."
     concept-encoder generate runs/mine --mode swap --swap_concepts 0 3 \\
         --texts "One." "The other."
+
+CHECKPOINT is a run folder, or a Hub id, of a model that was pretrained by masked diffusion.
 """
 
 import concept_encoder as ce
@@ -14,7 +16,7 @@ MODES = ("reconstruct", "infill", "continue", "interpolate", "swap")
 
 def command() -> Command:
     parser = Command(__file__, __doc__)
-    parser.add_argument("checkpoint", help="run folder or Hub id of a model pretrained by masked diffusion")
+    parser.add_argument("checkpoint", help="folder of a model, or its Hub id")
     parser.add_argument("--revision", help="commit, branch or tag of a Hub id")
     parser.add_argument("--mode", required=True, choices=MODES, metavar="MODE", help=", ".join(MODES))
     parser.add_argument("--texts", nargs="+", required=True, metavar="TEXT", help="two for interpolate and swap")

@@ -5,8 +5,8 @@
     concept-encoder search encoded --build --bm25 text --approximate
     concept-encoder search encoded --add more --delete doc-17 --compact
 
-FOLDER is what `encode` wrote, or an index. The first search builds an exact index in FOLDER/index. Prints a line for
-each hit: score, id and the beginning of its text.
+FOLDER is what `encode` wrote, or an index. The first search builds an exact index in FOLDER/index. --add and --delete
+together are one change: all of it or nothing. Prints a line for each hit: score, id and the beginning of its text.
 """
 
 import concept_encoder as ce
@@ -49,15 +49,18 @@ def main(argv: list[str] | None = None) -> None:
             raise ValueError("there is nothing to do: give a QUERY, or --build, --add, --delete or --compact")
         if build and "build" not in changes:
             raise ValueError(f"--{next(iter(build))} is for --build")
+        if "build" in changes and len(changes) > 1:
+            raise ValueError(f"--build makes an index of FOLDER alone; --{changes[1]} in a command after it")
         if arguments.pop("build", False):
             home = build.pop("index_dir", None)
             index = ce.Index.build(folder, home, approximate=arguments.get("approximate", False), **build)
         else:
             index = open_index(folder)
-        if "delete" in arguments:
-            index = index.delete(arguments.pop("delete"))
+        deleted = arguments.pop("delete", [])
         if "add" in arguments:
-            index = index.add(arguments.pop("add"))
+            index = index.add(arguments.pop("add"), instead_of=deleted)
+        elif deleted:
+            index = index.delete(deleted)
         if arguments.pop("compact", False):
             index = index.compact()
         found = ce.search(index, queries, **arguments) if queries else []

@@ -87,7 +87,7 @@ Comparison = Literal[">", ">=", "<", "<="]
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 Chance = Annotated[
     str,
-    _one_of("above chance", "above chance, formally", "not told from chance", "at or below chance", "no chance level"),
+    _one_of("above chance", "barely above chance", "not told from chance", "at or below chance", "no chance level"),
 ]
 Grade = Annotated[str, _one_of("GOOD", "OK", "POOR")]
 Control = Annotated[str, _one_of("bag_of_tokens", "random_init")]

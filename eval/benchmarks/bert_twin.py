@@ -21,8 +21,8 @@ from ...modeling_concept import (
     ConceptEncoderPreTrainedModel,
     ConceptMaskedLMModel,
     ConceptMaskedLMOutput,
-    at_positions,
 )
+from ...reading_concept import at_positions
 
 # Fields of the configuration that a BERT has too, under the same names.
 SHARED_FIELDS = (

@@ -18,7 +18,6 @@ from typing import Any
 import datasets
 import numpy as np
 import scipy.sparse as sp
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from sklearn.preprocessing import normalize
@@ -26,6 +25,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...utils.files import write_atomically
 from ...utils.progress import progress
+from ..corpus.embedders import Role, embed_texts, load_embedder
 from ..corpus.words import WordWeights, entries_in, heaviest
 
 SIZES = (128, 1024, 4096)  # bytes of a text that codes of words are cut to
@@ -297,54 +297,40 @@ def token_means(table: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> list[R
 # ------------------------------------------------------------------------------------------------------ other encoders
 
 
-def sentence_encoders(source: str, batch_size: int = 32) -> list[Ranker]:
-    """A model of sentence-transformers: each text cut at what it reads, and the best of all its chunks (MaxP).
+def sentence_encoders(source: str) -> list[Ranker]:
+    """Another encoder: each text cut at what it reads, and the best of all its chunks (MaxP).
 
     Args:
-        source: folder or Hub id; code of its own is not run.
-        batch_size: chunks at a time.
+        source: folder or Hub id of a model of sentence-transformers, or of a checkpoint; code of its own is not run.
 
     Raises:
-        ValueError: when called, where sentence-transformers is not installed or the model reads texts of no limit.
+        FileNotFoundError, ValueError: as `load_embedder`.
 
     Source: MaxP, Dai & Callan 2019, arXiv:1905.09217.
     """
-    name, weights = Path(source).name, sorted(Path(source).glob("*.safetensors"))
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in weights)).hexdigest() if weights else str(source)
-    model: list[Any] = []
+    embedder = load_embedder(source)
+    name = Path(source).name
 
-    def loaded() -> Any:
-        if not model:
-            try:
-                from sentence_transformers import SentenceTransformer
-            except ImportError as error:
-                raise ValueError(
-                    "other encoders need sentence-transformers: pip install 'concept-encoder[st]'"
-                ) from error
-            model.append(SentenceTransformer(source, trust_remote_code=False, model_kwargs={"dtype": torch.float32}))
-        return model[0]
-
-    def encode(texts: Sequence[str]) -> np.ndarray:
-        options = {"batch_size": batch_size, "normalize_embeddings": True, "show_progress_bar": False}
+    def encode(texts: Sequence[str], role: Role) -> np.ndarray:
         starts = progress(range(0, len(texts), 256), desc=f"Encoding by {name}", unit="batch", leave=False)
-        return np.concatenate([loaded().encode(list(texts[i : i + 256]), **options) for i in starts])
+        return np.concatenate([embed_texts(embedder, texts[i : i + 256], role) for i in starts])
 
     read = Remembered(encode)
 
     def score(queries: Sequence[str], documents: Sequence[str], whole: bool) -> Scored:
-        pieces = chunks(documents, loaded().tokenizer, loaded().get_max_seq_length())
-        (asked, _), (rows, seconds) = read(queries), read([each[0] for each in pieces])
+        pieces = chunks(documents, embedder.tokenizer, embedder.max_length)
+        (asked, _), (rows, seconds) = read(queries, "query"), read([each[0] for each in pieces], "document")
         scores = asked @ rows.T
         owner = [i for i, each in enumerate(pieces) for _ in each[1:]]
         if whole and owner:
-            rest, more = read([piece for each in pieces for piece in each[1:]])
+            rest, more = read([piece for each in pieces for piece in each[1:]], "document")
             seconds += more
             for i in range(0, len(owner), 4096):
                 np.maximum.at(scores.T, owner[i : i + 4096], rest[i : i + 4096] @ asked.T)
         return Scored(scores.astype(np.float32), seconds, None if whole else rows.shape[1] * 4)
 
     def ranker(title: str, text: str, whole: bool) -> Ranker:
-        return Ranker(title, f"{name}: {text}", partial(score, whole=whole), [name, digest, whole])
+        return Ranker(title, f"{name}: {text}", partial(score, whole=whole), [name, embedder.digest, whole])
 
     return [
         ranker(name, "each text cut at what it reads", False),
@@ -352,10 +338,8 @@ def sentence_encoders(source: str, batch_size: int = 32) -> list[Ranker]:
     ]
 
 
-def chunks(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, longest: int | None) -> list[list[str]]:
-    """Each text as consecutive pieces of at most `longest` tokens with the special ones; ValueError for no limit."""
-    if longest is None:
-        raise ValueError("the model reads texts of any length, so there is nothing to cut them into")
+def chunks(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, longest: int) -> list[list[str]]:
+    """Each text as consecutive pieces of at most `longest` tokens with the special ones."""
     size = longest - tokenizer.num_special_tokens_to_add()
     found = []
     for text in texts:

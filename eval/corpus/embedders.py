@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from ...configuration_concept import ConceptEncoderConfig
 from ...utils.files import at_home
@@ -46,6 +47,7 @@ class Embedder:
         max_length: tokens after which a text is cut.
         dtype: "float32" or "bfloat16", of the products.
         kind: "pooled" or "concepts".
+        tokenizer: that the model reads with.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Embedder:
     shape: tuple[int, ...]
     max_length: int
     kind: Output
+    tokenizer: PreTrainedTokenizerBase
     dtype = "float32"
 
     def batches(self, texts: Sequence[str], batch_tokens: int, role: Role) -> Iterator[Batch]:
@@ -161,6 +164,7 @@ class SentenceEmbedder(Embedder):
         self.name, self.revision, self.folder, self.kind = name, revision, folder, output
         options: dict[str, Any] = {"local_files_only": True, "model_kwargs": {"use_safetensors": True}}
         self.model = SentenceTransformer(str(folder), trust_remote_code=False, **options).float().eval()
+        self.tokenizer = self.model.tokenizer
         limit = min(self.model.max_seq_length or LONGEST, max_length or LONGEST)
         self.max_length = int(limit)
         if max_length is not None and self.model.max_seq_length not in (None, float("inf")):

@@ -45,6 +45,7 @@ from .shards import (
     Counts,
     kept_words,
     open_shards,
+    short,
 )
 from .words import entries_in
 
@@ -59,7 +60,7 @@ _HOW_TO_READ = {
     "int8": "Each number is a step between the lowest and the highest value that a sample had (sentence-transformers' "
     "`quantize_embeddings`), which the shards' metadata hold; `scale` makes the length 1.",
     "2bit": "Four numbers a byte, the first in the lowest bits: bit 0 is the sign, bit 1 says 3 in place of 1, for "
-    "numbers beyond the vector's standard deviation; `scale` makes the length 1.",
+    "numbers beyond the vector's standard deviation; 0 comes back as -1; `scale` makes the length 1.",
     "ubinary": "A bit for each number, its sign (`numpy.packbits`); `scale` makes the length 1.",
 }
 SECONDS_BETWEEN_LOOKS = 1.0  # at what the workers have done
@@ -80,6 +81,7 @@ def encode(
     revision: str | None = None,
     concepts: bool = False,
     precision: Precision = "float32",
+    ranges_from: str | os.PathLike | None = None,
     max_length: int | None = None,
     words: str | os.PathLike | None = None,
     word_entries: int | None = None,
@@ -103,6 +105,8 @@ def encode(
         revision: commit, branch or tag of a checkpoint on the Hub.
         concepts: all C vectors of a text, one after the other, in place of the pooled one.
         precision: one of float32, float16, int8, 2bit, ubinary.
+        ranges_from: folder of shards whose ranges int8 takes, so that both can be searched together; None: ranges of
+            these texts.
         max_length: tokens after which a text is cut; None: the model's limit, at most 32,768.
         words: file that `WordWeights.save` wrote, for a column of the heaviest words and pairs.
         word_entries: of that column; None: what fits into 4 KiB.
@@ -131,6 +135,8 @@ def encode(
         if number < 1:
             raise ValueError(f"{name} must be at least 1, got {number}")
     check_precision(precision)
+    if ranges_from is not None and precision != "int8":
+        raise ValueError(f"ranges_from is for precision 'int8', got {precision!r}")
     options = {"config": dataset_config_name, "revision": dataset_revision, "streaming": streaming}
     table = split_of(dataset_name, options, split)
     named = isinstance(dataset_name, str | os.PathLike)
@@ -143,7 +149,7 @@ def encode(
         output=output,
         shape=list(embedder.shape),
         precision=precision,
-        calibration=None,
+        calibration=None if ranges_from is None else _ranges_of(ranges_from),
         max_length=embedder.max_length,
         dtype="float32",
         words=None if words is None else _word_facts(words, word_entries),
@@ -212,11 +218,14 @@ def _kept_or_new(folder: Path, table: Table, draft: EncodePlan, embedder: Embedd
         kept = EncodePlan.load(path)
         free = ("documents", "tasks", "code", "checkpoint")  # a model that moved is known by its weights
         own, its = ({**each.as_dict(), **each.as_dict()["code"]} for each in (draft, kept))
-        differing = [name for name in own if name not in (*free, "calibration", "dtype") and own[name] != its[name]]
+        if draft.code.calibration is None:
+            free = (*free, "calibration")  # of texts, which the sample compares
+        differing = [name for name in own if name not in (*free, "dtype") and own[name] != its[name]]
         if differing:
             name = next((each for each in differing if each != "sample"), "sample")  # other columns are other rows too
             raise ValueError(
-                f"{folder} was begun with {name} {its[name]!r}, now it is {own[name]!r}; choose another --output_dir, "
+                f"{folder} was begun with {name} {short(its[name])}, now it is "
+                f"{short(own[name])}; choose another --output_dir, "
                 "or --overwrite it"
             )
         return kept
@@ -225,7 +234,7 @@ def _kept_or_new(folder: Path, table: Table, draft: EncodePlan, embedder: Embedd
     texts = [text for row in sample if (text := row[draft.text_column])]
     embedder.choose_dtype(texts, draft.batch_tokens)
     draft.code.dtype = embedder.dtype  # type: ignore[assignment]
-    if draft.code.precision == "int8":
+    if draft.code.precision == "int8" and draft.code.calibration is None:
         draft.code.calibration = shards.as_text(_calibration(table, draft, embedder))
     rows = table.rows
     if isinstance(rows, Dataset):
@@ -247,6 +256,13 @@ def _calibration(table: Table, plan: EncodePlan, embedder: Embedder) -> np.ndarr
     found = np.concatenate([vectors for _, vectors, _ in embedded_windows(embedder, windows, plan.batch_tokens)])
     kept = found[found.any(1)]
     return calibration(kept if len(kept) else np.array([[-1.0], [1.0]]).repeat(shards.width(plan.code), 1))
+
+
+def _ranges_of(folder: str | os.PathLike) -> str:
+    code = open_shards(folder).code
+    if code.calibration is None:
+        raise ValueError(f"ranges_from must be a corpus of precision 'int8', {folder} is {code.precision!r}")
+    return code.calibration
 
 
 def _check_columns(table: Table, plan: EncodePlan) -> None:

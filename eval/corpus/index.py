@@ -16,6 +16,7 @@ new segments and then replaces that file: a change that is killed leaves the ind
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +41,7 @@ SEGMENT_ROWS = 2**16  # of a segment: what is sorted in memory while it is built
 BLOCK_NUMBERS = 2**24  # of vectors that are unpacked at a time, 64 MiB
 ASKED = 256  # documents by which the recall of a graph is measured
 NEAREST = 10
+BLANK = -2  # score of a text without a vector, below any cosine, which rounding takes a little beyond -1
 OVERSAMPLED = 4  # times as many are taken from a graph, whose vectors may be rounded, and scored exactly
 
 
@@ -165,7 +167,7 @@ class Index:
             bm25=bm25,
             approximate=ApproximateFacts(recall_at_10=None, queries=0) if approximate else None,
         )
-        with alone_in(home):
+        with _changing(home):
             if found.code.words is not None:
                 shutil.copyfile(_words_file(Path(encoded)), home / WORDS_FILE)
             return cls(home, facts)._changed(read_tables(found.files), [])
@@ -178,19 +180,30 @@ class Index:
             raise FileNotFoundError(f"{folder} holds no index; `concept-encoder search FOLDER --build` makes one")
         return cls(Path(folder), IndexFacts.load(path))
 
-    def add(self, encoded: str | os.PathLike) -> "Index":
+    def add(self, encoded: str | os.PathLike, instead_of: Iterable[str] = ()) -> "Index":
         """The index with the documents of another folder of shards.
 
+        Args:
+            encoded: folder of shards.
+            instead_of: ids of documents that the new ones replace; they are deleted in the same change, so that a
+                fault or a kill leaves them in.
+
         Raises:
-            ValueError: shards of another model or precision; an id that is there already.
+            ValueError: shards of another model or precision; an id that is there already; one to be replaced that is
+                not.
         """
         found = open_shards(encoded)
         check_same(self.facts.code, found.code, f"the index {self.folder}", str(encoded))
-        with alone_in(self.folder):
-            return self._changed(read_tables(found.files), self.deleted)
+        with _changing(self.folder):
+            return self._changed(read_tables(found.files), self._without(instead_of))
 
     def delete(self, ids: Iterable[str]) -> "Index":
         """The index without the documents of these ids; ValueError for an id that is not there."""
+        with _changing(self.folder):
+            return self._written(self.facts.segments, self._without(ids))
+
+    def _without(self, ids: Iterable[str]) -> list[np.ndarray]:
+        """Rows of each segment that are deleted when these ids are too."""
         wanted = pa.array(sorted(set(ids)), pa.string())
         deleted, seen = [], set()
         for place, segment in enumerate(self.segments):
@@ -201,8 +214,7 @@ class Index:
         missing = sorted(set(wanted.to_pylist()) - seen)
         if missing:
             raise ValueError(f"{len(missing)} of the ids are not in {self.folder}, the first is {missing[0]!r}")
-        with alone_in(self.folder):
-            return self._written(self.facts.segments, deleted)
+        return deleted
 
     def compact(self) -> "Index":
         """The index in as few segments as can be, without what was deleted."""
@@ -213,7 +225,7 @@ class Index:
                 for start in range(0, len(kept), 8_192):
                     yield segment.rows(kept[start : start + 8_192])
 
-        with alone_in(self.folder):
+        with _changing(self.folder):
             emptied = Index(self.folder, replace(self.facts, segments=[], deleted=0))
             return emptied._changed(left(), [])
 
@@ -352,14 +364,23 @@ class Index:
                 best.add(rows.start, found)
         return best.found()
 
-    def products(self, queries: np.ndarray) -> Callable[[slice], np.ndarray]:
-        """Scores of `best`: products of the vectors with (q, D) queries, exactly."""
+    def products(self, queries: np.ndarray) -> Callable[[slice | np.ndarray], np.ndarray]:
+        """Scores of `best`: products of the vectors with (q, D) queries, exactly.
+
+        They are cosines. A blank text has no vector and gets `BLANK`: it ranks below all others.
+        """
         asked = torch.from_numpy(np.ascontiguousarray(queries.T))  # (D, q)
 
-        def scores(rows: slice) -> np.ndarray:
-            segment, first = self.place(rows.start)
-            own = segment.vectors(slice(first, first + rows.stop - rows.start))
-            return (torch.from_numpy(own) @ asked).numpy()
+        def scores(rows: slice | np.ndarray) -> np.ndarray:
+            if isinstance(rows, slice):
+                segment, first = self.place(rows.start)
+                own = segment.vectors(slice(first, first + rows.stop - rows.start))
+            else:
+                own = self.vectors(rows)
+            found = (torch.from_numpy(own) @ asked).numpy()
+            zero = np.flatnonzero((found == 0).all(1))
+            found[zero[~own[zero].any(1)]] = BLANK
+            return found
 
         return scores
 
@@ -367,7 +388,9 @@ class Index:
         """(q, k) rows that the graphs of the segments find, best first, -1 where there are fewer."""
         best = _Best(len(queries), k)
         for start, segment, gone in zip(self.starts, self.segments, self.deleted, strict=False):
-            matches = segment.graph.search(queries, min(len(segment), k + min(k, len(gone))))
+            if not len(segment.graph):
+                continue
+            matches = segment.graph.search(queries, min(len(segment.graph), k + min(k, len(gone))))
             keys, distances = (np.atleast_2d(each) for each in (matches.keys, matches.distances))
             counts = np.asarray(getattr(matches, "counts", keys.shape[1]))
             missing = np.arange(keys.shape[1]) >= counts.reshape(-1, 1)
@@ -427,7 +450,9 @@ def _write_segment(folder: Path, rows: pa.Table, code: CodeFacts, approximate: b
         segment = Segment(folder, code)
         for start in range(0, len(segment), 1024):
             block = slice(start, min(len(segment), start + 1024))
-            graph.add(np.arange(block.start, block.stop), segment.vectors(block))
+            vectors = segment.vectors(block)
+            kept = np.flatnonzero(vectors.any(1))  # those of blank texts are near nothing
+            graph.add(block.start + kept, vectors[kept])
         graph.save(str(folder / "graph.usearch"))
 
 
@@ -467,6 +492,22 @@ def _check_unique(ids: pa.ChunkedArray, known: Sequence[pa.ChunkedArray]) -> Non
 def _generation(folder: Path) -> int:
     path = folder / INDEX_FILE
     return IndexFacts.load(path).generation if path.is_file() else 0
+
+
+@contextmanager
+def _changing(folder: Path) -> Iterator[None]:
+    """A change by one process at a time; what fails leaves nothing of itself."""
+    with alone_in(folder):
+        try:
+            yield
+        except BaseException as error:
+            _drop_unnamed(folder)
+            if not isinstance(error, OSError) or isinstance(error, FileNotFoundError):
+                raise
+            said = " ".join(str(error).split())
+            raise OSError(
+                f"{folder} could not be changed: {said}. It is as it was: make room, and try again"
+            ) from error
 
 
 def _drop_unnamed(folder: Path) -> None:

@@ -49,7 +49,8 @@ def quantized(
     Args:
         vectors: (n, D) float32 of unit length, or zeros for a text that is empty.
         precision: one of `PRECISIONS`. int8 and ubinary are those of sentence-transformers; 2bit has the sign of a
-            number, and whether it is further from 0 than the standard deviation of its vector.
+            number, and whether it is further from 0 than the standard deviation of its vector. Neither it nor ubinary
+            has a zero: a number that is exactly 0 comes back as -1, as of a slot without tokens.
         ranges: (2, D) of int8, as from `calibration`.
 
     Returns:

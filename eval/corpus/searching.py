@@ -161,10 +161,7 @@ class _Asked:
         self.scores: dict[str, Callable[[slice | np.ndarray], np.ndarray]] = {}  # of rows, (n, q)
         if "vectors" in weights:
             self.vectors = embed_texts(query_embedder(index, checkpoint), texts, "query")
-            products = index.products(self.vectors)
-            self.scores["vectors"] = lambda rows: (
-                products(rows) if isinstance(rows, slice) else index.vectors(rows) @ self.vectors.T
-            )
+            self.scores["vectors"] = index.products(self.vectors)
         if "words" in weights:
             words = index.word_scores(index.word_weights.encode(texts))
             self.scores["words"] = lambda rows: words[:, rows].T.toarray()

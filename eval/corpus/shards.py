@@ -148,6 +148,7 @@ class ShardWriter:
     def _write(self, table: pa.Table) -> None:
         if self._writer is None:
             options: dict[str, Any] = {"compression": "zstd", "use_dictionary": False, "write_statistics": ["id"]}
+            options["write_page_checksum"] = True  # what compression cannot shrink it stores, and would not check
             self._writer = pq.ParquetWriter(self.file, table.schema, **options)
         self._writer.write_table(table)
 
@@ -234,10 +235,10 @@ def check_same(code: CodeFacts, other: CodeFacts, where: str, elsewhere: str) ->
         if differing == ["calibration"]:
             raise ValueError(
                 f"{elsewhere} and {where} were rounded to int8 with ranges of their own texts, so their codes do not "
-                "compare: encode both as one corpus, or with another precision than int8"
+                "compare: encode one of them again with ranges_from the other"
             )
         name = differing[0]
-        first, second = (f"{name} {_short(each[name])}" for each in (own, its))
+        first, second = (f"{name} {short(each[name])}" for each in (own, its))
         raise ValueError(
             f"{elsewhere} is of {other.model} ({second}), {where} of {code.model} ({first}); "
             "vectors of different models or precisions are never mixed: keep them in folders of their own"
@@ -248,7 +249,7 @@ def read_tables(files: Sequence[Path], columns: Sequence[str] | None = None, row
     """Rows of shards in their order, some at a time; ValueError for a shard that is broken inside."""
     for path in files:
         try:
-            with pq.ParquetFile(path) as file:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 for batch in file.iter_batches(rows, columns=columns):
                     yield pa.Table.from_batches([batch])
         except _BROKEN as error:
@@ -285,6 +286,6 @@ def kept_words(path: str) -> WordWeights:
     return WordWeights.load(path)
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:37]}..."

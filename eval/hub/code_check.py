@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 from huggingface_hub import HfApi, snapshot_download
 
-from ... import configuration_concept, modeling_concept
+from ... import configuration_concept, modeling_concept, reading_concept
 from ...utils.command_line import printable
 from ...utils.untrusted import is_hub_id
 
 logger = logging.getLogger(__name__)
-CODE = tuple(Path(module.__file__ or "") for module in (configuration_concept, modeling_concept))
+CODE = tuple(Path(module.__file__ or "") for module in (configuration_concept, reading_concept, modeling_concept))
 COMMAND = "concept-encoder check-code"
 # Fields of config.json by which transformers fetches or runs what is neither here nor in this package.
 FOREIGN_FIELDS = ("attn_implementation", "_attn_implementation", "quantization_config", "custom_pipelines")

@@ -8,14 +8,14 @@ from scipy.stats import binomtest, norm
 from ...utils.results import Chance, Control, ControlScore, FinetuneResult, TaskScore
 
 ABOVE_CHANCE: Chance = "above chance"
-FORMALLY_ABOVE: Chance = "above chance, formally"
+BARELY_ABOVE: Chance = "barely above chance"
 WITHIN_NOISE: Chance = "not told from chance"
 AT_CHANCE: Chance = "at or below chance"
 NO_CHANCE: Chance = "no chance level"
-BARELY = (AT_CHANCE, WITHIN_NOISE, FORMALLY_ABOVE)
+BARELY = (AT_CHANCE, WITHIN_NOISE, BARELY_ABOVE)
 BEATS, EQUALS, LOSES = "beats", "cannot be told from", "is worse than"  # a control
 
-NEGLIGIBLE = 0.05  # share of the variance below which a correlation above 0 is formally so and no more
+NEGLIGIBLE = 0.05  # share of the variance below which a correlation above 0 is barely so
 CONFIDENCE = 0.95
 CORRELATIONS = {"pearson": 1.0, "spearman": 1.06}  # metric -> variance of its Fisher z, in units of 1 / (n - 3)
 NAMED = 4  # scores that a sentence names; of more it gives the number
@@ -36,7 +36,7 @@ def judge(
     """A score with its verdict.
 
     It is above chance only when its interval is too; without an interval the point decides and the note says so. A
-    correlation that explains next to nothing is above chance formally.
+    correlation that explains next to nothing is barely above chance.
 
     Args:
         metric: name; higher is better.
@@ -87,7 +87,7 @@ def _verdict(
         at_chance = interval is not None and interval[0] <= chance
     if at_chance:
         return WITHIN_NOISE
-    return FORMALLY_ABOVE if metric in CORRELATIONS and value**2 < NEGLIGIBLE else ABOVE_CHANCE
+    return BARELY_ABOVE if metric in CORRELATIONS and value**2 < NEGLIGIBLE else ABOVE_CHANCE
 
 
 def sampling_interval(metric: str, value: float, examples: int) -> tuple[tuple[float, float] | None, str | None]:
@@ -135,13 +135,13 @@ def chance_lines(tasks: Sequence[FinetuneResult]) -> list[str]:
     scored = [task for task in tasks if task.verdict != NO_CHANCE]
     if not scored:
         return []
-    at_chance = [task.id for task in scored if task.verdict in BARELY and task.verdict != FORMALLY_ABOVE]
-    formally = [_explained(task) for task in scored if task.verdict == FORMALLY_ABOVE]
+    at_chance = [task.id for task in scored if task.verdict in BARELY and task.verdict != BARELY_ABOVE]
+    barely = [_explained(task) for task in scored if task.verdict == BARELY_ABOVE]
     above = [task.id for task in scored if task.verdict == ABOVE_CHANCE]
     if above:
         lines = [f"Above chance: {', '.join(above)}."]
-        if formally:
-            lines.append(f"Above chance, but explaining next to nothing: {', '.join(formally)}.")
+        if barely:
+            lines.append(f"Above chance, but explaining next to nothing: {', '.join(barely)}.")
         if at_chance:
             lines.append(f"Cannot be told from chance: {_named(at_chance, len(scored))}.")
         return lines
@@ -149,8 +149,8 @@ def chance_lines(tasks: Sequence[FinetuneResult]) -> list[str]:
     if at_chance:
         line += f": {_named(at_chance, len(scored))} {'is' if len(at_chance) == 1 else 'are'} at chance"
     line += "."
-    if formally:
-        line += f" Above it, but explaining next to nothing: {', '.join(formally)}."
+    if barely:
+        line += f" Above it, but explaining next to nothing: {', '.join(barely)}."
     return [line]
 
 

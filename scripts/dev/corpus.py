@@ -4,7 +4,9 @@
     python scripts/dev/corpus.py --render
 
 Documents/s by length, model, library and threads; peak memory of 10,000 and 1,000,000 documents; bytes and quality of
-each precision on Cranfield. One run, medians; half an hour on two quiet cores. `--render` writes the page again.
+each precision on Cranfield. Medians; less than 20 minutes on two quiet cores. Each part is kept in
+docs/results/corpus.json when it is ready, and the same command again measures what is missing. `--render` writes the
+page again; `--small` tries every part on a few documents and shows the page, and keeps nothing.
 """
 
 import json
@@ -14,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,15 +29,14 @@ from concept_encoder.utils.files import write_atomically, write_json
 ROOT = Path(__file__).resolve().parents[2]
 RESULT, PAGE = ROOT / "docs" / "results" / "corpus.json", ROOT / "docs" / "CORPUS.md"
 LENGTHS = (16, 256, 4_096)  # tokens of a text
-COUNTS = {  # documents that are timed, of each length: some seconds of each model
-    "concepts": (4_096, 512, 32),
-    "slots": (16_384, 2_048, 128),
-    "static": (32_768, 8_192, 512),
-    "MiniLM": (512, 64, 32),
-}
+COUNTS = (32_768, 8_192, 512)  # documents that are timed, of each length, at most
+SECONDS = 1.5  # that one timing is to take
+TRIED = 32  # times fewer documents tell how many that are
+NAMES = ("concepts", "slots", "static", "MiniLM")
 THREADS = (1, 2)
 REPEATS = 3
 SIZES = (10_000, 1_000_000)
+SMALL = 512  # times fewer documents are tried
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 PRECISIONS = ("float32", "float16", "int8", "2bit", "ubinary")
 
@@ -94,7 +95,7 @@ def models(folder: Path, minilm: Path) -> dict[str, Path]:
 # ---------------------------------------------------------------------------------------- each in a process of its own
 
 
-def rates(model: str, threads: int, counts: list[int]) -> list[dict[str, Any]]:
+def rates(model: str, threads: int, share: int) -> list[dict[str, Any]]:
     """Documents/s of one model, by our `encode` and, for those of sentence-transformers, by their own."""
     import torch
     from datasets import Dataset
@@ -103,25 +104,41 @@ def rates(model: str, threads: int, counts: list[int]) -> list[dict[str, Any]]:
     import concept_encoder as ce
 
     torch.set_num_threads(threads)
+    repeats = REPEATS if share == 1 else 1
     rows = []
     theirs: Any = None if _ours(model) else SentenceTransformer(model).float()
-    for tokens, count in zip(LENGTHS, counts, strict=True):
-        written = texts(tokens, count)
-        corpus = Dataset.from_dict({"text": written})
+    for tokens, most in zip(LENGTHS, COUNTS, strict=True):
+        written = texts(tokens, max(2, most // share))
         row: dict[str, Any] = {"tokens": tokens, "threads": threads}
         for precision in ("float32", "int8"):
-            seconds = []
-            for _ in range(REPEATS):
+
+            def encoded(count: int, precision: Any = precision, written: list[str] = written) -> Any:
+                corpus = Dataset.from_dict({"text": written[:count]})
                 with tempfile.TemporaryDirectory() as folder:
-                    done = ce.encode(model, corpus, folder, precision=precision, columns=[])
-                    assert done is not None
-                    seconds.append(done.seconds)
-            row[precision] = count / statistics.median(seconds)
+                    return ce.encode(model, corpus, folder, precision=precision, columns=[])
+
+            tried = encoded(max(2, len(written) // TRIED))
+            count = _count(tried.documents_per_second, len(written))
+            done = [encoded(count) for _ in range(repeats)]
+            row |= {
+                precision: count / statistics.median(each.seconds for each in done),
+                f"{precision}_bytes": done[0].bytes / count,
+                f"{precision}_dtype": done[0].plan.code.dtype,
+            }
         for precision in ("float32", "int8") if theirs is not None else ():
             options = {"precision": precision, "normalize_embeddings": True, "show_progress_bar": False}
-            row[f"theirs_{precision}"] = count / _median_seconds(partial(theirs.encode, written, **options))
+            some = written[: max(2, len(written) // TRIED)]
+            theirs.encode(some, **options)
+            some = written[: _count(len(some) / _seconds(partial(theirs.encode, some, **options)), len(written))]
+            seconds = [_seconds(partial(theirs.encode, some, **options)) for _ in range(repeats)]
+            row[f"theirs_{precision}"] = len(some) / statistics.median(seconds)
         rows.append(row)
     return rows
+
+
+def _count(documents_per_second: float, most: int) -> int:
+    """Documents that take `SECONDS`."""
+    return min(most, max(2, int(documents_per_second * SECONDS)))
 
 
 def memory(model: str, count: int) -> dict[str, Any]:
@@ -194,30 +211,48 @@ def _ours(model: str) -> bool:
 
 def _median_seconds(call: Callable[[], Any]) -> float:
     call()
-    seconds = []
-    for _ in range(REPEATS):
-        started = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
+    return statistics.median(_seconds(call) for _ in range(REPEATS))
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
 
 
 # ------------------------------------------------------------------------------------------------------------ the page
 
 
-def measure(minilm: Path, data: Path) -> dict[str, Any]:
+def measure(minilm: Path, data: Path, share: int = 1, kept: Path | None = None) -> dict[str, Any]:
+    """The figures of all parts.
+
+    Args:
+        minilm: folder of all-MiniLM-L6-v2.
+        data: folder that holds local/cranfield.
+        share: times fewer documents than are timed in earnest.
+        kept: file of the parts that are ready, which is written after each.
+    """
+    result: dict[str, Any] = {"kind": "corpus", "parts": {}}
+    if kept is not None and kept.is_file():
+        result = json.loads(kept.read_text())
     with tempfile.TemporaryDirectory() as scratch:
         found = models(Path(scratch), minilm)
-        speed = []
-        for name, path in found.items():
-            for threads in THREADS:
-                say(f"{name}, {threads} threads")
-                speed += [{"model": name, **row} for row in _apart(threads, "rates", str(path), threads, COUNTS[name])]
-        say("memory")
-        peaks = [_apart(2, "memory", str(found["static"]), size) for size in SIZES]
-        say("quality")
-        by_precision = _apart(2, "quality", str(minilm), str(data))
-    return {"kind": "corpus", "speed": speed, "memory": peaks, "quality": by_precision, "load": os.getloadavg()[0]}
+        parts: dict[str, Callable[[], Any]] = {
+            f"speed {name} {threads}": partial(_apart, threads, "rates", str(found[name]), threads, share)
+            for name in NAMES
+            for threads in THREADS
+        }
+        parts |= {f"memory {n}": partial(_apart, 2, "memory", str(found["static"]), n // share) for n in SIZES}
+        parts["quality"] = partial(_apart, 2, "quality", str(minilm), str(data))
+        for number, (name, part) in enumerate(parts.items(), 1):
+            if name in result["parts"]:
+                continue
+            say(f"{number} of {len(parts)}: {name}")
+            rows = part()
+            result["parts"][name] = {"rows": rows, "load": os.getloadavg()[0]}
+            if kept is not None:
+                write_json(kept, result)
+    return result
 
 
 def _apart(threads: int, name: str, *arguments: Any) -> Any:
@@ -231,34 +266,43 @@ def _apart(threads: int, name: str, *arguments: Any) -> Any:
 
 
 def render_page(result: dict[str, Any] | None = None) -> str:
-    """docs/CORPUS.md from the measurement."""
-    result = json.loads(RESULT.read_text()) if result is None else result
+    """docs/CORPUS.md from the parts that are measured."""
+    parts = (json.loads(RESULT.read_text()) if result is None else result)["parts"]
+    rows = {name: part["rows"] for name, part in parts.items()}
     speed = [
-        f"| {row['model']} | {row['tokens']:,} | {row['threads']} | {row['float32']:,.0f} | {row['int8']:,.0f} | "
-        f"{_number(row.get('theirs_float32'))} | {_number(row.get('theirs_int8'))} |"
-        for row in result["speed"]
+        {"model": name.split()[1], **row} for name, found in rows.items() if name.startswith("speed") for row in found
     ]
-    memory_rows = [
-        f"| {row['documents']:,} | {row['peak_bytes'] / 2**20:,.0f} | {row['documents_per_second']:,.0f} |"
-        for row in result["memory"]
-    ]
-    quality_rows = [
-        f"| {row['precision']} | {row['bytes']:,.0f} | {row['bytes']:,.0f} | {row['ndcg_at_10']:.3f} | "
-        f"{row['microseconds_per_document']:.2f} |"
-        for row in result["quality"]
-    ]
-    billion = [
-        f"| {row['model']} | {1e9 / row['float32'] / 3600:,.0f} |"
-        for row in result["speed"]
-        if row["tokens"] == 256 and row["threads"] == 1
-    ]
+    memory_rows = [found for name, found in rows.items() if name.startswith("memory")]
+    billion = [row for row in speed if row["tokens"] == 256 and row["threads"] == 1]
     return _PAGE.format(
-        load=result["load"],
-        speed="\n".join(speed),
-        memory="\n".join(memory_rows),
-        quality="\n".join(quality_rows),
-        billion="\n".join(billion),
+        load=statistics.median(part["load"] for part in parts.values()),
+        speed=_lines(
+            f"| {row['model']} | {row['tokens']:,} | {row['threads']} | {row['float32']:,.0f} | {row['int8']:,.0f} | "
+            f"{_number(row.get('theirs_float32'))} | {_number(row.get('theirs_int8'))} | "
+            f"{row['float32_bytes']:,.0f} | {row['int8_bytes']:,.0f} |"
+            for row in speed
+        ),
+        bfloat16=", ".join(sorted({row["model"] for row in speed if row["float32_dtype"] == "bfloat16"}))
+        or "no model",
+        memory=_lines(
+            f"| {row['documents']:,} | {row['peak_bytes'] / 2**20:,.0f} | {row['documents_per_second']:,.0f} |"
+            for row in memory_rows
+        ),
+        quality=_lines(
+            f"| {row['precision']} | {row['bytes']:,.0f} | {row['ndcg_at_10']:.3f} | "
+            f"{row['microseconds_per_document']:.2f} |"
+            for row in rows.get("quality", ())
+        ),
+        billion=_lines(
+            f"| {row['model']} | {1e9 / row['float32'] / 3600:,.0f} | {1e9 / row['int8'] / 3600:,.0f} | "
+            f"{row['float32_bytes'] / 1000:,.2f} | {row['int8_bytes'] / 1000:,.2f} |"
+            for row in billion
+        ),
     )
+
+
+def _lines(rows: Iterable[str]) -> str:
+    return "\n".join(rows) or "| not measured yet |"
 
 
 def _number(value: float | None) -> str:
@@ -267,20 +311,22 @@ def _number(value: float | None) -> str:
 
 _PAGE = """# Encoding and searching a corpus: what it costs
 
-Rendered by `scripts/dev/corpus.py` from `docs/results/corpus.json`: one run, medians of 3. Other work shared the two
-cores (load {load:.1f} at its end), so that ratios between rows say more than the figures. How it is done: [encode and
+Rendered by `scripts/dev/corpus.py` from `docs/results/corpus.json`: medians of 3 on two cores. Their load was
+{load:.1f} (the median of all parts), so ratios between rows say more than the figures. How it is done: [encode and
 search a corpus](howto/search.md).
 
 ## Documents a second
 
-*concepts*: 2 layers, 32 concepts of width 256. *slots*: 64 slots of 64 numbers that keep sums, no layer. *static*: a
-mean of token vectors of width 256. MiniLM reads the first 256 tokens of a text, the others all of it.
+*concepts*: 2 layers, 32 concepts of width 256. *slots*: 64 slots of 64 numbers that keep sums, no layer, 4,096 numbers
+a document. *static*: a mean of token vectors of width 256. MiniLM reads the first 256 tokens of a text, the others all
+of it. `encode` took bfloat16 products for {bfloat16}.
 
-| model | tokens | threads | `encode`, float32 | `encode`, int8 | their `encode`, float32 | their `encode`, int8 |
-| --- | ---: | ---: | ---: | ---: | ---: | ---: |
+| model | tokens | threads | `encode`, float32 | int8 | their `encode`, float32 | int8 | MB a million, float32 | int8 |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
 {speed}
 
-`encode` writes shards, ids and metadata to the disk in that time; sentence-transformers' returns an array.
+In that time `encode` writes shards with ids to the disk, a megabyte of them a million documents for each byte of one;
+sentence-transformers' returns an array.
 
 ## Memory
 
@@ -292,18 +338,19 @@ Peak of the process while a stream of texts of 16 tokens is encoded by *static*:
 
 ## Precision
 
-MiniLM's 384 numbers, Cranfield, nDCG@10; time to unpack and score one document for one query, one process:
+MiniLM's 384 numbers on Cranfield; time to unpack and score one document for one query, one process:
 
-| precision | bytes a document | MB per million documents | nDCG@10 | microseconds |
-| --- | ---: | ---: | ---: | ---: |
+| precision | bytes a document, MB a million | nDCG@10 | microseconds |
+| --- | ---: | ---: | ---: |
 {quality}
 
 ## A billion documents
 
-Of 256 tokens, core hours by the rate of one thread above (10^9 / documents/s / 3,600); times the price of a core hour:
+Of 256 tokens, by arithmetic: core hours are 10^9 / documents/s of one thread above / 3,600, terabytes 10^9 times the
+bytes of a document. Times what a core hour and a terabyte cost where you are:
 
-| model | core hours |
-| --- | ---: |
+| model | core hours, float32 | int8 | TB, float32 | int8 |
+| --- | ---: | ---: | ---: | ---: |
 {billion}
 """
 
@@ -313,12 +360,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--models", type=Path, help="folder that holds sentence-transformers/all-MiniLM-L6-v2")
     parser.add_argument("--data", type=Path, help="folder that holds local/cranfield")
     parser.add_argument("--render", action="store_true", help="the page alone, from the result that is there")
+    parser.add_argument("--small", action="store_true", help="try every part on a few documents")
     args = parser.parse_args(argv)
     with parser.refusing():
+        if not args.render and (args.models is None or args.data is None):
+            raise ValueError("give --models and --data, or --render")
+        if args.small:
+            print(render_page(measure(args.models / MINILM, args.data, SMALL)))
+            return
         if not args.render:
-            if args.models is None or args.data is None:
-                raise ValueError("give --models and --data, or --render")
-            write_json(RESULT, measure(args.models / MINILM, args.data))
+            measure(args.models / MINILM, args.data, kept=RESULT)
         write_atomically(PAGE, render_page())
     say(f"Written to {PAGE}.")
 

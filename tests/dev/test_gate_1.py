@@ -65,6 +65,7 @@ def test_scores_of_runs_means_and_controls():
         assert list(row.scores) == [*(x if x is None else pytest.approx(x) for x in pair), *missing]
 
 
+@pytest.mark.slow
 def test_runs_come_in_the_order_of_the_page(folder):
     for name in ("bert-10", "bert-9", "seed-7"):
         shutil.copy(RESULTS / "gate_1.report.json", folder / f"{name}.report.json")
@@ -80,6 +81,7 @@ def test_a_run_of_another_name_is_refused(folder):
         gate_1.read_runs(folder)
 
 
+@pytest.mark.slow
 def test_the_page_judges_the_reports(folder):
     path = folder.with_suffix(".report.json")
     report = Report.load(path)
@@ -101,6 +103,7 @@ def test_the_page_names_what_is_missed():
         assert f"- **{name}**: asks" in page and f"{values[0]:.3f}" in page
 
 
+@pytest.mark.slow
 def test_command_writes_page_and_figures(tmp_path):
     gate_1.main(["--page", str(tmp_path / "GATE_1.md")])
     assert (tmp_path / "GATE_1.md").read_text(encoding="utf-8").startswith("# Gate 1\n")

@@ -25,6 +25,7 @@ def test_every_result_has_every_baseline():
         assert wanted <= {row.ranker for row in result.rows}, result.task
 
 
+@pytest.mark.slow
 def test_a_table_of_what_was_measured(tmp_path):
     shutil.copy(RESULTS / "about.json", tmp_path)
     for task in ("scifact", "needle_1024"):
@@ -44,6 +45,7 @@ def test_no_results_are_named(tmp_path):
         read_results(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_command_writes_page_and_figures(tmp_path, capsys):
     main(["--page", str(tmp_path / "PAGE.md")])
     assert (tmp_path / "PAGE.md").is_file() and len(list((tmp_path / "figures").iterdir())) == 4

@@ -51,6 +51,7 @@ def trained(tokenizer, context, steps=120):
     return model.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context", ["none", "latent"])
 def test_more_steps_help_with_latent_context_and_cannot_without(tokenizer, context):
     model = trained(tokenizer, context)
@@ -75,6 +76,7 @@ def test_more_steps_help_with_latent_context_and_cannot_without(tokenizer, conte
         assert rows[-1]["nll_bits"]["gain"][1] < -1
 
 
+@pytest.mark.slow
 def test_table_agrees_with_a_count_by_hand(tokenizer):
     model = randomised(ConceptEncoderForDiffusionMLM(config_of(tokenizer, "latent")))
     ids = torch.randint(max(tokenizer.all_special_ids) + 1, len(tokenizer), (5, 12))
@@ -108,6 +110,7 @@ def run(pretrained, tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_the_script_measures_a_run_on_its_own_corpus(run, tmp_path, capsys):
     output = tmp_path / "steps.json"
     main([str(run), "--result", str(output), "--num_texts", "6", "--seed", "3"])

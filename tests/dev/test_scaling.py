@@ -16,10 +16,12 @@ from concept_encoder.trainers.recipes import Recipe
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_the_page_is_fresh():
     assert (ROOT / "docs" / "SCALING.md").read_text(encoding="utf-8") == render_page()
 
 
+@pytest.mark.slow
 def test_counts_are_those_of_the_products():
     """One layer each, by hand: two FLOPs a multiplication, and twice the forward pass for the backward pass."""
     width, inner, concepts, tokens, vocabulary, rows = 16, 24, 4, 10, 50, 5
@@ -64,6 +66,7 @@ def test_more_gpus_take_less_time_and_move_more():
     assert one.hours * 3600 == pytest.approx(REFERENCE.steps * one.compute_seconds)
 
 
+@pytest.mark.slow
 def test_the_reference_run_is_its_recipe():
     recipe = Recipe.load("diffusion_l2", use_cpu=True)
     assert {name: getattr(recipe.model, name) for name in REFERENCE.config} == REFERENCE.config

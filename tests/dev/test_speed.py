@@ -120,6 +120,7 @@ def test_the_guard_sees_positions_decoded_for_nothing():
     assert counted(model, inputs, speed_cases.plain_loss).flops > step_flops(model.config, inputs["labels"])
 
 
+@pytest.mark.slow
 def test_the_guard_sees_logits_of_rows_without_a_label():
     model = ConceptEncoderForDiffusionMLM(tiny_config()).train()
     inputs = step_inputs(0.25)

@@ -169,6 +169,7 @@ def test_checkpoint_without_the_decoder(checkpoint: Path, corpus: Path) -> None:
     assert load(checkpoint).diffusion is None
 
 
+@pytest.mark.slow
 def test_classifier_checkpoint_has_no_ledger(checkpoint: Path, corpus: Path) -> None:
     ConceptEncoderForSequenceClassificationPerceiver.from_pretrained(checkpoint).save_pretrained(checkpoint)
     assert run(checkpoint, corpus).ledger is None
@@ -195,6 +196,7 @@ def test_special_tokens_in_a_text_are_plain_characters(checkpoint: Path, corpus:
     assert tokens == ["[CLS]", "the", "[UNK]", "[UNK]", "[UNK]", "sees", "[SEP]"]
 
 
+@pytest.mark.slow
 def test_bfloat16_checkpoint_is_analysed_in_float32(checkpoint: Path, corpus: Path) -> None:
     ConceptEncoderForDiffusionMLM.from_pretrained(checkpoint, dtype=torch.bfloat16).save_pretrained(checkpoint)
     assert next(load(checkpoint).encoder.parameters()).dtype == torch.float32
@@ -207,6 +209,7 @@ def test_analyze_takes_the_output_folder(checkpoint: Path, corpus: Path, tmp_pat
     assert not list(checkpoint.glob("geometry*"))
 
 
+@pytest.mark.slow
 def test_too_few_documents_leaves_no_output(checkpoint: Path, corpus: Path) -> None:
     message = r"320 validation documents are needed .* the corpus has 9; give --num_batches 1 --batch_size 9, or"
     with pytest.raises(ValueError, match=message):
@@ -304,6 +307,7 @@ def test_script_takes_the_corpus_from_the_recipe(checkpoint: Path, corpus: Path,
     assert said.strip().endswith(f"concept-encoder report {checkpoint}")
 
 
+@pytest.mark.slow
 def test_script_says_that_there_is_no_decoder(checkpoint: Path, corpus: Path, capsys) -> None:
     ConceptEncoderModel.from_pretrained(checkpoint).save_pretrained(checkpoint)
     run_script(checkpoint, "--dataset_name", str(corpus), "--max_length", "40")

@@ -42,6 +42,7 @@ def shuffled(dataset: Dataset, seed: int = 0) -> Dataset:
     return dataset.map(lambda row: {name: " ".join(rng.permutation(row[name].split())) for name in names})
 
 
+@pytest.mark.slow
 def test_single_sentences():
     train, validation = sentiment(400, 0), sentiment(200, 1)
     predictions = bag_of_tokens(BENCHMARKS["sst2"], train, validation)
@@ -49,6 +50,7 @@ def test_single_sentences():
     assert set(predictions) <= {0, 1}
 
 
+@pytest.mark.slow
 def test_pairs_and_their_overlap():
     train, validation = similarity(300, 0), similarity(150, 1)
     predictions = bag_of_tokens(BENCHMARKS["stsb"], train, validation)
@@ -60,6 +62,7 @@ def test_pairs_and_their_overlap():
     assert benchmark_score("sick_entailment", found, truth)["accuracy"] > 0.85
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "make"), [("sst2", sentiment), ("stsb", similarity)])
 def test_knows_neither_word_order_nor_validation_labels(task, make):
     train, validation = make(120, 2), make(60, 3)
@@ -68,6 +71,7 @@ def test_knows_neither_word_order_nor_validation_labels(task, make):
         np.testing.assert_allclose(bag_of_tokens(BENCHMARKS[task], train, other), predictions, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_cannot_read_word_order():
     """The pairs of the embedded paraphrase task share their words, paraphrases or not: at chance, as it should be."""
     row = BENCHMARKS["microworld_paraphrase"]
@@ -77,12 +81,14 @@ def test_cannot_read_word_order():
     assert 0.42 < benchmark_score(row.name, predictions, validation["label"][:])["accuracy"] < 0.58
 
 
+@pytest.mark.slow
 def test_sentences_without_words():
     train = similarity(100, 4)
     empty = Dataset.from_dict({"sentence1": ["", "?!", "unseen"], "sentence2": ["word1", "", "unseen"]})
     assert np.isfinite(bag_of_tokens(BENCHMARKS["stsb"], train, empty)).all()
 
 
+@pytest.mark.slow
 def test_a_sample_of_a_large_training_split_chooses_the_regularisation(monkeypatch):
     train, validation = sentiment(400, 5), sentiment(100, 6)
     whole = bag_of_tokens(BENCHMARKS["sst2"], train, validation)
@@ -90,6 +96,7 @@ def test_a_sample_of_a_large_training_split_chooses_the_regularisation(monkeypat
     assert (bag_of_tokens(BENCHMARKS["sst2"], train, validation) == whole).mean() > 0.9
 
 
+@pytest.mark.slow
 def test_beats_chance_on_real_pairs(shared):
     row = BENCHMARKS["stsb"]
     data = load_benchmark(dataclasses.replace(row, dataset_id=str(shared / "data" / row.dataset_id)))

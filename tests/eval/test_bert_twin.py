@@ -74,6 +74,7 @@ def trained(tmp_path_factory):
     return folder, result
 
 
+@pytest.mark.slow
 def test_a_recipe_trains_it_and_no_code_travels_with_it(trained):
     folder, result = trained
     assert result.evaluation.rebuilding.bits_per_token > 0
@@ -94,6 +95,7 @@ def test_only_masked_language_modelling_can_train_it(tmp_path):
         pretrain(tiny_recipe(tmp_path / "run"), head=BertTwinForMaskedLM)
 
 
+@pytest.mark.slow
 def test_evaluations_load_it_as_they_load_a_concept_encoder(trained):
     folder, _ = trained
     kept = BertTwinForMaskedLM.from_pretrained(folder).encoder.state_dict()
@@ -121,6 +123,7 @@ def test_what_needs_concepts_refuses_it_by_name(trained, tmp_path):
     assert not white.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["cross_encoder", "bi_encoder"])
 def test_it_is_fine_tuned_beside_its_own_random_twin(protocol, trained, tmp_path, monkeypatch):
     folder, _ = trained
@@ -133,6 +136,7 @@ def test_it_is_fine_tuned_beside_its_own_random_twin(protocol, trained, tmp_path
     assert json.loads((tmp_path / "out" / "random_init" / "config.json").read_text())["model_type"] == "bert_twin"
 
 
+@pytest.mark.slow
 def test_the_command_line_trains_and_says_what_is_wrong(tmp_path, capsys):
     arguments = [
         "--output_dir",

@@ -172,6 +172,7 @@ def test_examples_are_python_and_name_the_repository(cards, name):
 # --------------------------------------------------------------------------------------------------------- rendering
 
 
+@pytest.mark.slow
 def test_metadata(report):
     card = render_card(report, facts(license="mit", language="pl"))
     data = card.data.to_dict()
@@ -232,6 +233,7 @@ def test_the_settings_of_a_corruption_are_rows(tmp_path):
     assert "regularizers" not in str(card) and "{" not in card.text.split("tsdae")[1][:40]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("overall", "opening"), [("PASS", "**Passed.**"), ("INCONCLUSIVE", "**Not decided.**")])
 def test_the_verdict_opens_the_card(report, overall, opening):
     judged = replace(report, verdict=replace(report.verdict, overall=overall), gates=[])

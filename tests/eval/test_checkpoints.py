@@ -55,6 +55,7 @@ def test_only_the_head_is_new(pretrained):
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
 
 
+@pytest.mark.slow
 def test_a_bare_encoder_is_a_checkpoint(pretrained, tmp_path):
     ConceptEncoderModel.from_pretrained(pretrained).save_pretrained(tmp_path / "bare")
     model, keys = load(tmp_path / "bare").load_classifier(PERCEIVER, num_labels=1)
@@ -188,6 +189,7 @@ def test_what_cannot_be_encoded(pretrained, texts, message):
         load(pretrained).encode(["cat"], batch_size=0)
 
 
+@pytest.mark.slow
 @pytest.mark.hub
 @pytest.mark.parametrize("shards", [False, True])
 def test_a_hub_id_is_like_the_folder_whose_weights_lie_in_several_files(hub, checkpoint, shards):
@@ -218,6 +220,7 @@ def test_a_fine_tuned_checkpoint_is_refused(pretrained, tmp_path):
         load(tmp_path / "tuned").load_classifier(PERCEIVER)
 
 
+@pytest.mark.slow
 def test_twin_has_the_architecture_and_none_of_the_weights(checkpoint):
     torch.manual_seed(5)
     before = torch.random.get_rng_state()

@@ -176,6 +176,7 @@ def test_one_recipe_is_no_comparison(recipes, tmp_path, capsys, count, message):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_dry_run_counts_what_is_still_to_train_and_leaves_nothing(recipes, tmp_path, capsys):
     done = tmp_path / "out" / "masked" / "seed-1"
     done.mkdir(parents=True)
@@ -211,6 +212,7 @@ def test_means_are_over_seeds_and_unknown_where_one_is():
 # ------------------------------------------------------------------------------------------------------------ variants
 
 
+@pytest.mark.slow
 def test_the_comparison_of_the_package_is_one_recipe_with_named_changes():
     variants = find_variants("objectives")
     assert [variant.name for variant in variants][:4] == ["diffusion", "tsdae", "mlm_perceiver", "prefix"]

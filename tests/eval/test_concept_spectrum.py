@@ -231,11 +231,13 @@ def test_rank_one_concepts() -> None:
     assert figures["within_raw_isoscore"] == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_content_share_is_the_planted_one() -> None:
     concepts = 2 * gaussian(1, 50, 40) + gaussian(400, 50, 40, seed=1)
     assert spectrum_metrics(concepts)["content_share"] == pytest.approx(1 / 5, rel=0.05)
 
 
+@pytest.mark.slow
 def test_isoscore_leaves_out_the_direction_a_layer_norm_removes() -> None:
     weight = np.exp(gaussian(24))
     raw = gaussian(2000, 2, 24)
@@ -248,6 +250,7 @@ def test_isoscore_leaves_out_the_direction_a_layer_norm_removes() -> None:
     assert spectrum_metrics(scaled, normal=1 / weight)["across_isoscore"] > spectrum_metrics(scaled)["across_isoscore"]
 
 
+@pytest.mark.slow
 def test_gaussian_null_reaches_the_known_values() -> None:
     """Entropy rank of a square-ish Gaussian is near its size, unlike nuclear over spectral norm (83 of 128)."""
     null = gaussian_null(300, 32, 128, seed=0)
@@ -345,6 +348,7 @@ def test_bad_normal() -> None:
             spectrum_metrics(gaussian(3, 3, 4), normal)
 
 
+@pytest.mark.slow
 def test_bad_resampling() -> None:
     with pytest.raises(ValueError, match="num_resamples must be at least 2, got 1"):
         bootstrap_intervals(gaussian(4, 3, 5), seed=0, num_resamples=1)

@@ -44,6 +44,7 @@ def files(folder: Path) -> set[str]:
 # -------------------------------------------------------------------------------------------------------------- scores
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "float16", "int8", "2bit", "ubinary"])
 def test_exact_search_is_the_product_with_every_vector(pretrained, tmp_path, monkeypatch, precision):
     """In blocks and segments of a few documents."""
@@ -54,6 +55,8 @@ def test_exact_search_is_the_product_with_every_vector(pretrained, tmp_path, mon
     (table,) = shards.read_tables(found.files)
     query = embed_texts(load_embedder(pretrained), [QUERY], "query")[0]  # stays in float
     wanted = shards.vectors(table, found.code) @ query
+    blank = [f"d{row}" for row in range(9, 40, 10)]
+    wanted[9::10] = -2  # below any cosine
     index = Index.build(folder)
     assert len(index.segments) == 4
     (hits,) = ce.search(index, QUERY, k=40, checkpoint=pretrained)
@@ -61,10 +64,14 @@ def test_exact_search_is_the_product_with_every_vector(pretrained, tmp_path, mon
     assert [hit.score for hit in hits] == pytest.approx(wanted[order].tolist(), abs=1e-5)
     assert {hit.id for hit in hits} == {f"d{row}" for row in range(40)}
     assert scores_of(hits) == pytest.approx(dict(zip(table["id"].to_pylist(), wanted.tolist(), strict=True)), abs=1e-5)
-    assert scores_of(hits)["d9"] == 0  # an empty text
     assert hits[0].document.keys() == {"text"}
+    worst = index.best(index.products(np.stack([query, -query])), 2, 40)  # the second is unlike every document
+    assert worst.scores[1, 0] < 0
+    for rows in worst.rows:
+        assert sorted(index.document(row)["id"] for row in rows[-4:]) == sorted(blank)
 
 
+@pytest.mark.slow
 def test_words_are_added_and_weighted(index, corpus, pretrained):
     options = {"k": 60, "checkpoint": pretrained}
     found = scores_of(ce.search(index, QUERY, by=["words"], **options)[0])
@@ -106,6 +113,7 @@ def test_reciprocal_ranks(index, pretrained):
         assert hit.score == pytest.approx(first + 3 * second)
 
 
+@pytest.mark.slow
 def test_weights_are_chosen_on_training_queries(index, pretrained):
     texts = documents(60)["text"][:5]
     queries = [" ".join(text.split()[:4]) for text in texts]
@@ -123,6 +131,7 @@ def test_weights_are_chosen_on_training_queries(index, pretrained):
         choose_weights(index, ["a"], [["d1"]], by=["words"])
 
 
+@pytest.mark.slow
 def test_concepts_that_matched(pretrained, tmp_path):
     folder = encoded(pretrained, documents(12), tmp_path / "out", concepts=True)
     (hits,) = ce.search(folder, QUERY, k=1, checkpoint=pretrained)
@@ -137,6 +146,7 @@ def test_concepts_that_matched(pretrained, tmp_path):
     assert hits[0].score == pytest.approx(float(shares.sum()), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_graph_finds_what_exact_search_finds(corpus, pretrained, tmp_path, monkeypatch):
     pytest.importorskip("usearch")
     monkeypatch.setattr(index_module, "SEGMENT_ROWS", 25)
@@ -153,6 +163,7 @@ def test_a_graph_finds_what_exact_search_finds(corpus, pretrained, tmp_path, mon
 # ------------------------------------------------------------------------------------------------------------- changes
 
 
+@pytest.mark.slow
 def test_documents_are_added_deleted_and_compacted(index, corpus, pretrained, tmp_path):
     query = {"k": 100, "checkpoint": pretrained}
     before = scores_of(ce.search(index, QUERY, **query)[0])
@@ -174,9 +185,39 @@ def test_documents_are_added_deleted_and_compacted(index, corpus, pretrained, tm
     assert scores_of(ce.search(again, QUERY, **query)[0]) == pytest.approx(wanted, abs=1e-6)
     words = {"words": corpus / "words.safetensors", "word_entries": 20}
     one = encoded(pretrained, documents(1, first=2), tmp_path / "one", **words)
-    assert again.delete(["d2"]).add(one).facts.documents == 78  # a document that has changed
+    with pytest.raises(ValueError, match="id 'd2' comes twice; ids are unique: delete it from the index first"):
+        again.add(one)
+    with pytest.raises(ValueError, match=r"1 of the ids are not in .*, the first is 'x'"):
+        again.add(one, instead_of=["d2", "x"])
+    assert Index.open(index.folder).facts == again.facts
+    assert again.add(one, instead_of=["d2"]).facts.documents == 78  # a document that has changed
+    assert Index.open(index.folder).facts.generation == again.facts.generation + 1
 
 
+def test_an_index_of_int8_grows_by_texts_with_its_ranges(pretrained, tmp_path):
+    first = encoded(pretrained, documents(20), tmp_path / "first", precision="int8")
+    more = encoded(
+        pretrained, documents(10, first=20), tmp_path / "more", precision="int8", ranges_from=first / "data"
+    )
+    for other, message in (
+        (encoded(pretrained, documents(9), tmp_path / "other", precision="int8"), "was begun with calibration"),
+        (
+            encoded(pretrained, documents(9), tmp_path / "2bit", precision="2bit"),
+            "must be a corpus of precision 'int8'",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            encoded(pretrained, documents(10, first=20), tmp_path / "more", precision="int8", ranges_from=other)
+    grown = Index.build(first).add(more)
+    exact = {row["key"]: row["text"] for row in documents(30)}
+    (hits,) = ce.search(grown, QUERY, k=30, checkpoint=pretrained)
+    assert len(hits) == 30
+    vectors = embed_texts(load_embedder(pretrained), [QUERY, *(exact[hit.id] for hit in hits)])
+    cosines = np.where(vectors[1:].any(1), vectors[1:] @ vectors[0], -2)
+    np.testing.assert_allclose([hit.score for hit in hits], cosines, atol=0.01)
+
+
+@pytest.mark.slow
 def test_bm25_counts_what_was_added(corpus, pretrained, tmp_path):
     pytest.importorskip("bm25s")
     index = Index.build(corpus, tmp_path / "index", bm25="text")
@@ -188,7 +229,8 @@ def test_bm25_counts_what_was_added(corpus, pretrained, tmp_path):
     assert len(list(grown.folder.glob("bm25-*"))) == 1
 
 
-@pytest.mark.parametrize("change", ["build", "add", "delete", "compact"])
+@pytest.mark.slow
+@pytest.mark.parametrize("change", ["build", "add", "replace", "delete", "compact"])
 @pytest.mark.parametrize("moment", ["_write_segment", "sync_folder"])
 def test_a_change_that_is_killed_leaves_the_index_as_it_was(corpus, pretrained, tmp_path, change, moment):
     index = Index.build(corpus, tmp_path / "index")
@@ -199,6 +241,7 @@ def test_a_change_that_is_killed_leaves_the_index_as_it_was(corpus, pretrained, 
     changes = {
         "build": lambda: Index.build(more, tmp_path / "index", overwrite=True),
         "add": lambda: index.add(more),
+        "replace": lambda: index.add(more, instead_of=["d3"]),
         "delete": lambda: index.delete(["d3"]),
         "compact": index.compact,
     }
@@ -208,9 +251,13 @@ def test_a_change_that_is_killed_leaves_the_index_as_it_was(corpus, pretrained, 
     if killed:
         assert opened.facts == facts
         assert scores_of(ce.search(opened, QUERY, k=60, checkpoint=pretrained)[0]) == before
-    changed = {"build": lambda: Index.build(more, tmp_path / "index", overwrite=True), "add": lambda: opened.add(more)}
+    changed = {
+        "build": lambda: Index.build(more, tmp_path / "index", overwrite=True),
+        "add": lambda: opened.add(more),
+        "replace": lambda: opened.add(more, instead_of=["d4"]),
+    }
     new = changed.get(change, lambda: opened.delete(["d4"]))()
-    assert new.facts.documents == {"build": 5, "add": 65}.get(change, 59 if killed else 58)
+    assert new.facts.documents == {"build": 5, "add": 65, "replace": 64}.get(change, 59 if killed else 58)
     held = {path.parent.name for path in (tmp_path / "index").rglob("codes.npy")}
     assert held == {each.name for each in new.facts.segments}  # nothing is left of what was killed
 
@@ -218,6 +265,27 @@ def test_a_change_that_is_killed_leaves_the_index_as_it_was(corpus, pretrained, 
 # -------------------------------------------------------------------------------------------------------------- faults
 
 
+def test_a_full_disk_leaves_the_index_as_it_was(index, corpus, pretrained, tmp_path, monkeypatch):
+    words = {"words": corpus / "words.safetensors", "word_entries": 20}
+    more = encoded(pretrained, documents(5, first=60), tmp_path / "more", **words)
+    before = files(index.folder)
+
+    def full(path, *arrays):
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    for name, change in (("save", lambda: index.add(more)), ("savez", lambda: index.delete(["d1"]))):
+        with monkeypatch.context() as patch:
+            patch.setattr(np, name, full)
+            with pytest.raises(
+                OSError, match=r"index could not be changed: .*No space left on device\. It is as it was"
+            ):
+                change()
+        assert files(index.folder) == before
+    assert index.add(more).facts.documents == 65
+
+
+@pytest.mark.slow
 def test_what_does_not_fit_together_is_named(index, corpus, pretrained, tmp_path):
     other = encoded(pretrained, documents(5, first=60), tmp_path / "other", precision="2bit")
     with pytest.raises(ValueError, match=r"precision '2bit'.*never mixed"):
@@ -225,7 +293,9 @@ def test_what_does_not_fit_together_is_named(index, corpus, pretrained, tmp_path
     int8 = [
         encoded(pretrained, documents(5, first=first), tmp_path / str(first), precision="int8") for first in (80, 90)
     ]
-    with pytest.raises(ValueError, match=r"90 and .* were rounded to int8 with .*: encode both as one corpus"):
+    with pytest.raises(
+        ValueError, match=r"90 and .* were rounded to int8 with .*: encode one of them again with ranges_from"
+    ):
         Index.build(int8[0]).add(int8[1])
     with pytest.raises(ValueError, match="id 'd0' comes twice; ids are unique"):
         index.add(corpus)
@@ -296,7 +366,15 @@ def test_the_command(corpus, pretrained, tmp_path, capsys):
     for words, message in (
         ([], "there is nothing to do: give a QUERY, or --build, --add, --delete or --compact"),
         ([QUERY, "--bm25", "text"], "--bm25 is for --build"),
+        (["--build", "--add", "more"], "--build makes an index of FOLDER alone; --add in a command after it"),
+        (["--delete", "d1", "--add", str(corpus)], "id 'd0' comes twice"),
     ):
         with pytest.raises(SystemExit):
             main([home, *words])
         assert message in capsys.readouterr().err
+    assert Index.open(home).facts.documents == 59  # d1 too
+    table = Dataset.from_dict({"key": ["d1"], "text": ["the cat has a new coat"], "n": [0]})
+    words = {"words": corpus / "words.safetensors", "word_entries": 20}
+    main([home, "--delete", "d1", "--add", str(encoded(pretrained, table, tmp_path / "one", **words))])
+    assert "59 documents, 1 deleted." in capsys.readouterr().err
+    assert "new coat" in {hit.id: hit.text for hit in ce.search(home, QUERY, k=60, checkpoint=pretrained)[0]}["d1"]

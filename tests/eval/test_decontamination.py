@@ -44,6 +44,7 @@ def test_matches_by_hand(sentence, exact, near):
     assert not any(mask[1] for mask in found)
 
 
+@pytest.mark.slow
 def test_resemblance_is_the_jaccard_index_whatever_the_chunk(monkeypatch):
     generator = np.random.default_rng(0)
     vocabulary = [f"w{i}" for i in range(6)]
@@ -87,6 +88,7 @@ def sources(tmp_path):
     return CorpusPlan((source, source), (row,))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("owner", "name"), [(corpora.ContaminationResult, "save"), (os, "replace")])
 def test_killed_while_it_writes_the_same_call_can_be_made_again(sources, tmp_path, owner, name):
     before = visible(tmp_path)
@@ -96,6 +98,7 @@ def test_killed_while_it_writes_the_same_call_can_be_made_again(sources, tmp_pat
     assert visible(tmp_path / "out") == {corpora.TRAIN_FILE, corpora.CHECK_FILE}
 
 
+@pytest.mark.slow
 def test_a_corpus_keeps_the_rows_of_which_no_sentence_is_in_another_split(sources, tmp_path):
     result = build_corpus(sources, tmp_path / "out")
     rows = load_dataset(str(tmp_path / "out"), split="train")
@@ -110,6 +113,7 @@ def test_a_corpus_keeps_the_rows_of_which_no_sentence_is_in_another_split(source
         build_corpus(sources, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_source_of_which_nothing_is_left_is_named(sources, tmp_path):
     Dataset.from_dict({"a": HELD_OUT[:1], "b": ["x"], "label": [1]}).to_parquet(tmp_path / "pairs.parquet")
     with pytest.raises(ValueError, match=r"every row of .*pairs\.parquet' matches a benchmark; leave the source out"):

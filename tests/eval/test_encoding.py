@@ -42,6 +42,7 @@ def stored(folder: Path) -> np.ndarray:
 # ----------------------------------------------------------------------------------------------------------- embedding
 
 
+@pytest.mark.slow
 def test_texts_are_embedded_as_by_the_checkpoint_itself(pretrained):
     texts = ["the cat saw the dog", "", "a boy " * 100, " \n", "the baker"]
     vectors = embed_texts(load_embedder(pretrained), texts, batch_tokens=70)
@@ -93,6 +94,7 @@ def test_an_encoder_that_cannot_be_is_named(pretrained, options, message):
         load_embedder(pretrained, **options)
 
 
+@pytest.mark.slow
 def test_a_vector_that_is_not_finite_is_named(pretrained, rows, tmp_path, monkeypatch):
     monkeypatch.setattr(embedders.Embedder, "vectors", lambda self, features, role="document": np.float32([np.nan]))
     with pytest.raises(ValueError, match="run gives no finite vector for text 0"):
@@ -120,6 +122,7 @@ def test_a_model_of_sentence_transformers_by_the_same_call(shared, rows, tmp_pat
 # -------------------------------------------------------------------------------------------------------------- shards
 
 
+@pytest.mark.slow
 def test_shards_hold_ids_columns_vectors_and_what_they_are(pretrained, rows, tmp_path):
     folder = encoded(pretrained, rows, tmp_path / "out", columns=["n", "text"])
     table = load_dataset(str(folder), split="train")  # as anybody reads them
@@ -141,6 +144,7 @@ def test_shards_hold_ids_columns_vectors_and_what_they_are(pretrained, rows, tmp
     assert all(hasattr(ce, name) for name in re.findall(r"\bce\.(\w+)", card))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["int8", "2bit", "ubinary", "float16"])
 def test_precisions_in_shards(pretrained, rows, tmp_path, precision):
     folder = encoded(pretrained, rows, tmp_path / "out", precision=precision)
@@ -153,6 +157,7 @@ def test_precisions_in_shards(pretrained, rows, tmp_path, precision):
     assert (code.calibration is not None) == (precision == "int8")
 
 
+@pytest.mark.slow
 def test_words_are_in_a_column(pretrained, rows, tmp_path):
     path = word_weights(tmp_path)
     folder = encoded(pretrained, rows, tmp_path / "out", words=path, word_entries=5)
@@ -167,6 +172,7 @@ def test_words_are_in_a_column(pretrained, rows, tmp_path):
         encoded(pretrained, rows, tmp_path / "other", words=path, word_entries=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv folder", "stream", "memory stream"])
 def test_sources(pretrained, rows, tmp_path, kind):
     source: object = tmp_path / f"rows.{kind}"
@@ -204,6 +210,7 @@ def test_a_source_on_the_hub(pretrained, seeded_hub, tmp_path):
 # ---------------------------------------------------------------------------------------------------------- once again
 
 
+@pytest.mark.slow
 def test_a_second_call_does_nothing_and_says_the_same(pretrained, rows, tmp_path, monkeypatch):
     first = ce.encode(pretrained, rows, tmp_path / "out", id_column="key")
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "data").iterdir()}
@@ -212,6 +219,7 @@ def test_a_second_call_does_nothing_and_says_the_same(pretrained, rows, tmp_path
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "data").iterdir()} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -234,6 +242,7 @@ def test_another_plan_in_the_same_folder_is_refused(pretrained, rows, tmp_path, 
     assert table.column_names == held.column_names and table["vector"][0] == held["vector"][0].as_py()
 
 
+@pytest.mark.slow
 def test_other_rows_under_the_same_plan_are_refused(pretrained, rows, tmp_path):
     encoded(pretrained, rows, tmp_path / "out")
     with pytest.raises(ValueError, match="was begun with sample"):
@@ -244,6 +253,7 @@ def many_shards(monkeypatch, rows: int = 10) -> None:
     monkeypatch.setattr(encoding, "SHARD_ROWS", rows)
 
 
+@pytest.mark.slow
 def test_a_broken_or_lost_shard_is_made_again_bit_by_bit(pretrained, rows, tmp_path, monkeypatch):
     many_shards(monkeypatch)
     folder = encoded(pretrained, rows, tmp_path / "out")
@@ -258,6 +268,20 @@ def test_a_broken_or_lost_shard_is_made_again_bit_by_bit(pretrained, rows, tmp_p
         shards.open_shards(folder)
     encoded(pretrained, rows, folder)
     assert shard_bytes(folder) == whole
+
+
+def test_a_shard_with_a_wrong_bit_is_named(pretrained, rows, tmp_path):
+    """In a number of a vector, which compression keeps as it is."""
+    path = encoded(pretrained, rows, tmp_path / "out") / "data" / "00000.parquet"
+    found = pq.read_metadata(path).row_group(0)
+    chunk = next(each for each in map(found.column, range(found.num_columns)) if "vector" in each.path_in_schema)
+    content = bytearray(path.read_bytes())
+    content[chunk.data_page_offset + chunk.total_compressed_size // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"00000\.parquet is broken: .*remove it and run `concept-encoder encode` again"
+    ):
+        list(shards.read_tables([path]))
 
 
 @pytest.mark.slow
@@ -359,6 +383,7 @@ def test_a_full_disk_is_named_and_nothing_is_lost(pretrained, rows, tmp_path, mo
     assert shard_bytes(encoded(pretrained, rows, tmp_path / "out")) == whole
 
 
+@pytest.mark.slow
 def test_ids_that_are_not_unique_are_named(pretrained, rows, tmp_path, monkeypatch):
     many_shards(monkeypatch)
     twice = rows.map(lambda row: {"key": "d3" if row["n"] == 33 else row["key"]})
@@ -392,6 +417,7 @@ def test_a_parquet_file_that_is_no_shard_is_named(rows, tmp_path):
         shards.open_shards(tmp_path / "empty")
 
 
+@pytest.mark.slow
 def test_a_document_of_10_mb_between_short_ones(pretrained, tmp_path):
     texts = ["the cat", "the dog and the cat " * 500_000, "the boy"]
     folder = encoded(pretrained, Dataset.from_dict({"text": texts}), tmp_path / "out", id_column=None, columns=[])
@@ -408,6 +434,7 @@ def test_a_document_of_10_mb_between_short_ones(pretrained, tmp_path):
         ({"text": ["a"], "id": ["b"]}, {"columns": ["id"]}, "columns cannot have 'id', which shards have already"),
         ({"text": ["a", "b"], "key": ["b", None]}, {"id_column": "key"}, "row 2 of .*id_column 'key' is empty"),
         ({"text": ["a"]}, {"split": "test"}, "there is no split 'test' in the data set. Splits: train"),
+        ({"text": ["a"]}, {"ranges_from": "x"}, "ranges_from is for precision 'int8', got 'float32'"),
         ({"text": ["a"]}, {"workers": 0}, "workers must be at least 1, got 0"),
         ({"text": ["a"]}, {"executor": "cloud"}, "executor must be one of local, ray, slurm, got 'cloud'"),
         ({"text": ["a"]}, {"executor_options": {"queue": 1}}, "executor_options do not fit LocalExecutor"),
@@ -422,11 +449,13 @@ def test_what_cannot_be_encoded_is_named(pretrained, tmp_path, table, options, m
         ce.encode(pretrained, source, tmp_path / "out", **options)
 
 
+@pytest.mark.slow
 def test_null_texts_are_empty(pretrained, tmp_path):
     result = ce.encode(pretrained, Dataset.from_dict({"text": ["the cat", None]}), tmp_path / "out")
     assert (result.documents, result.empty) == (2, 1)
 
 
+@pytest.mark.slow
 def test_the_command(pretrained, rows, tmp_path, capsys):
     rows.to_json(tmp_path / "rows.jsonl")
     words = [
@@ -441,7 +470,7 @@ def test_the_command(pretrained, rows, tmp_path, capsys):
     main([*words, "--precision", "2bit", "--columns", "n"])
     said = capsys.readouterr()
     assert said.out.startswith("40 documents, 4 of them empty, ") and "documents/s" in said.out
-    assert f"concept-encoder search {tmp_path / 'out'} 'a question'" in said.err
+    assert f"concept-encoder search {tmp_path / 'out'} 'a question' --checkpoint {pretrained}\n" in said.err
     with pytest.raises(SystemExit):
         main([*words, "--executor_options", "partition"])
     assert "executor_options must be NAME=VALUE, got 'partition'" in capsys.readouterr().err

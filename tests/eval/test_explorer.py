@@ -37,6 +37,7 @@ def without_decoder(tmp_path_factory):
     return load_explorer(str(perceiver(tmp_path_factory.mktemp("perceiver") / "run")))
 
 
+@pytest.mark.slow
 def test_reading_has_a_share_per_concept_and_token(explorer):
     reading = explorer.read(TEXT)
     assert reading.tokens == ["[CLS]", *"the cat saw a dog in the garden .".split(), "[SEP]"]
@@ -180,6 +181,7 @@ def test_words_that_it_does_not_know_are_masked_and_filled_like_others(explorer)
     assert len(rebuilt.right) == len(rebuilt.rebuilt) == 3
 
 
+@pytest.mark.slow
 def test_what_a_checkpoint_cannot_do_is_said_and_refused(explorer, without_context, without_decoder):
     assert explorer.missing == {}
     assert list(without_context.missing) == ["infill"]
@@ -223,6 +225,7 @@ def test_a_bare_encoder_without_a_run_file(folder, tmp_path, explorer):
     np.testing.assert_allclose(bare.read(TEXT).read, explorer.read(TEXT).read, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_revision_of_the_hub(hub, folder):
     from huggingface_hub import HfApi
 

@@ -29,7 +29,7 @@ def run(tmp_path_factory):
         ("accuracy", 0.70, 0.68, None, "above chance"),
         ("pearson", 0.06, 0.0, 495, "not told from chance"),
         ("pearson", None, 0.0, 495, "at or below chance"),
-        ("pearson", 0.22, 0.0, 5000, "above chance, formally"),
+        ("pearson", 0.22, 0.0, 5000, "barely above chance"),
         ("pearson", 0.23, 0.0, 5000, "above chance"),
         ("f1", 0.82, 0.81, 408, "above chance"),
         ("f1", 0.82, None, 408, "no chance level"),
@@ -58,7 +58,7 @@ def test_score_without_interval_says_so():
 def test_a_task_is_put_into_one_line():
     task = synthetic_finetune("stsb", {"pearson": 0.138, "spearman": None}, {"pearson": 0.0}, 5000)
     assert task_words(task) == (
-        "pearson 0.138: above chance, formally (0.000, majority class); spearman undefined: no chance level"
+        "pearson 0.138: barely above chance (0.000, majority class); spearman undefined: no chance level"
     )
 
 

@@ -130,6 +130,7 @@ def test_controls_stand_beside_the_score(checkpoint, tmp_path, protocol):
         assert line.comparable == (line.split == "validation")
 
 
+@pytest.mark.slow
 def test_a_score_is_paired_with_the_constant_prediction():
     rng = np.random.default_rng(0)
     labels = (rng.random(400) < 0.7).astype(int)
@@ -191,6 +192,7 @@ def test_divergence_is_an_error_and_leaves_nothing(checkpoint, tmp_path):
     assert files(checkpoint) == before
 
 
+@pytest.mark.slow
 def test_several_devices_are_refused(pretrained, tmp_path, protocol, monkeypatch):
     monkeypatch.setattr(tuning.TrainingArguments, "train_batch_size", property(lambda self: 64))
     with pytest.raises(ValueError, match=r"Fine-tuning uses one device.* batch_size \(32\); set CUDA_VISIBLE_DEVICES"):
@@ -306,6 +308,7 @@ def test_from_the_hub(hub, pretrained, tmp_path, small_tasks, capsys):
     assert written <= files(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_task_in_memory_is_fine_tuned_and_recorded_by_its_digest(checkpoint, protocol):
     data = DatasetDict(
         {split: pair_table(rows, seed=rows, similarity=False) for split, rows in (("train", 96), ("validation", 40))}

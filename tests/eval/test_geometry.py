@@ -119,6 +119,7 @@ def test_collect_concepts_without_batches() -> None:
 # --- fields ---
 
 
+@pytest.mark.slow
 def test_geometry_holds_what_the_functions_give() -> None:
     concepts, random_concepts = layer_normed(12, 5, 16), layer_normed(12, 5, 16, seed=1)
     result = geometry(concepts, random_concepts, batch_size=5)
@@ -134,6 +135,7 @@ def test_geometry_holds_what_the_functions_give() -> None:
     json.dumps(result.as_dict(), allow_nan=False)
 
 
+@pytest.mark.slow
 def test_what_a_layer_norm_fixes_is_marked() -> None:
     """For any vectors the marked figures say the same after a LayerNorm."""
     fixed = geometry(layer_normed(12, 5, 16), layer_normed(12, 5, 16), batch_size=12).by_construction

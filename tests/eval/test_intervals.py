@@ -44,6 +44,7 @@ def test_weighted_metric_equals_the_metric_of_the_repeated_examples(metric):
             np.testing.assert_allclose(value, expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_every_metric_of_every_task_is_covered():
     assert set(WEIGHTED_METRICS) == set(METRICS) == set(statistics.LOWEST)
     for task, metrics in TASK_METRICS.items():
@@ -153,6 +154,7 @@ def test_chunks_do_not_show(monkeypatch):
         assert interval == pytest.approx(whole[metric])
 
 
+@pytest.mark.slow
 def test_memory_is_bounded():
     predictions, references = random_case("spearman", 5000, np.random.default_rng(6))
     tracemalloc.start()
@@ -182,6 +184,7 @@ def test_identical_predictions_differ_by_nothing():
             assert row == (0.0, (0.0, 0.0), 1.0)
 
 
+@pytest.mark.slow
 def test_paired_difference_is_signed_and_its_p_value_says_what_the_interval_says():
     rng = np.random.default_rng(8)
     references = rng.integers(0, 2, 300)

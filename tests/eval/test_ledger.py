@@ -116,6 +116,7 @@ def test_ignored_concepts_are_worth_exactly_nothing(tokenizer) -> None:
     assert all(row.true_nll_bits == row.null_nll_bits > 0 for row in ledger.by_timestep if row.tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context", ["none", "latent"])
 def test_a_decoder_at_initialisation_takes_exactly_nothing(tokenizer, context: str) -> None:
     model = make_model(tokenizer, decoder_context=context)  # its gates are zero
@@ -135,6 +136,7 @@ def nll_bits(model: ConceptEncoderForDiffusionMLM, ids, noised: dict, concepts: 
     return -scores.gather(-1, ids[..., None])[0, :, 0] / math.log(2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context", ["none", "latent"])
 def test_equals_a_document_by_document_recomputation(tokenizer, context: str) -> None:
     """Every figure of a model where everything matters, one unpadded document at a time."""
@@ -189,6 +191,7 @@ def test_equals_a_document_by_document_recomputation(tokenizer, context: str) ->
     assert [row.first for row in ledger.by_position[1:]] == [row.last + 1 for row in ledger.by_position[:-1]]
 
 
+@pytest.mark.slow
 def test_does_not_depend_on_batches_and_repeats(tokenizer) -> None:
     model = randomised(make_model(tokenizer))
     examples = random_examples(tokenizer, rows=7, longest=15)
@@ -201,6 +204,7 @@ def test_does_not_depend_on_batches_and_repeats(tokenizer) -> None:
     assert parts.leave_one_out == pytest.approx(first.leave_one_out, rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_leave_one_out_stops_at_its_documents(tokenizer) -> None:
     examples, concepts = one_word_documents(tokenizer, 40)
     ledger = concept_ledger(CopyModel(), tokenizer, make_batches(tokenizer, examples, 24), concepts)

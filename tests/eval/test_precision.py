@@ -57,6 +57,18 @@ def test_two_bits_are_those_of_the_sketch(vectors):
     assert quantized(four, "2bit")[0].tolist() == [[0b11_00_01_10]]
 
 
+@pytest.mark.parametrize("precision", ["2bit", "ubinary"])
+def test_a_zero_comes_back_as_the_smallest_negative_number(vectors, precision):
+    """In a vector with others; one that is all zeros stays so."""
+    vectors[:, :20] = 0
+    codes, scales = quantized(vectors, precision)
+    back = restored(codes, precision, 42, scales)
+    rest = np.arange(50) != 1
+    smallest = np.abs(back[rest]).min(1, keepdims=True)
+    np.testing.assert_allclose(back[rest, :20], np.repeat(-smallest, 20, 1))
+    assert not back[1].any()
+
+
 def test_an_unknown_precision_is_named():
     with pytest.raises(ValueError, match="precision must be one of float32, float16, int8, 2bit, ubinary, got 'int4'"):
         check_precision("int4")

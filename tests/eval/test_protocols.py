@@ -127,6 +127,7 @@ def test_fields_are_typed_and_part_of_the_name():
     assert all(f"  --{name}  " in fields_help() for name in ("learning_rates", "epochs", "comparison"))
 
 
+@pytest.mark.slow
 @given(
     st.fixed_dictionaries(
         {},

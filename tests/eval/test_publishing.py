@@ -52,7 +52,8 @@ from concept_encoder.utils.results import Report
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "hf_local"
 CHECKPOINT = {
-    *("README.md", "config.json", "configuration_concept.py", "modeling_concept.py", "generation_config.json"),
+    *("README.md", "config.json", "configuration_concept.py", "generation_config.json"),
+    *("modeling_concept.py", "reading_concept.py"),
     *("model.safetensors", "modules.json", "sentence_bert_config.json", "tokenizer.json", "tokenizer_config.json"),
     *("config_sentence_transformers.json", "2_Pooling/config.json", "3_Normalize/config.json"),
 }
@@ -137,7 +138,7 @@ def test_the_upload_set_of_a_run(run, tmp_path):
         "left out, a pickle can run code when it is loaded: notes.pkl",
     ]
     assert not any(TOKEN.encode() in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
-    for name in ("configuration_concept.py", "modeling_concept.py"):
+    for name in ("configuration_concept.py", "reading_concept.py", "modeling_concept.py"):
         assert (tmp_path / name).read_bytes() == (ROOT / name).read_bytes()
     assert (tmp_path / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
     assert 'repo, revision = "me/example", "the full commit hash"' in (tmp_path / "README.md").read_text()
@@ -338,6 +339,7 @@ def fine_tuned(run, pretrained, tmp_path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_head_takes_its_score_from_the_report_of_its_run(fine_tuned, tmp_path):
     target = tmp_path / "set"
     target.mkdir()
@@ -658,6 +660,7 @@ def test_push_makes_the_branch_hold_the_folder(folder, hub, repo_id):
     assert held(repo_id) == files(folder) | {"notes.md"}
 
 
+@pytest.mark.slow
 def test_a_private_repository(run, folder, hub, repo_id, unverified, capsys):
     push_folder(folder, repo_id, private=True)
     assert HfApi().repo_info(repo_id).private
@@ -690,6 +693,7 @@ def test_revisions_and_checkpoints(run, pretrained, hub, repo_id, unverified, tm
     assert f"{copy / 'checkpoint-10'} -> {repo_id}, step-10" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_dry_run_needs_no_token_and_writes_nothing(run, hub, repo_id, unverified, monkeypatch, capsys):
     monkeypatch.delenv("HF_TOKEN")
     push.main([str(run), "--repo_id", repo_id, "--dry_run"])
@@ -730,6 +734,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_leaves_the_old_state_and_a_second_run_completes(name, second_push, hub, repo_id, capsys):
     run, before = second_push
@@ -744,6 +749,7 @@ def test_a_fault_leaves_the_old_state_and_a_second_run_completes(name, second_pu
     assert f"done: {os.environ['HF_ENDPOINT']}/{repo_id}/tree/{head(repo_id)}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_hiccup_of_the_file_store_is_ridden_out(second_push, hub, repo_id):
     run, before = second_push
     hub.fault(method="PUT", status=503)
@@ -753,6 +759,7 @@ def test_a_hiccup_of_the_file_store_is_ridden_out(second_push, hub, repo_id):
     assert 503 in statuses and 200 in statuses
 
 
+@pytest.mark.slow
 def test_somebody_else_pushes_in_between(second_push, hub, repo_id, capsys, monkeypatch):
     run, _ = second_push
     theirs = []

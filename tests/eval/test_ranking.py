@@ -75,6 +75,7 @@ def test_chance_is_what_random_orders_have():
     assert set(chance_scores(60, relevant)) == {"ndcg_at_10", "mrr_at_10"}
 
 
+@pytest.mark.slow
 def test_intervals_and_paired_tests_over_queries():
     rng = np.random.default_rng(1)
     scores = rng.random(400)

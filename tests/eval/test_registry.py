@@ -117,6 +117,7 @@ def test_real_task(task, seeded_hub):
         assert set(labels) == set(range(row.num_labels))
 
 
+@pytest.mark.slow
 def test_mnli_validation_needs_no_training_split(seeded_hub):
     data = load_benchmark("mnli_matched", ["validation"])
     assert data["validation"].num_rows == 9815
@@ -133,6 +134,7 @@ def test_old_one_word_ids_are_resolved(seeded_hub):
         resolve_dataset_id("sikc")
 
 
+@pytest.mark.slow
 def test_a_dataset_script_is_replaced_by_the_parquet_export(seeded_hub, tmp_path):
     table = make_table(*UNREACHABLE["paws"])
     write_splits(tmp_path, table, "labeled_final")
@@ -187,6 +189,7 @@ def test_row_fits_the_hub_format(task, tmp_path):
     assert row.num_labels == len(classes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["microworld_similarity", "microworld_paraphrase", "microworld_entailment"])
 def test_embedded_task(task, monkeypatch):
     monkeypatch.setattr("concept_encoder.eval.benchmarks.registry.MICROWORLD_SIZES", {"train": 300, "validation": 150})

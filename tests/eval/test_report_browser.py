@@ -63,6 +63,7 @@ class Page(HTMLParser):
             self.running.append(f"{tag} {names}")
 
 
+@pytest.mark.slow
 def test_every_attack_is_in_the_pages_and_only_as_text(tmp_path):
     folder = hostile_run(tmp_path / "run")
     report(folder)

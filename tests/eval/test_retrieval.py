@@ -32,6 +32,7 @@ from concept_encoder.eval.benchmarks.rankers import (
 )
 from concept_encoder.eval.benchmarks.retrieval import RESULT_FOLDER, retrieval
 from concept_encoder.eval.benchmarks.retrieval_tasks import Collection
+from concept_encoder.eval.corpus.embedders import Embedder
 from concept_encoder.eval.corpus.words import WordWeights
 from concept_encoder.eval.loading.checkpoints import read_texts
 from concept_encoder.trainers.data.microworld import microworld_corpus, microworld_tokenizer
@@ -78,6 +79,7 @@ def checkpoint(tmp_path_factory, tokenizer):
     return folder
 
 
+@pytest.mark.slow
 def test_a_sketch_finds_what_its_queries_name_and_is_laid_next_to_every_baseline(
     checkpoint, task, words_file, tmp_path
 ):
@@ -97,6 +99,7 @@ def test_a_sketch_finds_what_its_queries_name_and_is_laid_next_to_every_baseline
     assert loaded == result and (result.documents, result.queries, result.longest_document) == (17, 4, 8)
 
 
+@pytest.mark.slow
 def test_a_task_that_is_done_is_not_done_again_unless_something_is_another(
     checkpoint, task, words_file, tmp_path, monkeypatch
 ):
@@ -205,38 +208,38 @@ def test_chunks_hold_every_character_and_no_more_tokens_than_fit(tokenizer):
     (found, empty) = chunks([text, ""], tokenizer, 12)
     assert "".join(found) == text and empty == [""]
     assert [len(tokenizer(piece)["input_ids"]) for piece in found] == [12] * 7
-    with pytest.raises(ValueError, match="the model reads texts of any length"):
-        chunks([text], tokenizer, None)
 
 
-def test_another_encoder_reads_the_beginning_or_takes_its_best_chunk(tokenizer, monkeypatch, tmp_path):
-    library = pytest.importorskip("sentence_transformers")
+def test_another_encoder_reads_the_beginning_or_takes_its_best_chunk(tokenizer, monkeypatch):
     read = []
 
-    class Fake:
+    class Counting(Embedder):
         """Counts of the first three words, of unit length; reads texts of up to 5 tokens."""
 
-        def __init__(self, source, trust_remote_code, model_kwargs):
-            assert not trust_remote_code
+        name, digest, max_length, shape, device = "mine", "abc", 5, (3,), torch.device("cpu")
+
+        def __init__(self):
             self.tokenizer = tokenizer
 
-        def get_max_seq_length(self):
-            return 5
+        def batches(self, texts, batch_tokens, role):
+            read.extend((text.strip(), role) for text in texts)
+            counts = torch.tensor([[float(text.split().count(word)) for word in WORDS[:3]] for text in texts])
+            yield np.arange(len(texts)), {"counts": counts}, 1
 
-        def encode(self, texts, **options):
-            read.extend(texts)
-            counts = np.array([[text.split().count(word) for word in WORDS[:3]] for text in texts], np.float32)
-            return counts / np.linalg.norm(counts, axis=1, keepdims=True).clip(1)
+        def output(self, features, role):
+            return features["counts"]
 
-    monkeypatch.setattr(library, "SentenceTransformer", Fake)
-    beginning, best_chunk = rankers.sentence_encoders(str(tmp_path / "owner" / "mine"))
+    monkeypatch.setattr(rankers, "load_embedder", lambda source: Counting())
+    beginning, best_chunk = rankers.sentence_encoders("owner/mine")
     documents = ["cat cat cat dog dog dog", "dog", "horse horse horse cat cat dog"]
     found = beginning.score(["dog"], documents)
     np.testing.assert_allclose(found.scores, [[0, 1, 0]], atol=1e-6)
     assert (beginning.name, best_chunk.name, found.bytes_per_text) == ("mine", "mine_maxp", 12)
+    assert [each.settings for each in (beginning, best_chunk)] == [["mine", "abc", False], ["mine", "abc", True]]
     whole = best_chunk.score(["dog"], documents)
     np.testing.assert_allclose(whole.scores, [[1, 1, 1 / np.sqrt(5)]], atol=1e-6)
-    assert whole.bytes_per_text is None and read.count("dog") == 2  # as query and as document; beginnings read once
+    assert whole.bytes_per_text is None
+    assert read.count(("dog", "query")) == read.count(("dog", "document")) == 1  # beginnings are read once
 
 
 def test_fusions():
@@ -247,6 +250,7 @@ def test_fusions():
     assert fused_scores(np.zeros((1, 3), np.float32), second, 1).argmax() == 1  # a ranker that finds nothing
 
 
+@pytest.mark.slow
 def test_a_text_longer_than_the_tokenizer_says_is_read_whole_unless_positions_are_learned(
     checkpoint, tmp_path, monkeypatch
 ):
@@ -288,6 +292,7 @@ def test_what_cannot_be_is_refused(checkpoint, task, words_file, tmp_path):
     assert not (tmp_path / RESULT_FOLDER).exists()
 
 
+@pytest.mark.slow
 def test_words_of_a_corpus(checkpoint, task, tmp_path):
     corpus = tmp_path / "prose.jsonl"
     corpus.write_text("\n".join(json.dumps({"text": text}) for text in microworld_corpus("train", 20)["text"]))

@@ -52,6 +52,7 @@ def test_a_folder_in_the_form_of_beir(tmp_path):
     assert found.relevant == {"q1": {"d1": 1}, "q2": {"d5": 2}}
 
 
+@pytest.mark.slow
 def test_other_columns_a_rule_and_answers_of_the_queries(tmp_path):
     folder = folder_of(tmp_path / "set")
     found = load_collection(task_of(folder, query_column="question", keep_queries="kind=specific"))
@@ -73,6 +74,7 @@ def test_a_copy_of_a_data_set_is_taken_from_the_folder_of_copies(tmp_path):
     assert len(load_collection(task_of("owner/set"), data_dir=str(tmp_path)).queries) == 2
 
 
+@pytest.mark.slow
 def test_generated_tasks_need_no_data():
     found = load_collection(RETRIEVAL_TASKS["needle_256"])
     assert len(found.documents) == len(found.queries) == 50 and found.relevant["7"] == {"7": 1}
@@ -163,6 +165,7 @@ def test_tasks_that_cannot_be():
         RetrievalTask(name="mine", dataset_id="a/b", lead_column="n", answer_column="answer")
 
 
+@pytest.mark.slow
 def test_a_folder_that_was_changed_is_read_again_and_another_of_its_name_is_another(tmp_path):
     for place in ("here", "there"):
         (tmp_path / place).mkdir()

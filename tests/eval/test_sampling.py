@@ -37,6 +37,7 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+@pytest.mark.slow
 def test_reconstruction_has_the_text_s_own_length_and_no_special_token(sampler, generated):
     texts = sampling.reconstruct(*sampler, TEXTS, generator=seeded(), num_steps=4)
     assert texts == sampling.reconstruct(*sampler, TEXTS, generator=seeded(), num_steps=4)
@@ -48,6 +49,7 @@ def test_reconstruction_has_the_text_s_own_length_and_no_special_token(sampler, 
     assert not any("[" in text for text in texts)
 
 
+@pytest.mark.slow
 def test_infilling_keeps_the_other_words(sampler):
     (text,) = sampling.infill(*sampler, ["the [MASK] saw a [MASK]"], generator=seeded(), order="ancestral")
     words = text.split()
@@ -56,6 +58,7 @@ def test_infilling_keeps_the_other_words(sampler):
         sampling.infill(*sampler, ["the [MASK]", "a dog"])
 
 
+@pytest.mark.slow
 def test_a_text_s_own_mask_is_plain_characters_elsewhere(sampler, generated):
     sampling.reconstruct(*sampler, ["a [MASK] dog"])
     assert not (generated[0]["input_ids"] == sampler[1].mask_token_id).any()
@@ -81,6 +84,7 @@ def test_continuation_behind_the_prefix_has_a_canvas_of_new_tokens_alone(sampler
     assert all(text.startswith(prefix) for text, prefix in zip(texts, TEXTS, strict=True))
 
 
+@pytest.mark.slow
 def test_the_ends_of_an_interpolation_are_the_reconstructions(sampler, generated):
     options = {"temperature": 0.0, "num_steps": 3}
     texts = sampling.interpolate(*sampler, *TEXTS, 5, **options)
@@ -90,6 +94,7 @@ def test_the_ends_of_an_interpolation_are_the_reconstructions(sampler, generated
         sampling.interpolate(*sampler, *TEXTS, 1)
 
 
+@pytest.mark.slow
 def test_swapping_every_concept_swaps_the_texts_but_not_their_lengths(sampler, generated):
     options = {"temperature": 0.0, "num_steps": 3}
     sampling.swap(*sampler, *TEXTS, range(4), **options)
@@ -120,6 +125,7 @@ def test_swapping_takes_the_named_concepts_and_leaves_the_originals():
             sampling.swap_concepts(a, b, indices)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "count"),
     [
@@ -172,6 +178,7 @@ def test_only_a_pretraining_checkpoint_can_be_sampled_from(pretrained, tmp_path)
         sampling.load_sampler(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_tokenizer_with_another_mask_is_refused(pretrained, tmp_path):
     model, tokenizer = sampling.load_sampler(str(pretrained))
     model.config.mask_token_id += 1

@@ -81,6 +81,7 @@ def test_running_variance_equals_all_at_once():
     assert constant.shares().tolist() == [0.25] * 4
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_definitions(pretrained, stsb):
     """One pair at a time, without padding, from the checkpoint: the same numbers."""
     encoder, tokenizer = load(pretrained).encoder, microworld_tokenizer(64)
@@ -110,6 +111,7 @@ def test_scores_are_those_of_the_definitions(pretrained, stsb):
         assert scored.predictions[name] == pytest.approx(scores, abs=1e-3), name
 
 
+@pytest.mark.slow
 def test_result(pretrained, stsb, tmp_path):
     (result,) = similarity(str(pretrained), ["stsb"], tmp_path)
     path = tmp_path / "similarity" / "stsb.json"
@@ -140,6 +142,7 @@ def test_result(pretrained, stsb, tmp_path):
         result.primary("magic")
 
 
+@pytest.mark.slow
 def test_nothing_is_fitted_on_validation(pretrained, stsb):
     """Other validation pairs leave the scores of a kept pair as they are."""
     encoder, tokenizer = load(pretrained).encoder, microworld_tokenizer(64)
@@ -152,6 +155,7 @@ def test_nothing_is_fitted_on_validation(pretrained, stsb):
     assert part.alpha == whole.alpha
 
 
+@pytest.mark.slow
 def test_a_task_of_ones_own(pretrained, stsb, tmp_path, capsys):
     own = tmp_path / "my_grades.yaml"
     own.write_text(f"like: stsb\ndataset_id: {stsb.dataset_id}\nsentence_columns: [sentence1, sentence2]\n")
@@ -164,6 +168,7 @@ def test_a_task_of_ones_own(pretrained, stsb, tmp_path, capsys):
     assert "my_grades.yaml: like must be one of stsb, sick_relatedness, microworld_similarity, got 'mrpc'" in said
 
 
+@pytest.mark.slow
 def test_command_line(pretrained, stsb, tmp_path, capsys):
     arguments = [str(pretrained), "--tasks", "stsb", "--output_dir", str(tmp_path / "out")]
     main([*arguments, "--max_train_examples", "50"])
@@ -186,6 +191,7 @@ def test_command_line(pretrained, stsb, tmp_path, capsys):
         assert message in capsys.readouterr().err.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_sizes_are_scored_timed_and_drawn(pretrained, stsb, tmp_path, capsys):
     config = load(pretrained).config
     most, whole = config.num_concepts, config.hidden_size

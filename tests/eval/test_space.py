@@ -33,6 +33,7 @@ def published(running_hub, tmp_path_factory):
     return commit
 
 
+@pytest.mark.slow
 def test_a_space_is_pinned(hub, published, tmp_path, capsys):
     main(["me/explorable", "--revision", published, "--space_dir", str(tmp_path / "space")])
     printed = capsys.readouterr().err

@@ -83,6 +83,7 @@ def spy_on_training(patch) -> list[dict]:
     return calls
 
 
+@pytest.mark.slow
 def test_tuned_result(straight):
     folder, row, result, _ = straight
     name = f"stsb.{result.protocol}"
@@ -115,6 +116,7 @@ def test_validation_is_never_seen_in_the_sweep(straight):
     assert [call["folder"].name for call in finals] == ["run", "run", "random_init", "random_init"]
 
 
+@pytest.mark.slow
 def test_share_to_select_on_is_stratified(pretrained, tmp_path):
     task = prepared(pretrained, small_task("mrpc", tmp_path, train=400), PROTOCOLS["tuned"])
     fit_on, select_on = tuning._selection_split(task)
@@ -123,6 +125,7 @@ def test_share_to_select_on_is_stratified(pretrained, tmp_path):
     assert rates == pytest.approx([rates[2]] * 3, abs=1 / 40)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed_in", [1, 6])
 def test_a_killed_run_goes_on_where_it_was(killed_in, straight, pretrained, tmp_path, monkeypatch):
     _, row, result, calls = straight
@@ -152,6 +155,7 @@ def test_a_killed_run_goes_on_where_it_was(killed_in, straight, pretrained, tmp_
     assert without_time(resumed.as_dict()) == without_time(result.as_dict())
 
 
+@pytest.mark.slow
 def test_cells_of_other_settings_are_refused(straight, pretrained, tmp_path):
     folder, row, result, _ = straight
     out = Path(shutil.copytree(folder / "out", tmp_path / "out"))
@@ -171,6 +175,7 @@ def test_cells_of_other_settings_are_refused(straight, pretrained, tmp_path):
     assert twins[0] == twins[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cell", "change", "message"),
     [
@@ -197,6 +202,7 @@ def test_an_edited_cell_is_named(straight, pretrained, tmp_path, cell, change, m
     assert not written.exists()
 
 
+@pytest.mark.slow
 def test_training_stops_at_the_best_epoch_and_when_nothing_improves(pretrained, tmp_path, monkeypatch):
     """Scores that fall from the second epoch on: patience 2 ends the sweep after epoch 4, the seeds after epoch 2."""
     scores = iter([0.1, 0.5, 0.4, 0.3, 0.2, 0.1])
@@ -212,6 +218,7 @@ def test_training_stops_at_the_best_epoch_and_when_nothing_improves(pretrained, 
     assert own.runs[0].steps == 2 * 3  # 96 examples in batches of 32
 
 
+@pytest.mark.slow
 def test_a_diverging_setting_is_not_selected(pretrained, tmp_path):
     row = small_task("rte", tmp_path)
     protocol = PROTOCOLS["tuned"].override(learning_rates=(1e30, 1e-3), seeds=(7,), epochs=2)
@@ -220,6 +227,7 @@ def test_a_diverging_setting_is_not_selected(pretrained, tmp_path):
     assert result.selected.learning_rate == 1e-3
 
 
+@pytest.mark.slow
 def test_predictions_are_in_the_order_of_the_split(pretrained, tmp_path):
     """Scoring in order of length must not shuffle them."""
     row = small_task("stsb", tmp_path)
@@ -250,6 +258,7 @@ def uneven():
     return Dataset.from_list(rows)
 
 
+@pytest.mark.slow
 def test_training_batches_are_grouped_and_predictions_stand_beside_their_labels(pretrained, uneven, tmp_path):
     model = ConceptEncoderForSequenceClassificationPerceiver.from_pretrained(pretrained, num_labels=1)
     tokenizer = load(pretrained).tokenizer
@@ -293,6 +302,7 @@ def test_training_batches_are_grouped_and_predictions_stand_beside_their_labels(
         assert prediction.predictions[row] == pytest.approx(alone.numpy(), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_cells_of_another_batching_are_refused(pretrained, tmp_path, monkeypatch):
     task = prepared(pretrained, small_task("rte", tmp_path), PROTOCOLS["quick"].override(epochs=1))
     cells = tuning.Cells(tmp_path / "cells", tuning.tqdm(disable=True))
@@ -304,6 +314,7 @@ def test_cells_of_another_batching_are_refused(pretrained, tmp_path, monkeypatch
         tuning.run_protocol("run", load(pretrained), task, cells)
 
 
+@pytest.mark.slow
 def test_capped_training_examples(pretrained, tmp_path):
     row = small_task("mrpc", tmp_path)
     result = finetune_task(
@@ -313,6 +324,7 @@ def test_capped_training_examples(pretrained, tmp_path):
     assert "finetune/mrpc.quick+epochs=1+max_train_examples=48.json" in files(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_share_too_small_to_select_on(pretrained, tmp_path):
     row = small_task("mrpc", tmp_path, train=10)
     message = r"selection_size \(0\.1\) of the 10 training examples of mrpc leaves fewer than 2 on one side"
@@ -321,6 +333,7 @@ def test_a_share_too_small_to_select_on(pretrained, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["stsb", "mrpc"])
 def test_texts_of_a_pair_can_be_encoded_apart(task, pretrained, tmp_path, monkeypatch):
     """What the model is fed: [CLS] a [SEP] and [CLS] b [SEP]; a cosine learns labels in [0, 1]."""
@@ -355,6 +368,7 @@ def test_texts_of_a_pair_can_be_encoded_apart(task, pretrained, tmp_path, monkey
         assert set(kept.run["42"]) <= {0, 1}
 
 
+@pytest.mark.slow
 def test_pairs_encoded_apart_are_sorted_by_both_lengths(pretrained, tmp_path):
     row = small_task("stsb", tmp_path)
     bi = prepared(pretrained, row, PROTOCOLS["bi_encoder"])

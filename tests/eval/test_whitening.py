@@ -82,6 +82,7 @@ def texts_of(data: DataArguments) -> list[str]:
     return [json.loads(line)["text"] for line in Path(data.dataset_name).read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_the_pooled_output_is_white_and_the_concepts_are_the_same(checkpoint, data, tokenizer, tmp_path):
     fitted = whiten(str(checkpoint), tmp_path / "white", data)
     assert fitted["rank"] == 31 and TEXTS - 10 < fitted["texts"] <= TEXTS
@@ -99,6 +100,7 @@ def test_the_pooled_output_is_white_and_the_concepts_are_the_same(checkpoint, da
     assert np.abs(np.cov(means[:, :31], rowvar=False) - np.eye(31)).max() > 0.5
 
 
+@pytest.mark.slow
 def test_it_is_a_checkpoint_like_any_other(checkpoint, data, tokenizer, tmp_path):
     whiten(str(checkpoint), tmp_path / "white", data)
     head, info = ConceptEncoderForDiffusionMLM.from_pretrained(tmp_path / "white", output_loading_info=True)
@@ -120,6 +122,7 @@ def test_until_it_is_fitted_it_is_the_identity():
     torch.testing.assert_close(white(ids).pooler_output, plain(ids).pooler_output)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("owner", "name"), [(PreTrainedTokenizerBase, "save_pretrained"), (os, "replace")])
 def test_killed_while_it_writes_the_same_call_can_be_made_again(checkpoint, data, tmp_path, owner, name):
     before = visible(tmp_path)
@@ -129,6 +132,7 @@ def test_killed_while_it_writes_the_same_call_can_be_made_again(checkpoint, data
     assert {"model.safetensors", "tokenizer.json", "modules.json"} <= visible(tmp_path / "white")
 
 
+@pytest.mark.slow
 def test_texts_that_are_all_alike_are_refused(checkpoint, tmp_path):
     (tmp_path / "alike.jsonl").write_text('{"text": "a cat"}\n' * 60)
     data = DataArguments(str(tmp_path / "alike.jsonl"), validation_size=0.01, packing="truncated", max_length=40)
@@ -137,6 +141,7 @@ def test_texts_that_are_all_alike_are_refused(checkpoint, tmp_path):
     assert not (tmp_path / "white").exists()
 
 
+@pytest.mark.slow
 def test_what_is_refused(checkpoint, data, tmp_path, capsys):
     corpus = ["--dataset_name", data.dataset_name, "--validation_size", "0.01", "--tokenizer_name", "unused"]
     main([str(checkpoint), "--output_dir", str(tmp_path / "white"), *corpus])

@@ -95,6 +95,7 @@ def test_an_unknown_activation_is_refused():
         tiny_config(hidden_act="evil")
 
 
+@pytest.mark.slow
 def test_every_activation_can_be_built():
     from transformers.activations import ACT2FN
 

@@ -6,7 +6,7 @@ from helpers import randomised, tiny_config, token_batch
 from torch import nn
 
 from concept_encoder import ConceptEncoderForDiffusionMLM, ConceptEncoderModel
-from concept_encoder.modeling_concept import ConceptDropout, drop
+from concept_encoder.reading_concept import ConceptDropout, drop
 
 ELEMENTS = 400_001  # not a multiple of the four draws in a word
 

@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from helpers import randomised, run_without_package, tiny_config, token_batch
+from helpers import Largest, randomised, run_without_package, tiny_config, token_batch
 from safetensors.torch import load_file, save_file
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from concept_encoder import (
@@ -15,7 +14,7 @@ from concept_encoder import (
     ConceptEncoderForSequenceClassificationViaDecoder,
     ConceptEncoderModel,
 )
-from concept_encoder.modeling_concept import ConceptTokens, absorbing_saves, is_plain
+from concept_encoder.reading_concept import ConceptTokens, absorbing_saves, is_plain
 
 NARROW = {"token_embedding_size": 16, "tie_word_embeddings": False}
 VARIANTS: dict[str, dict] = {
@@ -96,7 +95,7 @@ def test_both_orders_agree_with_their_gradients(attention, dropout, monkeypatch)
     ids, mask = long_batch()
     found = []
     for absorbed in (True, False):
-        monkeypatch.setattr("concept_encoder.modeling_concept.absorbing_saves", lambda *_, answer=absorbed: answer)
+        monkeypatch.setattr("concept_encoder.reading_concept.absorbing_saves", lambda *_, answer=absorbed: answer)
         torch.manual_seed(0)
         with torch.enable_grad():
             output = model(ids, mask, output_attentions=True)
@@ -117,8 +116,7 @@ def test_dropout_falls_on_weights_and_not_on_the_mean_in_parts():
     torch.manual_seed(0)
     exact = read(concepts, tokens)[0]
     read.train()
-    places = torch.arange(24)[None]
-    parts = ConceptTokens(model.embeddings.eval(), ids, None, places, 5)
+    parts = ConceptTokens(model.embeddings.eval(), None, ids, None, chunk_length=5)
     mean = torch.stack([read(concepts, parts)[0] for _ in range(200)]).mean(0)
     assert (mean - exact).norm() < 0.15 * exact.norm()
 
@@ -248,7 +246,7 @@ def test_recorded_states_and_weights(variant, order):
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["plain", "slot"])
 def test_compiled_ways_agree(variant):
-    model = encoder(torch.float32, std=0.05, **VARIANTS[variant])
+    model = encoder(torch.float32, std=0.05, num_hidden_layers=1, **VARIANTS[variant])
     ids, mask = long_batch()
     expected = model(ids, mask).last_hidden_state
     compiled = torch.compile(model)
@@ -281,19 +279,7 @@ def test_counted_work_of_each_order(count):
         assert counted_flops(model, ids, **chunk) == layers * (min(projected, absorbed) + concepts)
 
 
-class Largest(TorchDispatchMode):
-    """Numbers in the largest floating-point tensor that an operation makes."""
-
-    seen = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for x in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(x, torch.Tensor) and x.is_floating_point():
-                self.seen = max(self.seen, x.numel())
-        return result
-
-
+@pytest.mark.slow
 def test_memory_of_chunks_does_not_grow_with_the_text():
     model = encoder(torch.float32, position_embedding_type="sinusoidal")
     sizes = []

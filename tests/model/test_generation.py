@@ -11,6 +11,7 @@ def order_options(order):
     return {"order": order, "block_length": 4 if order == "blocks" else None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["confidence", "ancestral", "blocks"])
 @pytest.mark.parametrize("context", ["none", "latent"])
 def test_generate_fills_what_is_masked_and_keeps_the_rest(order, context):
@@ -97,6 +98,7 @@ def test_a_text_without_anything_to_fill_comes_back():
     assert torch.equal(ConceptEncoderForDiffusionMLM(tiny_config()).generate(ids), ids)
 
 
+@pytest.mark.slow
 def test_tokenizers_that_give_segments_are_welcome():
     model = randomised(ConceptEncoderForDiffusionMLM(tiny_config()))
     ids, mask = token_batch()

@@ -56,6 +56,7 @@ LOADING = {
 PRETRAINING = {"diffusion": ConceptEncoderForDiffusionMLM, "mlm": ConceptEncoderForMaskedLMPerceiver}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("head", "checkpoint"), LOADING, ids=lambda value: getattr(value, "__name__", value))
 def test_any_head_loads_any_pretraining_checkpoint_with_exactly_these_keys(head, checkpoint, tmp_path):
     pretrained = randomised(PRETRAINING[checkpoint](tiny_config()))
@@ -96,6 +97,7 @@ AUTO_CLASSES = {
 CLASSIFIERS = [head for head, auto in AUTO_CLASSES.items() if auto is AutoModelForSequenceClassification]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", AUTO_CLASSES, ids=lambda head: head.__name__)
 def test_with_the_package_an_auto_class_loads_the_head_that_wrote_the_checkpoint(head, tmp_path):
     head(tiny_config(num_labels=3)).save_pretrained(tmp_path)

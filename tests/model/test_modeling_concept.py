@@ -16,7 +16,8 @@ from concept_encoder import (
     ConceptEncoderForSequenceClassificationViaDecoder,
     ConceptEncoderModel,
 )
-from concept_encoder.modeling_concept import ConceptReading, cross_entropy_of_rows
+from concept_encoder.modeling_concept import cross_entropy_of_rows
+from concept_encoder.reading_concept import ConceptReading
 
 VARIANTS = {
     "plain": {},

@@ -86,6 +86,7 @@ def test_gradients_of_the_heads_that_rebuild(name, fused):
         agrees_with_finite_differences(model, lambda: model(**inputs).loss)  # noqa: B023
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("head", "config", "labels"),
     [
@@ -128,6 +129,7 @@ def test_gradients_of_the_chunked_cross_entropy(smoothing, monkeypatch):
     assert gradcheck(total, (states.requires_grad_(), weight.requires_grad_()))
 
 
+@pytest.mark.slow
 def test_gradients_of_the_contrastive_loss():
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(3, 5, dtype=torch.float64, generator=generator).requires_grad_() for _ in range(2))
@@ -244,6 +246,7 @@ def child(threads: int) -> list[str]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits():
     assert steps() == steps()
 

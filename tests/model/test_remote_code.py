@@ -22,7 +22,7 @@ from concept_encoder.modeling_concept import (
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
-CODE = ("configuration_concept.py", "modeling_concept.py")
+CODE = ("configuration_concept.py", "reading_concept.py", "modeling_concept.py")
 HEADS = {
     "AutoModel": ConceptEncoderModel,
     "AutoModelForMaskedLM": ConceptEncoderForDiffusionMLM,

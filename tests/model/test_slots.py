@@ -112,16 +112,6 @@ def test_the_best_slots_alone_have_one_value_with_and_without_gradients():
             torch.testing.assert_close(model(ids, mask).last_hidden_state, trained, **EQUAL)
 
 
-@pytest.mark.slow
-def test_a_million_tokens_add_up():
-    model = encoder(torch.float32, **{**SUM, "count_saturation": True})
-    ids = torch.randint(4, 120, (1, 1000)).repeat(1, 1000)
-    with torch.no_grad():
-        code = model(ids, chunk_length=2**16).last_hidden_state
-        exact = model.double()(ids, chunk_length=2**18).last_hidden_state
-    torch.testing.assert_close(code.double(), exact, rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize("variant", ["dense", "saturated", "layers", "slot layers"])
 def test_half_precision_is_close(variant):
     model = encoder(torch.float32, std=0.1, **VARIANTS[variant])
@@ -139,6 +129,7 @@ def test_half_precision_is_close(variant):
 # ---------------------------------------------------------------------------------------------------- pooled outputs
 
 
+@pytest.mark.slow
 def test_pooled_outputs():
     ids, mask = batch()
     for kind in ("mean", "weighted", "concat"):
@@ -156,6 +147,16 @@ def test_pooled_outputs():
                 else:
                     expected = concepts.flatten(1) if kind == "concat" else concepts.mean(1)
                 torch.testing.assert_close(output.pooler_output, expected, **EQUAL)
+
+
+@pytest.mark.parametrize("size", [None, 4])
+def test_maps_of_the_pooled_output_are_those_of_each_concept(size):
+    ids, mask = batch()
+    model = encoder(pooler_whitening=True, projection_size=size)
+    model.whitening.weight.normal_()
+    with torch.no_grad():
+        pooled = model(ids, mask).pooler_output
+        torch.testing.assert_close(model.whitened(ids, mask).last_hidden_state.mean(1), pooled, **EQUAL)
 
 
 # ----------------------------------------------------------------------------------------------------- everything else

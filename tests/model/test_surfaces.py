@@ -214,7 +214,7 @@ def test_sentence_transformers_saves_itself(folder, outside):
         written = written.replace(".base.modules.normalize.", ".sentence_transformer.modules.normalize.")
         assert json.loads(written) == json.loads((folder / "run" / name).read_text())
     assert json.loads((folder / "resaved/config_sentence_transformers.json").read_text())["prompts"]["query"] == "q: "
-    for name in ("modeling_concept.py", "configuration_concept.py"):
+    for name in ("modeling_concept.py", "reading_concept.py", "configuration_concept.py"):
         assert (folder / "resaved" / name).read_bytes() == (folder / "pretrained" / name).read_bytes()
 
 
@@ -323,3 +323,29 @@ def test_sentence_transformers_has_the_pooled_output(tmp_path, tokenizer, kind, 
     encoder.save(str(tmp_path / "again"))
     again = SentenceTransformer(str(tmp_path / "again"), trust_remote_code=True)
     np.testing.assert_array_equal(again.encode(["the cat sleeps ."]), vectors)
+
+
+def test_a_multi_vector_encoder_is_refused_where_there_are_no_concepts_of_its_width(tmp_path, tokenizer):
+    from sentence_transformers import MultiVectorEncoder, SentenceTransformer
+
+    def saved(name, **config):
+        torch.manual_seed(0)
+        model = randomised(ConceptEncoderModel(tiny_config(vocab_size=len(tokenizer), **config)))
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        return model, str(tmp_path / name)
+
+    for kind in ("mean", "concat"):
+        model, folder = saved(kind, pooled_output=kind, projection_size=8)
+        with pytest.raises(ValueError, match="adds a map of 32 numbers, and projection_size gives 8 of each concept"):
+            MultiVectorEncoder(folder, trust_remote_code=True)
+        whole = SentenceTransformer(folder, trust_remote_code=True)
+        late = MultiVectorEncoder(modules=list(whole)[:-1])
+        batch = tokenizer(["the cat sleeps ."], return_tensors="pt")
+        with torch.no_grad():
+            concepts = model.projected(batch["input_ids"], batch["attention_mask"]).last_hidden_state[0]
+        np.testing.assert_allclose(late.encode(["the cat sleeps ."])[0], concepts, rtol=1e-4, atol=1e-5)
+    _, folder = saved("weighted", pooled_output="weighted")
+    with pytest.raises(ValueError, match="compares concepts, and pooled_output='weighted' gives one vector"):
+        MultiVectorEncoder(folder, trust_remote_code=True)
+    assert MultiVectorEncoder(saved("plain")[1], trust_remote_code=True).encode(["a"])[0].shape == (6, 128)

@@ -93,7 +93,8 @@ def test_it_saves_what_it_has_read(folder, load, batch, tmp_path, name):
         AutoConfig.from_pretrained(path, trust_remote_code=True).to_dict() for path in (tmp_path, folder / name)
     )
     assert {**written, **OF_THE_SAVING} == {**given, **OF_THE_SAVING}
-    for file in ("modeling_concept.py", "configuration_concept.py", "modules.json", "sentence_bert_config.json"):
+    code = ("modeling_concept.py", "reading_concept.py", "configuration_concept.py")
+    for file in (*code, "modules.json", "sentence_bert_config.json"):
         assert (tmp_path / file).read_bytes() == (folder / name / file).read_bytes()
     assert_close(run(load(name, tmp_path), name, batch)[0], run(model, name, batch)[0])
 

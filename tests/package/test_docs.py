@@ -34,7 +34,7 @@ from concept_encoder.utils.command_line import command_name
 
 ROOT = Path(__file__).resolve().parents[2]
 # A diary, and pages that their own tests compare with a rendering.
-RENDERED = {"LOG.md", "GATE_1.md", "SPEED.md", "SCALING.md", "RETRIEVAL.md"}
+RENDERED = {"LOG.md", "GATE_1.md", "SPEED.md", "SCALING.md", "RETRIEVAL.md", "ENCODER.md", "CORPUS.md"}
 PAGES = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY", "CODE_OF_CONDUCT")]
 PAGES += sorted(path for path in (ROOT / "docs").rglob("*.md") if path.name not in RENDERED)
 LANGUAGES = {"bash", "python", "pycon", "yaml", "text", "bibtex"}
@@ -57,6 +57,8 @@ WORK = {
 DEV_WORK = {
     "benchmark.py": "measure",
     "cards.py": "render_cards",
+    "corpus.py": "render_page",
+    "encoder_table.py": "measure_all",
     "gate_1.py": "render_page",
     "retrieval.py": "render_page",
     "sampling_steps.py": "sampling_steps",

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 from house import PACKAGE, ROOT, module_name, package_files
 
-FLOORS = ("configuration_concept", "modeling_concept", "utils", "trainers", "eval", "scripts")
+FLOORS = ("configuration_concept", "reading_concept", "modeling_concept", "utils", "trainers", "eval", "scripts")
 # What `from_pretrained(..., trust_remote_code=True)` may ask of a machine that has transformers and nothing else.
 REMOTE_CODE_REQUIREMENTS = {"torch", "transformers", "huggingface_hub", "safetensors"}
 OF_AN_EXTRA = {  # the modules that may ask for it

@@ -122,6 +122,7 @@ ORDERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ORDERS.values(), ids=ORDERS)
 def test_auto_classes_give_the_installed_classes_trusted_or_not(pretrained, first):
     *_, plain, trusting = in_a_process(LOAD.format(first=first, folder=str(pretrained))).splitlines()

@@ -68,6 +68,7 @@ def package_files_of_the_tree() -> set[str]:
     return {path.relative_to(ROOT).as_posix() for path in files}
 
 
+@pytest.mark.slow
 def test_wheel_holds_the_package_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     metadata = {name for name in names if ".dist-info/" in name}
@@ -96,7 +97,9 @@ def installed(wheel, tmp_path_factory) -> Path:
     return target
 
 
+@pytest.mark.slow
 def test_every_module_imports_from_the_wheel_alone(installed, tmp_path):
+    pytest.importorskip("gradio", reason="the extra explore is not installed, which a module of the explorer imports")
     printed = run(sys.executable, "-c", IMPORT_EVERYTHING, cwd=tmp_path, PYTHONPATH=str(installed), HF_HUB_OFFLINE="1")
     files = json.loads(printed.splitlines()[-1])
     outside = {name: file for name, file in files.items() if not Path(file).is_relative_to(installed)}

@@ -211,6 +211,7 @@ def killed_at_change(number, folder) -> bool:
     os._exit(0)
 
 
+@pytest.mark.slow
 def test_killed_at_any_change_of_names_files_are_old_or_new_or_without_the_last(tmp_path):
     seen = []
     for number in range(1, 10):
@@ -274,6 +275,7 @@ def anybodys():
         yield Path(folder)
 
 
+@pytest.mark.slow
 def test_without_permission_one_line_says_so_before_anything_is_done(anybodys, monkeypatch):
     locked, texts, free = anybodys / "locked", anybodys / "texts.jsonl", anybodys / "free"
     texts.write_text('{"text": "a cat"}\n')
@@ -469,6 +471,7 @@ READERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", EDITED)
 @pytest.mark.parametrize("command", READERS)
 def test_an_edited_result_is_named_by_each_command_that_reads_it(pretrained, tmp_path, capsys, command, how):

@@ -96,6 +96,7 @@ def test_a_report_is_built_or_names_the_file(results, tmp_path, data):
     assert report.verdict.overall in ("PASS", "FAIL", "INCONCLUSIVE")
 
 
+@pytest.mark.slow
 @cases(700)
 @given(st.data())
 def test_gates_are_loaded_or_name_the_file(tmp_path, data):
@@ -152,6 +153,7 @@ def test_a_table_becomes_labelled_rows_or_is_refused(name, rows, complete):
     assert all(0 <= value <= 1 for value in chance.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", [DataArguments, ObjectiveArguments])
 @cases(700)
 @given(st.data())

@@ -56,6 +56,7 @@ def dangers(source: str) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", package_files(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_file_of_the_package_can_run_what_it_reads(path):
     assert dangers(path.read_text(encoding="utf-8")) == []

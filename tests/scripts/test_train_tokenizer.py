@@ -14,6 +14,7 @@ def line(tokenizer, tmp_path):
     return [*words, "--tokenizer_name", str(tmp_path / "seed"), "--max_train_documents", "40"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("owner", "name"), [(PreTrainedTokenizerBase, "save_pretrained"), (os, "replace")])
 def test_killed_while_it_writes_the_same_command_can_be_typed_again(line, tmp_path, owner, name):
     assert killed_at(lambda: main(line), owner, name)

@@ -28,7 +28,7 @@ WORDS = "[PAD] [MASK] [CLS] [SEP] [UNK] the cat dog sleeps runs in barn garden .
 SUMS = {"concept_aggregation": "sum", "pooled_output": "concat", "projection_size": 5, "tokens_per_concept": 2}
 MODELS = {
     "encoder": (ConceptEncoderModel, {}),
-    "slots": (ConceptEncoderModel, {**SUMS, "num_hidden_layers": 1, "count_saturation": True}),
+    "slots": (ConceptEncoderModel, {**SUMS, "num_hidden_layers": 1, "count_saturation": True, "neighbours": 1}),
     "bixt": (ConceptEncoderModel, {"token_update": "bixt", "concept_attention": "slot", "pooled_output": "weighted"}),
     "diffusion": (ConceptEncoderForDiffusionMLM, {"decoder_context": "latent"}),
     "mlm": (ConceptEncoderForMaskedLMPerceiver, {}),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from concept_encoder import ConceptEncoderConfig
 
@@ -48,6 +49,19 @@ def token_batch(rows: int = 3, columns: int = 11, seed: int = 0) -> tuple[torch.
     mask[1, 7:] = 0
     mask[2, [0, 4, 10]] = 0
     return ids, mask
+
+
+class Largest(TorchDispatchMode):
+    """Numbers in the largest floating-point tensor that an operation makes."""
+
+    seen = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for x in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(x, torch.Tensor) and x.is_floating_point():
+                self.seen = max(self.seen, x.numel())
+        return result
 
 
 def random_examples(tokenizer, rows: int = 64, seed: int = 0, longest: int = 40) -> list[dict]:

@@ -502,22 +502,18 @@ CASES += rows(
         {"x.yaml": "like: mrpc\ndataset_id: x/y\nsentence_columns: [a, label]\n"},
     ),
     label_as_text_by_name=("uses column 'a' twice", {"x.yaml": f"like: mrpc\n{PAIR}label_column: a\n"}),
-    one_class=(
-        "a whole number of classes, at least 2, got 1",
-        {"x.yaml": f"like: mnli_matched\n{PAIR}num_labels: 1\n"},
-    ),
-    no_classes=(
-        "a whole number of classes, at least 2, got -3",
-        {"x.yaml": f"like: mnli_matched\n{PAIR}num_labels: -3\n"},
-    ),
-    half_a_class=(
-        "a whole number of classes, at least 2, got 2.5",
-        {"x.yaml": f"like: mnli_matched\n{PAIR}num_labels: 2.5\n"},
-    ),
-    infinite_classes=(
-        "a whole number of classes, at least 2, got inf",
-        {"x.yaml": f"like: mnli_matched\n{PAIR}num_labels: .inf\n"},
-    ),
+    **{
+        name: (
+            f"a whole number of classes, at least 2, got {written.removeprefix('.')}",
+            {"x.yaml": f"like: mnli_matched\n{PAIR}num_labels: {written}\n"},
+        )
+        for name, written in {
+            "one_class": "1",
+            "no_classes": "-3",
+            "half_a_class": "2.5",
+            "infinite_classes": ".inf",
+        }.items()
+    },
     classes_of_values=(
         "num_labels can be set where accuracy is the only metric",
         {"x.yaml": f"like: stsb\n{PAIR}num_labels: 2\n"},

@@ -72,6 +72,7 @@ def test_checkpoints_hold_what_was_evaluated(run, tokenizer, tmp_path):
     assert len(names[0]) == len(names[1]) < len(model.state_dict())
 
 
+@pytest.mark.slow
 def test_resume_is_exact(run, tokenizer, tmp_path):
     folder, trainer, weights = run
     resumed = make_trainer(tokenizer, tmp_path, eval_strategy="steps", eval_steps=2, **SETTINGS)

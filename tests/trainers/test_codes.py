@@ -124,6 +124,7 @@ def test_the_scorer_of_a_weighted_mean_learns(tokenizer):
 # -------------------------------------------------------------------------------------------------------------- passes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", [False, True], ids=["plain", "learned"])
 def test_gradient_caching_changes_neither_loss_nor_gradients(tokenizer, head):
     settings = {"contrastive": 1.0, "distillation": float(head), "learn_temperature": head}
@@ -284,6 +285,7 @@ FIELDS = {
 }
 
 
+@pytest.mark.slow
 def test_columns_become_texts_of_roles_and_vectors(tokenizer, tmp_path):
     columns = table(20)
     columns["b"][3] = " "

@@ -240,6 +240,7 @@ class TestSources:
         with pytest.raises(ValueError, match="nobody/nothing' is neither"):
             load_tokenizer(DataArguments(tokenizer_name="nobody/nothing"))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("streaming", [False, True])
     def test_limits(self, tmp_path, streaming):
         path = write(tmp_path / "a.parquet", SENTENCES)
@@ -385,6 +386,7 @@ class TestBadCorpora:
 
 
 class TestPacked:
+    @pytest.mark.slow
     @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(
         documents=st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=30).map(" ".join), min_size=1),
@@ -437,6 +439,7 @@ class TestPacked:
         assert all(len(block) == 16 and block[0] == words.cls_token_id for block in first + second)
         assert sorted(first) != sorted(expected)
 
+    @pytest.mark.slow
     def test_bos_and_eos_stand_in(self, tmp_path):
         special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]"}
         path = write(tmp_path / "a.txt", SENTENCES)
@@ -498,6 +501,7 @@ class TestBoth:
         with pytest.raises(ValueError, match=r"max_length \(65\) is larger than .*model_max_length \(64\)"):
             load_pretraining_data(args, words)
 
+    @pytest.mark.slow
     def test_the_caller_s_tokenizer_is_left_alone(self, tmp_path, caplog):
         tokenizer = word_tokenizer(model_max_length=16)
         before = tokenizer.backend_tokenizer.to_str()
@@ -535,6 +539,7 @@ class TestCache:
     def cache_files():
         return {p: p.stat().st_mtime_ns for p in Path(os.environ["HF_HOME"], "datasets").rglob("cache-*.arrow")}
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("packing", ["packed", "truncated"])
     def test_a_second_call_works_nothing_out(self, tmp_path, words, packing):
         args = arguments(write(tmp_path / "a.parquet", SENTENCES), packing=packing, max_train_documents=20)
@@ -603,6 +608,7 @@ def bert_like(shared, tmp_path) -> DataArguments:
     )
 
 
+@pytest.mark.slow
 def test_a_learned_vocabulary_is_the_corpus_own_in_the_seed_tokenizers_manner(tmp_path, shared):
     args = bert_like(shared, tmp_path)
     seed = load_tokenizer(args)

@@ -45,6 +45,7 @@ def run(rows, vocabulary, tmp_path_factory):
     return folder, result
 
 
+@pytest.mark.slow
 def test_examples_are_those_of_the_same_rows_in_files(rows, tokenizer, tmp_path):
     for split, part in rows.items():
         part.to_parquet(tmp_path / f"{split}.parquet")
@@ -55,6 +56,7 @@ def test_examples_are_those_of_the_same_rows_in_files(rows, tokenizer, tmp_path)
         assert len(one) and [row["input_ids"].tolist() for row in one] == [row["input_ids"].tolist() for row in other]
 
 
+@pytest.mark.slow
 def test_a_run_records_the_digest_of_its_rows(run, rows):
     folder, result = run
     name = in_memory_name(rows)
@@ -74,6 +76,7 @@ def test_the_digest_is_of_what_the_rows_hold(rows):
     assert in_memory_name(rows) != in_memory_name(train)
 
 
+@pytest.mark.slow
 def test_what_was_in_memory_has_to_be_given_again(run, rows, vocabulary, tmp_path):
     again = {"output_dir": str(tmp_path / "again"), "tokenizer_name": vocabulary, "use_cpu": True, "max_steps": 1}
     with pytest.raises(ValueError, match=r"'in-memory .*' names rows that were in memory; give them again, as data"):
@@ -81,6 +84,7 @@ def test_what_was_in_memory_has_to_be_given_again(run, rows, vocabulary, tmp_pat
     assert pretrain(run[0] / "recipe.yaml", data=rows, **again).steps == 1
 
 
+@pytest.mark.slow
 def test_another_name_of_the_same_recipe_may_be_given(rows, vocabulary, tmp_path):
     for split, part in rows.items():
         part.to_parquet(tmp_path / f"{split}.parquet")
@@ -115,6 +119,7 @@ def test_another_data_set_takes_its_own_configuration():
     assert Recipe.load("gate_1", use_cpu=True).data.dataset_config_name == "pair"
 
 
+@pytest.mark.slow
 def test_analysis_reads_rows_in_memory(run, rows, tmp_path):
     counts = {"num_batches": 3, "batch_size": 8, "ledger_documents": 4}
     found = analyze(run[0], data=rows, output_dir=tmp_path / "all", **counts)

@@ -4,6 +4,7 @@ from concept_encoder.trainers.training import data_wait
 from concept_encoder.trainers.training.data_wait import DataWait
 
 
+@pytest.mark.slow
 def test_data_and_steps_are_told_apart(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(data_wait.time, "perf_counter", lambda: now[0])

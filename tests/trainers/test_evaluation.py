@@ -37,6 +37,7 @@ def test_nelbo_of_uniform_scores_is_ln_v(tokenizer, tmp_path):
     assert metrics["eval_nll_bits_t_0.51"] == pytest.approx(math.log2(len(tokenizer)), rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlm", "tsdae", "prefix", "two_view"])
 def test_other_objectives_are_evaluated_on_their_own_task(tokenizer, tmp_path, name):
     """Scores that are all alike cost ln V, no matter what is rebuilt; the bound is added where the head has one."""
@@ -53,6 +54,7 @@ def test_other_objectives_are_evaluated_on_their_own_task(tokenizer, tmp_path, n
     assert ("eval_nelbo_bits_per_token" in metrics) == (name in ("prefix", "two_view"))
 
 
+@pytest.mark.slow
 def test_evaluation_sees_neither_terms_nor_position_share_nor_batch_size(tokenizer, tmp_path):
     found = []
     for size, objective in (
@@ -100,6 +102,7 @@ def test_training_data_without_tokens_are_refused(objective, rows, message, toke
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("corruption", ["diffusion", "mlm", "tsdae", "prefix", "two_view"])
 @pytest.mark.parametrize("kind", ["rows", "stream", "one of two", "empty"])
 def test_evaluation_data_without_tokens_are_refused_before_training(corruption, kind, tokenizer, tmp_path):

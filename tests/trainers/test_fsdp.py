@@ -81,7 +81,7 @@ def test_fsdp2_trains_as_one_process_and_its_checkpoint_loads(tokenizer, tmp_pat
     for (name, own), other in zip(loaded.named_parameters(), alone.model.parameters(), strict=True):
         torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-5, msg=name)
     names = {path.name for path in (tmp_path / "final").iterdir()}
-    assert {"configuration_concept.py", "modeling_concept.py"} <= names
+    assert {"configuration_concept.py", "reading_concept.py", "modeling_concept.py"} <= names
     assert not {name for name in names if "fsdp" in name}
     auto_map = json.loads((tmp_path / "final" / "config.json").read_text())["auto_map"]
     assert auto_map["AutoModelForMaskedLM"] == "modeling_concept.ConceptEncoderForDiffusionMLM"

@@ -82,6 +82,7 @@ def output(model, ids, mask):
     return model(ids, mask)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_an_imported_checkpoint_gives_the_outputs_of_the_original(variant, tmp_path):
     name, changes = VARIANTS[variant]
@@ -266,7 +267,7 @@ def test_the_folder_holds_code_tokenizer_and_the_table(source, tmp_path):
     (source / "optimizer.pt").write_text("not for a checkpoint to publish")
     _, table = import_checkpoint(str(source), tmp_path / "deep" / "out")
     held = {path.name for path in (tmp_path / "deep" / "out").iterdir()}
-    code = {"configuration_concept.py", "modeling_concept.py"}
+    code = {"configuration_concept.py", "reading_concept.py", "modeling_concept.py"}
     surfaces = {name.partition("/")[0] for name in ConceptEncoderConfig().sentence_transformers_files()}
     assert held == code | surfaces | {"config.json", "model.safetensors", "import.json", "tokenizer.json"}
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]

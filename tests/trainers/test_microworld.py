@@ -194,6 +194,7 @@ def test_entailment_of_hand_written_cases(premise, hypothesis, label) -> None:
     assert entailment(tuple(premise), hypothesis) == label
 
 
+@pytest.mark.slow
 def test_entailment_is_dual_under_negation_and_contradiction_is_symmetric() -> None:
     rng, flipped, seen = Random(2), {ENTAILMENT: CONTRADICTION, CONTRADICTION: ENTAILMENT, NEUTRAL: NEUTRAL}, Counter()
     for label in (ENTAILMENT, NEUTRAL, CONTRADICTION) * 400:
@@ -293,6 +294,7 @@ def test_pronouns_are_used_and_never_ambiguous() -> None:
     assert told and not any("she" in text.lower().split() for text in told)
 
 
+@pytest.mark.slow
 def test_no_text_has_two_meanings() -> None:
     rng, meanings, choices = Random(1), {}, Random()
     for _ in range(1000):
@@ -354,6 +356,7 @@ def test_tokenizer_form_and_round_trip(tmp_path) -> None:
     assert loaded.model_max_length == 32 and loaded.mask_token_id == tokenizer.mask_token_id
 
 
+@pytest.mark.slow
 def test_splits_share_no_sentence_whatever_the_seeds(pairs) -> None:
     openings = [
         {text.split(".")[0] for text in microworld_corpus(split, 300, seed)["text"]}
@@ -388,6 +391,7 @@ def test_equal_in_another_process_and_under_another_hash_seed() -> None:
     assert int(other.stdout) == crc32(repr(data).encode())
 
 
+@pytest.mark.slow
 def test_labels_are_balanced_and_spread(pairs) -> None:
     assert set(Counter(pairs["paraphrase", "train"]["label"]).values()) == {1000}
     entailments = pairs["entailment", "train"]

@@ -31,6 +31,7 @@ def needle_of(kind, text):
     return found
 
 
+@pytest.mark.slow
 def test_a_query_shares_no_word_with_its_needle_and_no_meaning_with_the_rest(pairs):
     kind, found = pairs
     function_words = {"did", "a", "person", "any", "animal", "thing", "by"}
@@ -69,6 +70,7 @@ def test_every_word_of_a_needle_text_is_in_the_vocabulary():
         assert tokenizer.unk_token_id not in tokenizer(f"{text} {query}")["input_ids"]
 
 
+@pytest.mark.slow
 def test_the_same_again_and_others_with_another_seed():
     first = list(needle_texts("needle", 100, 4))
     assert first == list(needle_texts("needle", 100, 4)) != list(needle_texts("needle", 100, 4, seed=1))

@@ -72,6 +72,7 @@ def test_binned_parts_add_up_to_all_masked_tokens(model, tokenizer):
     assert result.parts["loss_t_0.6"][1] == (batch["labels"][inside] != -100).sum()
 
 
+@pytest.mark.slow
 def test_monte_carlo_nelbo_of_a_known_model_equals_its_closed_form(tokenizer):
     class Unigram(nn.Module):
         """Scores every position by fixed token probabilities, so its NELBO is the cross-entropy with them."""

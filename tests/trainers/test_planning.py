@@ -14,6 +14,7 @@ def tiny_recipe(output_dir, *overrides):
     return Recipe.load("tiny", **fields_from_words(arguments))
 
 
+@pytest.mark.slow
 def test_a_plan_takes_steps_and_leaves_nothing(tmp_path, capsys):
     recipe = tiny_recipe(tmp_path / "out", "--gradient_accumulation_steps", "2", "--max_steps", "50")
     before = copy.deepcopy(recipe.as_dict())
@@ -26,6 +27,7 @@ def test_a_plan_takes_steps_and_leaves_nothing(tmp_path, capsys):
     assert plan["peak_of"] == "process" and 50 * 2**20 < plan["peak_bytes"] < 64 * 2**30
 
 
+@pytest.mark.slow
 def test_what_is_planned_is_what_then_happens(tmp_path):
     recipe = tiny_recipe(tmp_path / "out", "--max_steps", "6", "--max_train_documents", "96", "--disable_tqdm", "true")
     plan, result = plan_pretraining(recipe), pretrain(recipe)
@@ -34,18 +36,21 @@ def test_what_is_planned_is_what_then_happens(tmp_path):
     assert plan["steps"] == result.steps
 
 
+@pytest.mark.slow
 def test_the_first_steps_are_not_timed(tmp_path, monkeypatch):
     ticks = iter([0.0, 100.0, 102.0, 105.0, 106.0, 108.0])
     monkeypatch.setattr(planning._Clock, "on_step_end", lambda self, *args, **kwargs: self.ends.append(next(ticks)))
     assert plan_pretraining(tiny_recipe(tmp_path / "out"))["seconds_per_step"] == 2.0  # of 2, 3, 1 and 2
 
 
+@pytest.mark.slow
 def test_epochs_of_a_corpus_not_yet_counted_have_no_number_of_steps(tmp_path):
     plan = plan_pretraining(tiny_recipe(tmp_path / "out", "--max_steps", "-1", "--num_train_epochs", "3"))
     assert plan["steps"] is None and plan["tokens"] is None and plan["hours"] is None
     assert plan["seconds_per_step"] > 0
 
 
+@pytest.mark.slow
 def test_the_script_prints_the_plan_wherever_the_flag_stands(tmp_path, capsys):
     out = tmp_path / "out"
     main(["tiny", "--dry_run", "--output_dir", str(out), "--max_steps", "40", "--use_cpu", "true"])

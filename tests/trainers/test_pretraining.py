@@ -60,7 +60,7 @@ def test_a_run_leaves_a_checkpoint_its_recipe_and_its_figures(run):
     assert AutoTokenizer.from_pretrained(folder, trust_remote_code=True).mask_token_id == model.config.mask_token_id
     assert yaml.safe_load((folder / "recipe.yaml").read_text())["training"]["max_steps"] == 6
     names = {path.name for path in folder.iterdir()}
-    assert {"configuration_concept.py", "modeling_concept.py", "model.safetensors"} <= names
+    assert {"configuration_concept.py", "reading_concept.py", "modeling_concept.py", "model.safetensors"} <= names
 
 
 @pytest.mark.slow

@@ -37,6 +37,7 @@ def killed_at(straight, folder, step):
         (folder / name).unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [5, 10, 12])  # 12: after the last checkpoint, before the run's own files
 def test_a_resumed_run_equals_the_straight_one(straight, tmp_path, step):
     folder = tmp_path / "resumed"
@@ -93,12 +94,14 @@ def test_when_it_is_evaluated_belongs_to_a_run_that_takes_the_best(straight_to_t
         train(folder, *settings(12, *BEST, "--eval_steps", "1"))
 
 
+@pytest.mark.slow
 def test_the_comparison_can_fail(straight, tmp_path):
     train(tmp_path, *settings(12, "--seed", "1"))
     with pytest.raises(AssertionError):
         assert_equal_runs(straight, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_torn_checkpoint_is_passed_over_with_a_message(straight, tmp_path, caplog):
     folder = tmp_path / "resumed"
     killed_at(straight, folder, 10)
@@ -132,7 +135,7 @@ def test_nothing_but_torn_checkpoints_is_said(straight, tmp_path):
 
 @pytest.mark.slow
 def test_twenty_kills_at_random_moments_change_nothing(tmp_path):
-    command = [sys.executable, str(KILLED_RUNS), str(tmp_path), "200", "20", "0"]
+    command = [sys.executable, str(KILLED_RUNS), str(tmp_path), "100", "20", "0"]
     done = run(command, timeout=1500)
     assert done.returncode == 0, done.stderr[-3000:]
     kills, in_saving, runs = map(int, done.stdout.split("\n")[-2].split())
@@ -249,14 +252,21 @@ pretrain(recipe)
 """
 
 
+@pytest.fixture(scope="module")
+def straight_of_two(tmp_path_factory):
+    """Folder of a run by two processes without a break, and what launches another one."""
+    home = tmp_path_factory.mktemp("two")
+    (home / "run.py").write_text(RANK_KILLED.format(tests=sys.path))
+    launch = [sys.executable, *LAUNCH_TWO, str(home / "run.py")]
+    done = run([*launch, str(home / "straight"), "none", "--save_total_limit", "3"])
+    assert done.returncode == 0, done.stderr[-3000:]
+    return home / "straight", launch
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM"])
-def test_two_processes_one_of_which_is_killed(tmp_path, how):
-    script = tmp_path / "run.py"
-    script.write_text(RANK_KILLED.format(tests=sys.path))
-    launch = [sys.executable, *LAUNCH_TWO, str(script)]
-    done = run([*launch, str(tmp_path / "straight"), "none", "--save_total_limit", "3"])
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_two_processes_one_of_which_is_killed(straight_of_two, tmp_path, how):
+    straight, launch = straight_of_two
     folder = tmp_path / "killed"
     done = run([*launch, str(folder), how])
     assert done.returncode != 0
@@ -264,5 +274,5 @@ def test_two_processes_one_of_which_is_killed(tmp_path, how):
     assert [step for step, _ in find_checkpoints(folder)] == ([5] if how == "SIGKILL" else [5, 8])
     done = run([*launch, str(folder), "none"])
     assert done.returncode == 0, done.stderr[-3000:]
-    assert_equal_runs(tmp_path / "straight", folder, processes=2)
+    assert_equal_runs(straight, folder, processes=2)
     assert torch.load(folder / "checkpoint-12" / "log_sums_1.pth", weights_only=True)["parts"]

@@ -41,6 +41,7 @@ def test_the_table_is_about_fields_that_there_are():
     assert set(names) <= known and len(names) == len(set(names)) and not set(names) & set(LENGTH)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -89,6 +90,7 @@ def test_other_texts_of_the_same_number_are_refused(tokenizer, first, tmp_path):
         resume(tokenizer, first, tmp_path, data=data)
 
 
+@pytest.mark.slow
 def test_another_architecture_and_tokenizer_are_refused(tokenizer, first, tmp_path):
     other = microworld_tokenizer()
     other.add_tokens(["zz"])

@@ -58,6 +58,7 @@ def test_rarity_is_counted_in_texts():
     np.testing.assert_allclose(found, expected)
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_it(tokenizer, tmp_path):
     sketch(tokenizer, TEXTS, 5, 7).save_pretrained(tmp_path)
     model = ConceptEncoderForDiffusionMLM.from_pretrained(tmp_path).train()

@@ -76,6 +76,7 @@ def test_norms_are_grouped_by_module_and_layer():
     )
 
 
+@pytest.mark.slow
 def test_logged_norms_are_those_before_clipping_and_add_up(tokenizer, tmp_path):
     trainer = make_trainer(tokenizer, tmp_path, gradient_accumulation_steps=2, max_grad_norm=0.01)
     trainer.train()
@@ -109,6 +110,7 @@ WILD = {
 }
 
 
+@pytest.mark.slow
 def test_a_run_like_the_predecessor_is_stopped_before_the_loss_is_nan(tokenizer, tmp_path):
     trainer = like_the_predecessor(make_trainer(tokenizer, tmp_path, max_steps=60, **WILD))
     with pytest.raises(DivergenceError, match=r"the gradient norm is .* at step .*, \d+ times the usual one"):
@@ -137,6 +139,7 @@ def test_a_run_like_the_predecessor_finishes_at_a_lower_rate(tokenizer, tmp_path
     assert resumed.lr_scheduler.get_last_lr()[0] == rate
 
 
+@pytest.mark.slow
 def test_a_rollback_is_a_resume_at_half_the_rate(tokenizer, tmp_path):
     settings = {
         "max_steps": 4,
@@ -161,6 +164,7 @@ def test_a_rollback_is_a_resume_at_half_the_rate(tokenizer, tmp_path):
     assert not torch.equal(parameters(trainer), parameters(plain))
 
 
+@pytest.mark.slow
 def test_rollbacks_end(tokenizer, tmp_path):
     settings = {"on_divergence": "rollback", "save_strategy": "steps", "save_steps": 2}
     with pytest.raises(DivergenceError, match="There is no checkpoint yet to roll back to: lower save_steps"):
@@ -227,6 +231,7 @@ def test_two_processes_train_average_and_roll_back_as_one(tokenizer, tmp_path):
             assert ranks[0]["logged"][name] == pytest.approx(value, rel=1e-3, abs=1e-6), name
 
 
+@pytest.mark.slow
 def test_accumulation_changes_nothing(tokenizer, tmp_path):
     results = []
     for size, steps in ((8, 1), (4, 2)):

@@ -29,6 +29,7 @@ class SignalAt(TrainerCallback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_sigterm_ends_the_step_and_the_run_resumes_exactly(tokenizer, tmp_path):
     straight = make_trainer(tokenizer, tmp_path / "straight", **SETTINGS)
     straight.train()
@@ -52,6 +53,7 @@ def test_sigterm_ends_the_step_and_the_run_resumes_exactly(tokenizer, tmp_path):
     assert rows[0] == rows[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "evaluations"), [(3, 0), (4, 1)])
 def test_an_epoch_cut_short_is_not_evaluated_as_a_whole_one(tokenizer, tmp_path, step, evaluations):
     settings = {**SETTINGS, "per_device_train_batch_size": 8, "eval_strategy": "epoch"}  # of 4 steps
@@ -97,6 +99,7 @@ def test_the_other_way_to_save_on_sigterm_is_refused(tmp_path):
         ConceptTrainingArguments(output_dir=str(tmp_path), enable_jit_checkpoint=True)
 
 
+@pytest.mark.slow
 def test_pretrain_raises_what_the_command_makes_its_exit_status_of(tmp_path, monkeypatch, capsys):
     plain = pretraining.ConceptTrainer.__init__
 

@@ -161,6 +161,7 @@ def trained(tokenizer, tmp_path):
     return tmp_path / "trained", model
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_encoder_and_decoder_of_its_own_kind(trained, tokenizer):
     folder, model = trained
     config = tiny_config(vocab_size=len(tokenizer), mask_token_id=4, hidden_dropout_prob=0.3)

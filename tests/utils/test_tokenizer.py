@@ -77,6 +77,7 @@ def test_a_trainer_saves_a_tokenizer_that_cuts_what_the_model_cannot_read(tmp_pa
     assert model(**batch).logits.shape[:2] == (1, 40)
 
 
+@pytest.mark.slow
 def test_a_vocabulary_with_holes_needs_rows_up_to_its_largest_id(holed, tmp_path):
     assert len(holed) == 7 and vocabulary_size(holed) == 91
     recipe = tiny_recipe(tmp_path / "run")

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ...configuration_concept import ConceptEncoderConfig
-from ...modeling_concept import ConceptEncoderModel, ConceptEncoderPreTrainedModel, at_least_float32
+from ...modeling_concept import ConceptEncoderModel, ConceptEncoderPreTrainedModel
+from ...reading_concept import at_least_float32
 from ...utils.command_line import did_you_mean
 from ...utils.fields import check_fields
 from ..data.roles import ENCODER_INPUTS, PARTNER, TEXT, VECTOR, input_name, roles_of_batch, vector_name

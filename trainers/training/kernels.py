@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ...modeling_concept import at_least_float32, cross_entropy_of_rows, is_plain, readable
+from ...modeling_concept import cross_entropy_of_rows
+from ...reading_concept import at_least_float32, is_plain, readable
 
 VOCABULARY_ROWS = 256  # labelled positions whose logits are held at once while training
 
