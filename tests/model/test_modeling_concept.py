@@ -66,7 +66,8 @@ def reference_positions(length, dim):
 
 def reference_embeddings(module, ids, mask):
     x = module.tokens.weight[ids]
-    return module.norm(module.projection(x + reference_token_positions(module, mask, x.shape[2])))
+    embedded = module.projection(x + reference_token_positions(module, mask, x.shape[2]))
+    return embedded if module.norm is None else module.norm(embedded)
 
 
 def reference_token_positions(module, mask, dim):
