@@ -471,8 +471,8 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
             for i in range(config.num_hidden_layers)
         )
         final_norm = nn.LayerNorm(config.hidden_size, eps=config.final_layer_norm_eps)
-        self.norm = None if summed else final_norm  # which would undo how much a slot holds
-        self.power_norm = ConceptPowerNorm(0.0) if summed else None  # not `norm`, in which adapters look for weights
+        self.norm = None if summed else final_norm  # it would undo how much a slot holds
+        self.power_norm = ConceptPowerNorm(0.0)  # of sums; not called `norm`, where adapters look for weights
         self.pool = ConceptPooledOutput(config)
         self.whitening = ConceptWhitening(config) if config.pooler_whitening else nn.Identity()
         self.post_init()

@@ -293,9 +293,10 @@ def render_page(folder: Path) -> str:
     (gates,) = load_gates(GATES_FILE).values()
     first = next(iter(seeds.values()))
     assert first.training is not None
+    form = ce.Recipe.load(RECIPE).model
     values = {
         "run": first.training,
-        "numbers": int((first.training.model.num_concepts or 0) * (first.training.model.more["projection_size"] or 0)),
+        "numbers": form.num_concepts * form.projection_size,
         "megabytes": f"{2 * first.training.parameters.total / 1e6:.1f}",
         "time": duration(first.training.train_seconds),
         "seeds": list(seeds),

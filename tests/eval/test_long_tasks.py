@@ -18,7 +18,7 @@ from concept_encoder.trainers.data.microworld import microworld_corpus, microwor
 from concept_encoder.trainers.weights.sketch import sketch
 from concept_encoder.utils.results import PredictionsResult
 
-# Task -> examples of train and of what is scored, words at most, its commonest class's share, units, SVM on the words
+# Task -> examples of train and of what is scored (of one fold where there are ten), classes
 REAL = {
     "novel_authors": (638, 329, 33),
     "article_bias": (8000, 1300, 3),
@@ -129,7 +129,9 @@ def test_a_batch_is_parted_by_its_longest_text(pretrained, monkeypatch):
 def test_real_rows(seeded_hub, name):
     train, scored, classes = REAL[name]
     data = load_benchmark(name)
-    assert (data["train"].num_rows, data["validation"].num_rows) == (train, scored)
+    sizes = data["train"].num_rows, data["validation"].num_rows
+    assert sum(sizes) == train + scored
+    assert BENCHMARKS[name].fold_column is not None or sizes == (train, scored)
     assert len(set(data["train"]["label"])) == BENCHMARKS[name].num_labels == classes
 
 
@@ -137,4 +139,4 @@ def test_real_rows(seeded_hub, name):
 def test_the_bag_of_movie_reviews_is_the_known_one(seeded_hub):
     data = load_benchmark("movie_reviews_long")
     predictions = bag_of_tokens(BENCHMARKS["movie_reviews_long"], data["train"], data["validation"])
-    assert (predictions == np.asarray(data["validation"]["label"])).mean() == pytest.approx(0.91, abs=0.02)
+    assert (predictions == np.asarray(data["validation"]["label"])).mean() == pytest.approx(0.935, abs=0.011)

@@ -76,7 +76,8 @@ def test_bad_protocol(changes, message):
 
 
 def test_unknown_protocol():
-    with pytest.raises(ValueError, match=r"Unknown protocol 'tuend'\. Available: reference, tuned, bi_encoder, quick"):
+    available = "reference, tuned, bi_encoder, frozen, quick"
+    with pytest.raises(ValueError, match=rf"Unknown protocol 'tuend'\. Available: {available}"):
         Protocol.load("tuend")
 
 
