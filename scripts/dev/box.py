@@ -293,7 +293,7 @@ def render_page(folder: Path) -> str:
     (gates,) = load_gates(GATES_FILE).values()
     first = next(iter(seeds.values()))
     assert first.training is not None
-    form = ce.Recipe.load(RECIPE).model
+    form: Any = ce.Recipe.load(RECIPE).model
     values = {
         "run": first.training,
         "numbers": form.num_concepts * form.projection_size,
