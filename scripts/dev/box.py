@@ -297,7 +297,7 @@ def render_page(folder: Path) -> str:
     values = {
         "run": first.training,
         "numbers": form.num_concepts * form.projection_size,
-        "megabytes": f"{2 * first.training.parameters.total / 1e6:.1f}",
+        "megabytes": f"{2 * (first.training.parameters.total or 0) / 1e6:.1f}",
         "time": duration(first.training.train_seconds),
         "seeds": list(seeds),
         "asked": STS_ASKED,
