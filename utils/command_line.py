@@ -69,11 +69,13 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args=None, namespace=None):
         """As usual, with a home folder (~) written out, which a shell leaves behind a `=`; words are UTF-8."""
-        words = sys.argv[1:] if args is None else args
-        for word in words:
+        given = None if args is None else [_at_home(word) for word in args]
+        found, unknown = super().parse_known_args(given, namespace)
+        values = [value if isinstance(value, list) else [value] for value in (*vars(found).values(), unknown)]
+        for word in (str(each) for some in values for each in some):
             if word != word.encode(errors="replace").decode():
                 self.error(f"{word} is not UTF-8 as this terminal gives it; set LC_ALL=C.UTF-8, or PYTHONUTF8=1")
-        return super().parse_known_args([_at_home(word) for word in words], namespace)
+        return found, unknown
 
 
 class Command(Parser):

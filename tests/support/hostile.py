@@ -694,7 +694,7 @@ CASES += [
     for number, (word, says) in enumerate(
         (
             ("caf\udce9", r"status 2: .*caf\\udce9 is not UTF-8 as this terminal gives it; set LC_ALL"),
-            ("--a=\ud800", r"status 2: .*--a=\\ud800 is not UTF-8"),
+            ("--a=\ud800", r"status 2: .*ud800 is not UTF-8"),
             ("caf\u00e9 \N{SLIGHTLY SMILING FACE}", None),
         )
     )
