@@ -67,6 +67,7 @@ HELD_OUT = (  # what is judged on, each with all its texts
     *("local/qmsum-retrieval/queries*", "local/squality-retrieval/queries*"),
 )
 STS_ASKED = 0.70  # Spearman, mean of STS12 to STS15
+HELD, PASSES, BATCH = 1_800, 3, 256  # texts to evaluate on; over the others; texts of a step
 PROSE = 8_000  # documents that say how rare words are
 SHORT = 60  # words; a longer text is no near copy of a sentence
 
@@ -186,6 +187,8 @@ def make(data: Path, work: Path, seeds: Iterable[int], forms: Iterable[str] = ("
         source = ce.DataArguments(dataset_name=str(texts), tokenizer_name=str(data / TOKENIZER), packing="truncated")
         ce.train_tokenizer(source, VOCABULARY, tokenizer)
     ce.encode(data / TEACHER, texts, work / "teacher", precision="float16", max_length=TEACHER_LENGTH)
+    if not (work / "arranged").exists():
+        arrange(work)
     for form in forms:
         start = work / f"{form}-start"
         if not start.exists():
@@ -193,9 +196,33 @@ def make(data: Path, work: Path, seeds: Iterable[int], forms: Iterable[str] = ("
         for seed in seeds:
             output = work / f"{form}-{seed}"
             if not (output / "pretrain.json").exists():
-                sources = {"dataset_name": work / "teacher" / "data", "tokenizer_name": tokenizer, "start_from": start}
+                sources = {"dataset_name": work / "arranged", "tokenizer_name": tokenizer, "start_from": start}
                 fields: dict[str, Any] = {name: str(path) for name, path in sources.items()} | FORMS[form]
                 ce.pretrain(RECIPE, **fields, seed=seed, output_dir=str(output))
+
+
+def arrange(work: Path) -> None:
+    """Passes over all texts, each in another order, in batches of like length, where texts are of one kind."""
+    texts = pa.concat_tables([pq.read_table(path) for path in sorted((work / "teacher" / "data").glob("*.parquet"))])
+    texts = texts.select(["text", "vector"])
+    generator = np.random.default_rng(0)
+    held, rest = np.split(generator.permutation(len(texts)), [HELD])
+    tokenizer = AutoTokenizer.from_pretrained(work / "tokenizer")
+    sizes = np.array([len(ids) for ids in tokenizer(texts["text"].to_pylist())["input_ids"]])
+    batches = []
+    for _ in range(PASSES):
+        order = generator.permutation(rest)
+        order = order[: len(order) // BATCH * BATCH]
+        window = [rows[np.argsort(sizes[rows], kind="stable")] for rows in batched_rows(order, BATCH * 40)]
+        own = [batch for rows in window for batch in batched_rows(rows, BATCH)]
+        batches += [own[place] for place in generator.permutation(len(own))]
+    (work / "arranged").mkdir()
+    for name, rows in (("train", np.concatenate(batches)), ("validation", held)):
+        pq.write_table(texts.take(pa.array(rows)), work / "arranged" / f"{name}.parquet", row_group_size=10_000)
+
+
+def batched_rows(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def start_form(form: str, data: Path, work: Path, folder: Path) -> None:
