@@ -19,7 +19,7 @@ SPEED = {
     "int8_dtype": "float32",
 }
 PARTS = {
-    "speed slots 1": [SPEED],
+    "speed box 1": [SPEED],
     "speed MiniLM 1": [
         {**SPEED, "float32": 50.0, "theirs_float32": 40.0, "theirs_int8": 41.0, "float32_dtype": "bfloat16"}
     ],
@@ -35,13 +35,13 @@ def test_the_page_in_the_tree_is_the_rendering_of_its_result():
 
 def test_the_page_holds_every_figure():
     page = render_page(RESULT)
-    assert "| slots | 256 | 1 | 1,000 | 900 |  |  | 16,400 | 4,120 |" in page
+    assert "| box | 256 | 1 | 1,000 | 900 |  |  | 16,400 | 4,120 |" in page
     assert "| MiniLM | 256 | 1 | 50 | 900 | 40 | 41 | 16,400 | 4,120 |" in page
     assert "bfloat16 products for MiniLM." in page
     assert "| 10,000 | 1,024 | 5,000 |" in page
     assert "| 2bit | 100 | 0.400 | 2.00 |" in page
     # 10^9 documents at 1,000, 900 and 50 a second
-    assert "| slots | 278 | 309 | 16.40 | 4.12 |" in page and "| MiniLM | 5,556 | 309 | 16.40 | 4.12 |" in page
+    assert "| box | 278 | 309 | 16.40 | 4.12 |" in page and "| MiniLM | 5,556 | 309 | 16.40 | 4.12 |" in page
     assert "not measured yet" not in page
     assert "not measured yet" in render_page({"parts": {"quality": RESULT["parts"]["quality"]}})
 
