@@ -340,7 +340,19 @@ def _usage(facts: CardFacts) -> dict[str, Any]:
         "num_labels": len(labels) or 2,
         "num_concepts": facts.config.get("num_concepts", "C"),
         "hidden_size": facts.config.get("hidden_size", "D"),
+        **_pooled(facts.config),
     }
+
+
+def _pooled(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the pooled output is: `pooled`, in words, and `pooled_size`, its numbers."""
+    kind = config.get("pooled_output", "mean")
+    numbers = config.get("projection_size") or config.get("hidden_size", "D")
+    if kind == "concat":
+        whole = numbers * config["num_concepts"] if isinstance(numbers, int) else "C d"
+        return {"pooled": "concepts, one after the other", "pooled_size": whole}
+    words = {"mean": "mean of the concepts", "weighted": "weighted mean of the concepts"}
+    return {"pooled": words[kind], "pooled_size": numbers}
 
 
 def _training_words(run: PretrainResult | None) -> str:

@@ -26,7 +26,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from datasets import load_dataset
-from transformers import AutoTokenizer
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 import concept_encoder as ce
 from concept_encoder import ConceptEncoderModel
@@ -41,10 +42,11 @@ from concept_encoder.eval.metrics.benchmark_score import benchmark_score
 from concept_encoder.eval.report.gates import check_gates, find_in_report, load_gates
 from concept_encoder.eval.report.pages import page_environment
 from concept_encoder.eval.report.sections import duration
+from concept_encoder.trainers.recipes import Recipe
 from concept_encoder.trainers.weights.taught import taught
 from concept_encoder.utils.command_line import Command, run, say
 from concept_encoder.utils.files import write_atomically, write_json
-from concept_encoder.utils.results import Report
+from concept_encoder.utils.results import PretrainResult, Report
 from concept_encoder.utils.untrusted import read_object
 
 RECIPE = Path(__file__).with_name("box.yaml")
@@ -67,7 +69,6 @@ HELD_OUT = (  # what is judged on, each with all its texts
     *("local/qmsum-retrieval/queries*", "local/squality-retrieval/queries*"),
 )
 STS_ASKED = 0.70  # Spearman, mean of STS12 to STS15
-HELD, PASSES, BATCH = 1_800, 3, 256  # texts to evaluate on; over the others; texts of a step
 PROSE = 8_000  # documents that say how rare words are
 SHORT = 60  # words; a longer text is no near copy of a sentence
 
@@ -185,10 +186,8 @@ def make(data: Path, work: Path, seeds: Iterable[int], forms: Iterable[str] = ("
         Texts(data).write(work)
     if not tokenizer.exists():
         source = ce.DataArguments(dataset_name=str(texts), tokenizer_name=str(data / TOKENIZER), packing="truncated")
-        ce.train_tokenizer(source, VOCABULARY, tokenizer)
+        whole_texts(ce.train_tokenizer(source, VOCABULARY, work / "vocabulary")).save_pretrained(tokenizer)
     ce.encode(data / TEACHER, texts, work / "teacher", precision="float16", max_length=TEACHER_LENGTH)
-    if not (work / "arranged").exists():
-        arrange(work)
     for form in forms:
         start = work / f"{form}-start"
         if not start.exists():
@@ -196,40 +195,22 @@ def make(data: Path, work: Path, seeds: Iterable[int], forms: Iterable[str] = ("
         for seed in seeds:
             output = work / f"{form}-{seed}"
             if not (output / "pretrain.json").exists():
-                sources = {"dataset_name": work / "arranged", "tokenizer_name": tokenizer, "start_from": start}
+                sources = {"dataset_name": work / "teacher" / "data", "tokenizer_name": tokenizer, "start_from": start}
                 fields: dict[str, Any] = {name: str(path) for name, path in sources.items()} | FORMS[form]
                 ce.pretrain(RECIPE, **fields, seed=seed, output_dir=str(output))
 
 
-def arrange(work: Path) -> None:
-    """Passes over all texts, each in another order, in batches of like length, where texts are of one kind."""
-    texts = pa.concat_tables([pq.read_table(path) for path in sorted((work / "teacher" / "data").glob("*.parquet"))])
-    texts = texts.select(["text", "vector"])
-    generator = np.random.default_rng(0)
-    held, rest = np.split(generator.permutation(len(texts)), [HELD])
-    tokenizer = AutoTokenizer.from_pretrained(work / "tokenizer")
-    sizes = np.array([len(ids) for ids in tokenizer(texts["text"].to_pylist())["input_ids"]])
-    batches = []
-    for _ in range(PASSES):
-        order = generator.permutation(rest)
-        order = order[: len(order) // BATCH * BATCH]
-        window = [rows[np.argsort(sizes[rows], kind="stable")] for rows in batched_rows(order, BATCH * 40)]
-        own = [batch for rows in window for batch in batched_rows(rows, BATCH)]
-        batches += [own[place] for place in generator.permutation(len(own))]
-    (work / "arranged").mkdir()
-    for name, rows in (("train", np.concatenate(batches)), ("validation", held)):
-        pq.write_table(texts.take(pa.array(rows)), work / "arranged" / f"{name}.parquet", row_group_size=10_000)
-
-
-def batched_rows(rows: np.ndarray, size: int) -> list[np.ndarray]:
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
+def whole_texts(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Without [CLS] and [SEP] around a text: in a sum they are a constant, the larger the shorter the text."""
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B:1")
+    return tokenizer
 
 
 def start_form(form: str, data: Path, work: Path, folder: Path) -> None:
     """The checkpoint that training starts from, with its tokenizer."""
     from sentence_transformers import SentenceTransformer
 
-    model = ce.Recipe.load(RECIPE, **FORMS[form]).model
+    model = Recipe.load(RECIPE, **FORMS[form]).model
     tokenizer = AutoTokenizer.from_pretrained(work / "tokenizer")
     teacher = SentenceTransformer(str(data / TEACHER), device="cpu").float()
     texts = pq.read_table(work / "texts.parquet", columns=["text"])["text"].to_pylist()
@@ -266,6 +247,7 @@ def pack(run_dir: Path, folder: Path) -> None:
         upload = Path(scratch) / "upload"
         upload.mkdir()
         assemble(copy, upload, NAME, license=LICENCE)
+        (upload / "README.md").write_text(render_card(Report.load(run_dir / "report.json")), encoding="utf-8")
         if folder.exists():
             shutil.rmtree(folder)
         shutil.copytree(upload, folder)
@@ -320,11 +302,11 @@ def render_page(folder: Path) -> str:
     (gates,) = load_gates(GATES_FILE).values()
     first = next(iter(seeds.values()))
     assert first.training is not None
-    form: Any = ce.Recipe.load(RECIPE).model
+    form: Any = Recipe.load(RECIPE).model
     values = {
         "run": first.training,
         "numbers": form.num_concepts * form.projection_size,
-        "megabytes": f"{2 * (first.training.parameters.total or 0) / 1e6:.1f}",
+        "megabytes": _megabytes(first.training),
         "time": duration(first.training.train_seconds),
         "seeds": list(seeds),
         "asked": STS_ASKED,
@@ -336,6 +318,37 @@ def render_page(folder: Path) -> str:
         "documents": _documents(list(seeds.values()), static),
     }
     return page_environment(TEMPLATES).get_template("box.md.j2").render(values)
+
+
+def render_card(report: Report) -> str:
+    """The model's own card: of the figures those of its seed."""
+    run = report.training
+    assert run is not None
+    form: Any = Recipe.load(RECIPE).model
+    names = {"stsb": "STS-B", **{name: name.upper() for name in GRADED if name.startswith("sts1")}}
+    paths = {title: f"similarity/{name}/rows/cosine, pooled, spearman" for name, title in names.items()}
+    rows = [Row(title, [*_means([report], [path, f"{path}/random_init"])]) for title, path in paths.items()]
+    for name in SEARCHED:
+        found = [f"retrieval/{name}/rows/{ranker}/scores/ndcg_at_10" for ranker in ("run", "random_init")]
+        rows.append(Row(name.replace("_", " "), _means([report], found)))
+    (gates,) = load_gates(GATES_FILE).values()
+    values = {
+        "name": NAME,
+        "megabytes": _megabytes(run),
+        "parameters": run.parameters.total,
+        "concepts": form.num_concepts,
+        "size": form.projection_size,
+        "texts": run.data.train_documents,
+        "rows": rows,
+        "reached": all(gate.verdict == "PASS" for gate in check_gates(report, gates.gates)),
+        "page": "https://github.com/concept-encoder/concept-encoder/blob/main/docs/BOX.md",
+    }
+    return page_environment(TEMPLATES).get_template("box_card.md.j2").render(values)
+
+
+def _megabytes(run: PretrainResult) -> str:
+    """In bfloat16."""
+    return f"{2 * (run.parameters.total or 0) / 1e6:.1f}"
 
 
 def _means(reports: Sequence[Report], paths: Iterable[str]) -> list[float | None]:
