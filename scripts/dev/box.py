@@ -308,6 +308,7 @@ def render_page(folder: Path) -> str:
         "numbers": form.num_concepts * form.projection_size,
         "megabytes": _megabytes(first.training),
         "time": duration(first.training.train_seconds),
+        "texts": _texts(first.training),
         "seeds": list(seeds),
         "asked": STS_ASKED,
         "means": [_sentences([report], [], {})[0].mean for report in seeds.values()],
@@ -338,12 +339,18 @@ def render_card(report: Report) -> str:
         "parameters": run.parameters.total,
         "concepts": form.num_concepts,
         "size": form.projection_size,
-        "texts": run.data.train_documents,
+        "texts": _texts(run),
         "rows": rows,
         "reached": all(gate.verdict == "PASS" for gate in check_gates(report, gates.gates)),
         "page": "https://github.com/concept-encoder/concept-encoder/blob/main/docs/BOX.md",
     }
     return page_environment(TEMPLATES).get_template("box_card.md.j2").render(values)
+
+
+def _texts(run: PretrainResult) -> int:
+    """That it was trained on, to thousands: each is read once in an epoch."""
+    training: Any = run.training
+    return round((run.steps or 0) * training.texts_per_step / training.num_train_epochs, -3)
 
 
 def _megabytes(run: PretrainResult) -> str:
