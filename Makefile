@@ -46,7 +46,7 @@ $(INSTALLED): pyproject.toml constraints.txt Makefile
 
 run: $(INSTALLED)
 	$(BIN)/concept-encoder encode box --dataset_name scripts/corpora/little_lord_fauntleroy.txt --output_dir $(RUN_DIR)-search
-	$(BIN)/concept-encoder search $(RUN_DIR)-search --k 2 $(QUESTIONS)
+	$(BIN)/concept-encoder search $(RUN_DIR)-search $(QUESTIONS) --k 2
 	@echo 'Look into it: $(BIN)/concept-encoder explore box --corpus $(RUN_DIR)-search'
 	$(BIN)/concept-encoder pretrain microworld --output_dir $(RUN_DIR)
 	$(BIN)/concept-encoder analyze $(RUN_DIR)

@@ -17,7 +17,7 @@ from concept_encoder.eval.explorer.explorer import explore as explore
 from concept_encoder.eval.hub.code_check import check_code as check_code
 from concept_encoder.eval.hub.export import export as export
 from concept_encoder.eval.hub.pushing import push as push
-from concept_encoder.eval.judge.judging import judge as judge
+from concept_encoder.eval.judging.judge import judge as judge
 from concept_encoder.eval.loading.checkpoints import Checkpoint as Checkpoint
 from concept_encoder.eval.loading.checkpoints import load as load
 from concept_encoder.eval.pretraining import pretrain as pretrain

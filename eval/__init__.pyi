@@ -16,5 +16,5 @@ from .explorer.explorer import explore as explore
 from .hub.code_check import check_code as check_code
 from .hub.export import export as export
 from .hub.pushing import push as push
-from .judge.judging import judge as judge
+from .judging.judge import judge as judge
 from .pretraining import pretrain as pretrain

@@ -1,10 +1,10 @@
 """Judge any encoder, one or two side by side, or scores that others wrote.
 
-    concept-encoder judge sentence-transformers/all-MiniLM-L6-v2 --output_dir judged
-    concept-encoder judge runs/mine sentence-transformers/all-MiniLM-L6-v2
+    concept-encoder judge BAAI/bge-small-en-v1.5 --output_dir judged
+    concept-encoder judge runs/mine BAAI/bge-small-en-v1.5
     concept-encoder judge --scores results/STSBenchmark.json
 
-MODEL is a folder or Hub id: of a checkpoint of this package, or of any model of sentence-transformers or transformers.
+CHECKPOINT is a folder or Hub id: of this package, or of any model of sentence-transformers or transformers.
 Scores stand next to chance, a bag of the model's own tokens, random weights, its token table and shuffled words;
 behaviour, geometry and weights are checked. About ten minutes on 2 cores for 30 million parameters.
 
@@ -21,9 +21,9 @@ TASKS = ("stsb", "sick_relatedness", "microworld_similarity")
 
 def command() -> Command:
     parser = Command(__file__, __doc__)
-    parser.add_argument("model", nargs="?", help="folder or Hub id of an encoder")
-    parser.add_argument("other", nargs="?", help="another one, to lay next to it")
-    parser.add_argument("--revision", help="commit, branch or tag of MODEL on the Hub")
+    parser.add_argument("model", nargs="?", metavar="CHECKPOINT", help="folder or Hub id of an encoder")
+    parser.add_argument("other", nargs="?", metavar="OTHER_CHECKPOINT", help="another one, to lay next to it")
+    parser.add_argument("--revision", help="commit, branch or tag of CHECKPOINT on the Hub")
     text = f"{', '.join(TASKS)}, or your own as a .yaml file (default: stsb sick_relatedness)"
     parser.add_argument("--tasks", nargs="+", metavar="TASK", names=TASKS, help=text)
     parser.add_argument("--max_examples", type=int, help="pairs scored of a task (default: 1000)")
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = command()
     arguments = parser.typed(argv)
     with parser.refusing():
-        from concept_encoder.eval.judge.judging import judged_table
+        from concept_encoder.eval.judging.judge import judged_table
         from concept_encoder.eval.report.gates import EXIT_CODES
 
         result = ce.judge(**arguments)

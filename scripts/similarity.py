@@ -14,7 +14,7 @@ from concept_encoder.utils.command_line import Command, run, say, suggest
 if TYPE_CHECKING:
     from concept_encoder.utils.results import SimilarityResult
 
-TASKS = ("stsb", "sick_relatedness", "microworld_similarity")
+TASKS = ("stsb", "sick_relatedness", "sts12", "sts13", "sts14", "sts15", "microworld_similarity")
 
 
 def command() -> Command:

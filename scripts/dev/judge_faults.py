@@ -17,11 +17,11 @@ import numpy as np
 import torch
 
 from concept_encoder.eval.benchmarks.registry import BENCHMARKS, Task
-from concept_encoder.eval.judge.checks import CHECKS, Case, Pairs
-from concept_encoder.eval.judge.judging import gate_sets, load_pairs, plain_texts
-from concept_encoder.eval.judge.pages import records_table
-from concept_encoder.eval.judge.records import RECORD_CHECKS, Record, judge_record
-from concept_encoder.eval.judge.subjects import Subject, open_subject, randomise
+from concept_encoder.eval.judging.checks import CHECKS, Case, Pairs
+from concept_encoder.eval.judging.judge import gate_sets, load_pairs, plain_texts
+from concept_encoder.eval.judging.pages import records_table
+from concept_encoder.eval.judging.records import RECORD_CHECKS, Record, judge_record
+from concept_encoder.eval.judging.subjects import Subject, open_subject, randomise
 from concept_encoder.eval.report.blocks import Cell, Column, Table
 from concept_encoder.eval.report.findings import read_reference
 from concept_encoder.eval.report.gates import Gate, check_gates
@@ -297,7 +297,7 @@ def misaligned(pairs: Pairs) -> Pairs:
 
 
 def test_in_train(pairs: Pairs) -> Pairs:
-    from concept_encoder.eval.judge.checks import pair_key
+    from concept_encoder.eval.judging.checks import pair_key
 
     tenth = slice(0, max(4, len(pairs.first) // 10))
     return pairs._replace(trained=pairs.trained | set(map(pair_key, pairs.first[tenth], pairs.second[tenth])))
@@ -320,7 +320,7 @@ def _classes(count: int, right: float = 0.8, first: float = 0.5) -> tuple[np.nda
 
 
 def _record(metric: str, score: float | None = None, rows: tuple | None = None, **fields: Any) -> Record:
-    from concept_encoder.eval.judge.records import METRICS
+    from concept_encoder.eval.judging.records import METRICS
 
     if rows is None:
         return Record("a task", metric, score, **fields)

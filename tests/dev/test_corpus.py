@@ -60,7 +60,7 @@ def test_a_measurement_goes_on_after_the_parts_that_are_kept(tmp_path, monkeypat
     kept = tmp_path / "corpus.json"
     with pytest.raises(KeyboardInterrupt):
         measure(Path("minilm"), Path("data"), kept=kept)
-    assert list(json.loads(kept.read_text())["parts"]) == ["speed concepts 1", "speed concepts 2"]
+    assert list(json.loads(kept.read_text())["parts"]) == ["speed box 1", "speed box 2"]
     found = measure(Path("minilm"), Path("data"), kept=kept)
     assert json.loads(kept.read_text()) == found and len(found["parts"]) == 11
     assert len(ran) == 12 and ran[2:4] == [("rates", 1, 1)] * 2  # the one that was stopped, again

@@ -10,8 +10,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from concept_encoder.eval.benchmarks.registry import BENCHMARKS
-from concept_encoder.eval.judge.judging import load_pairs
-from concept_encoder.eval.judge.subjects import Subject, open_subject
+from concept_encoder.eval.judging.judge import load_pairs
+from concept_encoder.eval.judging.subjects import Subject, open_subject
 from concept_encoder.scripts.dev.judge_faults import (
     BLIND,
     BOX,

@@ -16,10 +16,10 @@ from judged import WordVectors, word_task
 from transformers import BertConfig, BertModel
 
 import concept_encoder as ce
-from concept_encoder.eval.judge.checks import CHECKS, Case, looks_drawn, pair_key, participation_ratio
-from concept_encoder.eval.judge.judging import failed, gate_sets, judged_table, load_pairs, plain_texts
-from concept_encoder.eval.judge.records import RECORD_CHECKS, judge_record, read_records
-from concept_encoder.eval.judge.subjects import OfConcepts, Subject, open_subject, randomise, unread_and_missing
+from concept_encoder.eval.judging.checks import CHECKS, Case, looks_drawn, pair_key, participation_ratio
+from concept_encoder.eval.judging.judge import failed, gate_sets, judged_table, load_pairs, plain_texts
+from concept_encoder.eval.judging.records import RECORD_CHECKS, judge_record, read_records
+from concept_encoder.eval.judging.subjects import OfConcepts, Subject, open_subject, randomise, unread_and_missing
 from concept_encoder.scripts.judge import main
 from concept_encoder.utils.results import JudgeResult
 
@@ -74,7 +74,7 @@ def test_two_side_by_side():
 
 @pytest.mark.slow
 def test_files_are_written_and_read_back(judged, tmp_path):
-    from concept_encoder.eval.judge.judging import write_judged
+    from concept_encoder.eval.judging.judge import write_judged
 
     written = dataclasses.replace(judged)
     write_judged(written, tmp_path)

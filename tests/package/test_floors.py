@@ -19,7 +19,7 @@ OF_AN_EXTRA = {  # the modules that may ask for it
     "eval/corpus/embedders.py": "st",
     "eval/corpus/precision.py": "st",
     "eval/corpus/steps.py": "corpus",
-    "eval/judge/subjects.py": "st",
+    "eval/judging/subjects.py": "st",
     "scripts/dev/corpus.py": "st",
 }
 READS_ARGV_WITHOUT_ARGUMENTS = {"parse_args", "parse_known_args", "parse_args_into_dataclasses"}

@@ -34,6 +34,8 @@ from concept_encoder.utils.results import (
     EncodeResult,
     Figure,
     IndexFacts,
+    JudgedModel,
+    JudgeResult,
     PredictionsResult,
     PretrainResult,
     Result,
@@ -43,6 +45,8 @@ from concept_encoder.utils.results import (
     SourceRow,
     SweepCell,
     SweepRow,
+    VerdictFacts,
+    Versus,
     WordFacts,
     facts,
 )
@@ -84,6 +88,28 @@ PLAN = EncodePlan(
     tasks=2,
     batch_tokens=512,
 )
+JUDGED = JudgeResult(
+    verdict=VerdictFacts(overall="PASS", headline="Nothing is wrong.", findings=["a"]),
+    model=JudgedModel(
+        name="a",
+        revision=None,
+        digest=None,
+        compared_by="cosine",
+        dimensions=8,
+        parameters=None,
+        max_length=None,
+        words_read=9,
+    ),
+    tasks=[],
+    checks={},
+    skipped=["float16"],
+    records=[],
+    gates=[],
+    nulls={},
+    against=[Versus(task="stsb", metric="pearson", difference=0.1, interval=(0.0, 0.2), p_value=0.5)],
+    other=None,
+    seconds=1.5,
+)
 OWN = [
     PRETRAIN,
     GEOMETRY,
@@ -113,6 +139,7 @@ OWN = [
         rows=[ComparisonRow(recipe="a", seed=1, figures={"NELBO": Figure(value=1.0, interval=(0.5, 1.5))})],
         means={"a": {"NELBO": 1.0}},
     ),
+    JUDGED,
     PLAN,
     EncodeResult(
         plan=PLAN,
