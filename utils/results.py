@@ -796,6 +796,10 @@ class RankerRow(Part):
     seconds: Number | None
     """of reading all documents, wall clock"""
 
+    @property
+    def id(self) -> str:
+        return self.ranker
+
 
 @dataclass(kw_only=True)
 class RetrievalResult(Result):

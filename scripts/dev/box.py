@@ -303,6 +303,7 @@ def render_page(folder: Path) -> str:
         "time": duration(first.training.train_seconds),
         "texts": _texts(first.training),
         "seeds": list(seeds),
+        "static": static,
         "asked": STS_ASKED,
         "means": [_sentences([report], [], {})[0].mean for report in seeds.values()],
         "gates": list(zip(*(check_gates(report, gates.gates) for report in seeds.values()), strict=True)),
@@ -361,13 +362,17 @@ def _means(reports: Sequence[Report], paths: Iterable[str]) -> list[float | None
     return found
 
 
+def _of(name: str, reports: Sequence[Report]) -> str:
+    return name if len(reports) == 1 else f"{name}, mean of {len(reports)} seeds"
+
+
 def _sentences(seeds: Sequence[Report], static: Sequence[Report], teacher: Mapping[str, float | None]) -> list[Row]:
     paths = [f"similarity/{task}/rows/cosine, pooled, spearman" for task in GRADED]
     return [
-        Row(f"the model, mean of {len(seeds)} seeds", _means(seeds, paths)),
-        Row(f"static embedding, mean of {len(static)} seeds", _means(static, paths)),
+        Row(_of("the model", seeds), _means(seeds, paths)),
+        *(Row(_of("static embedding", static), _means(static, paths)) for _ in static[:1]),
         Row("random weights", _means(seeds, [f"{path}/random_init" for path in paths])),
-        Row("teacher", [teacher.get(task) for task in GRADED]),
+        *(Row("teacher", [teacher.get(task) for task in GRADED]) for _ in [teacher] if teacher),
     ]
 
 
@@ -379,17 +384,18 @@ def _documents(seeds: Sequence[Report], static: Sequence[Report]) -> list[Row]:
         size = sizes.pop() if len(sizes) == 1 else None
         return Row(name, _means(reports, [f"{path}/scores/ndcg_at_10" for path in place]), size)
 
-    return [
-        row(f"the model, mean of {len(seeds)} seeds", seeds, "run"),
+    rows = [
+        row(_of("the model", seeds), seeds, "run"),
         row("the model and words", seeds, "words_run"),
         row("words", seeds[:1], "words_pairs_4096"),
         row("BM25", seeds[:1], "bm25"),
         row("the model and BM25", seeds, "bm25_run_ranks"),
-        row(f"static embedding, mean of {len(static)} seeds", static, "run"),
+        *(row(_of("static embedding", static), static, "run") for _ in static[:1]),
         row("random weights", seeds, "random_init"),
         row("teacher, 256 tokens", seeds[:1], "all-MiniLM-L6-v2"),
         row("teacher, best chunk", seeds[:1], "all-MiniLM-L6-v2_maxp"),
     ]
+    return [each for each in rows if any(score is not None for score in each.scores)]
 
 
 def command() -> Command:
