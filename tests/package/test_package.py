@@ -105,7 +105,8 @@ def test_every_module_imports_from_the_wheel_alone(installed, tmp_path):
     files = json.loads(printed.splitlines()[-1])
     outside = {name: file for name, file in files.items() if not Path(file).is_relative_to(installed)}
     assert not outside
-    assert len(files) == sum(name.endswith(".py") for name in package_files_of_the_tree())
+    modules = [name for name in package_files_of_the_tree() if name.endswith(".py")]
+    assert len(files) == sum(not name.startswith("model_cards/") for name in modules)  # code of a model, not of ours
 
 
 @pytest.mark.slow
