@@ -6,7 +6,8 @@
 
 CHECKPOINT is a folder or Hub id: of this package, or of any model of sentence-transformers or transformers.
 Scores stand next to chance, a bag of the model's own tokens, random weights, its token table and shuffled words;
-behaviour, geometry and weights are checked. Meant for ten minutes on 2 cores with 30 million parameters, not timed whole.
+behaviour, geometry and weights are checked. Meant for ten minutes on 2 cores with 30 million parameters, which was
+not timed whole.
 
 Exit code: 0 PASS, 1 FAIL, 2 INCONCLUSIVE. Bad input exits with 2 as well, with one line on stderr.
 """
