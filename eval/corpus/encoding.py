@@ -216,16 +216,11 @@ def _kept_or_new(folder: Path, table: Table, draft: EncodePlan, embedder: Embedd
     draft.sample = hashlib.sha256(json.dumps(sample, default=str, sort_keys=True).encode()).hexdigest()[:16]
     if path.is_file():
         kept = EncodePlan.load(path)
-        free: tuple[str, ...] = (
-            "documents",
-            "tasks",
-            "code",
-            "checkpoint",
-        )  # a model that moved is known by its weights
+        free = {"documents", "tasks", "code", "checkpoint", "dtype"}  # a model that moved is known by its weights
         own, its = ({**each.as_dict(), **each.as_dict()["code"]} for each in (draft, kept))
         if draft.code.calibration is None:
-            free = (*free, "calibration")  # of texts, which the sample compares
-        differing = [name for name in own if name not in (*free, "dtype") and own[name] != its[name]]
+            free.add("calibration")  # of texts, which the sample compares
+        differing = [name for name in own if name not in free and own[name] != its[name]]
         if differing:
             name = next((each for each in differing if each != "sample"), "sample")  # other columns are other rows too
             raise ValueError(

@@ -233,7 +233,9 @@ def pack(run_dir: Path, folder: Path) -> None:
     model = ConceptEncoderModel.from_pretrained(run_dir, dtype=torch.bfloat16)
     with TemporaryDirectory() as scratch:
         copy = Path(scratch) / "run"
-        shutil.copytree(run_dir, copy, ignore=shutil.ignore_patterns("checkpoint-*", "random_init"))
+        shutil.copytree(
+            run_dir, copy, ignore=shutil.ignore_patterns("checkpoint-*", "random_init", "report.*", "figures")
+        )
         model.save_pretrained(copy)
         config = read_object(copy / "config.json")
         write_json(copy / "config.json", {**config, "dtype": "float32"})
@@ -368,12 +370,18 @@ def _of(name: str, reports: Sequence[Report]) -> str:
 
 def _sentences(seeds: Sequence[Report], static: Sequence[Report], teacher: Mapping[str, float | None]) -> list[Row]:
     paths = [f"similarity/{task}/rows/cosine, pooled, spearman" for task in GRADED]
-    return [
+    rows = [
         Row(_of("the model", seeds), _means(seeds, paths)),
-        *(Row(_of("static embedding", static), _means(static, paths)) for _ in static[:1]),
+        Row(_of("static embedding", static), _means(static, paths)),
         Row("random weights", _means(seeds, [f"{path}/random_init" for path in paths])),
-        *(Row("teacher", [teacher.get(task) for task in GRADED]) for _ in [teacher] if teacher),
+        Row("teacher", [teacher.get(task) for task in GRADED]),
     ]
+    return _measured(rows)
+
+
+def _measured(rows: Iterable[Row]) -> list[Row]:
+    """Those with a figure."""
+    return [row for row in rows if any(score is not None for score in row.scores)]
 
 
 def _documents(seeds: Sequence[Report], static: Sequence[Report]) -> list[Row]:
@@ -390,12 +398,12 @@ def _documents(seeds: Sequence[Report], static: Sequence[Report]) -> list[Row]:
         row("words", seeds[:1], "words_pairs_4096"),
         row("BM25", seeds[:1], "bm25"),
         row("the model and BM25", seeds, "bm25_run_ranks"),
-        *(row(_of("static embedding", static), static, "run") for _ in static[:1]),
+        row(_of("static embedding", static), static, "run"),
         row("random weights", seeds, "random_init"),
         row("teacher, 256 tokens", seeds[:1], "all-MiniLM-L6-v2"),
         row("teacher, best chunk", seeds[:1], "all-MiniLM-L6-v2_maxp"),
     ]
-    return [each for each in rows if any(score is not None for score in each.scores)]
+    return _measured(rows)
 
 
 def command() -> Command:
