@@ -1,7 +1,6 @@
 """What is judged: an encoder as its user calls it, and as much of its inside as can be seen."""
 
 import copy
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from ...configuration_concept import ConceptEncoderConfig
 from ...trainers.weights.tensors import read_headers
 from ...utils.files import at_home
 from ...utils.untrusted import read_object
-from ..corpus.embedders import load_embedder
+from ..corpus.embedders import SentenceEmbedder, load_embedder
 from ..loading.checkpoints import TWIN_SEED, Checkpoint, checkpoint_folder, pooled_vectors, read_texts
 
 BATCH_SIZE = 32  # texts
@@ -212,15 +211,18 @@ def open_subject(model: Any, revision: str | None = None) -> Subject:
         raise ValueError(f"{folder} holds no model: neither config.json nor modules.json; save_pretrained writes them")
     if config.is_file() and read_object(config).get("model_type") == ConceptEncoderConfig.model_type:
         return OfConcepts(Checkpoint.open(model, revision))
-    subject: Subject
+    embedder: Any
     if (folder / "modules.json").is_file():
-        embedder: Any = load_embedder(model, revision)
-        subject = OfSentences(embedder.model, embedder.name)
-        subject.revision, subject.digest = embedder.revision, embedder.digest
+        embedder = load_embedder(model, revision)
     else:
-        subject = _of_transformers(folder)
         local = folder == Path(at_home(model))
-        subject.name, subject.revision = (folder.resolve().name, None) if local else (str(model), folder.name)
+        name, commit = (folder.resolve().name, None) if local else (str(model), folder.name)
+        try:  # sentence-transformers takes the mean over the tokens of a bare model
+            embedder = SentenceEmbedder(folder, name, commit, "pooled", None)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{folder} cannot be read as an encoder: {' '.join(str(error).split())}") from error
+    subject = OfSentences(embedder.model, embedder.name)
+    subject.revision, subject.digest = embedder.revision, embedder.digest
     subject.folder = folder
     return subject
 
@@ -236,23 +238,6 @@ def _of_object(model: Any) -> Subject:
         )
     is_theirs = any(f"{kind.__module__}.".startswith("sentence_transformers.") for kind in type(model).__mro__)
     return OfSentences(model) if is_theirs and hasattr(model, "prompts") else Subject(model)
-
-
-def _of_transformers(folder: Path) -> Subject:
-    """A bare model of transformers, with the mean over tokens that sentence-transformers gives it."""
-    from sentence_transformers import SentenceTransformer
-
-    options: dict[str, Any] = {"local_files_only": True, "model_kwargs": {"use_safetensors": True}}
-    try:
-        model = SentenceTransformer(str(folder), trust_remote_code=False, device="cpu", **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{folder} cannot be read as an encoder: {' '.join(str(error).split())}") from error
-    subject = OfSentences(model.float().eval())
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        digest.update(path.read_bytes())
-    subject.digest = digest.hexdigest()[:16]
-    return subject
 
 
 # ------------------------------------------------------------------------------------------------------------ changes
