@@ -473,7 +473,8 @@ class LengthGroupedTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> ShuffledLengthGroups:
         data = self.train_dataset if train_dataset is None else train_dataset
-        return ShuffledLengthGroups(self.args.train_batch_size, lengths=_lengths(data))
+        whole = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return ShuffledLengthGroups(whole, lengths=_lengths(data))
 
     def training_step(self, model: nn.Module, inputs: dict, num_items_in_batch=None) -> Tensor:
         for mask in (inputs[name] for name in inputs if name.startswith("attention_mask")):

@@ -43,7 +43,8 @@ def long_table(rows: int, seed: int, folds: bool) -> Dataset:
 def checkpoint(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("sketch")
     tokenizer = microworld_tokenizer()
-    sketch(tokenizer, microworld_corpus("train", 50)["text"][:], 4, 16).save_pretrained(folder)
+    texts = microworld_corpus("train", 50)["text"][:]
+    sketch(tokenizer, texts, 4, 16, hidden_dropout_prob=0.0).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -112,7 +113,7 @@ def test_long_texts_are_trained_on_in_parts_of_a_batch_with_the_same_gradients(c
     parts = finetune_task(str(checkpoint), task, protocol, tmp_path / "parts")
     assert whole.steps == parts.steps == 8 and whole.padding_share < 0.02
     losses = [[log["loss"] for log in each.log_history if "loss" in log] for each in (whole, parts)]
-    assert len(losses[0]) == 8 and losses[0][0] == pytest.approx(losses[1][0], abs=0.02)
+    assert len(losses[0]) == 8 and losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
 def test_a_batch_is_parted_by_its_longest_text(pretrained, monkeypatch):
