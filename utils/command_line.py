@@ -127,7 +127,9 @@ class Command(Parser):
             raise ValueError(f"{error}{hint}") from None
 
     def parse_args(self, args=None, namespace=None):
-        arguments, unknown = self.parse_known_args(args, namespace)
+        # Options may stand between words, but for fields, which only their home knows from words.
+        read = self.parse_known_intermixed_args if self.home is None else self.parse_known_args
+        arguments, unknown = read(args, namespace)
         self.words = unknown
         if unknown and self.home is None:
             name = unknown[0].partition("=")[0]

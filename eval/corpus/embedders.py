@@ -231,6 +231,11 @@ def load_embedder(
         embedder = SentenceEmbedder(folder, name, commit, output, max_length)
     else:
         embedder = ConceptEmbedder(Checkpoint.open(source, revision), output, max_length)
+    special = getattr(embedder.tokenizer, "num_special_tokens_to_add", lambda _: 0)(False)
+    if max_length is not None and max_length <= special:
+        raise ValueError(
+            f"max_length must be at least {special + 1}, since {special} tokens are special, got {max_length}"
+        )
     _Kept.source, _Kept.embedder = os.fspath(source), embedder
     return embedder
 

@@ -31,6 +31,7 @@ from ...utils.results import CodeFacts, EncodePlan, EncodeResult, WordFacts
 from ...utils.untrusted import is_hub_id
 from . import shards
 from .embedders import BATCH_TOKENS, Embedder, Output, embedded_windows, load_embedder
+from .index import INDEX_FOLDER
 from .precision import Precision, calibration, check_precision
 from .rows import columns_of, split_of, spread
 from .shards import (
@@ -168,6 +169,8 @@ def encode(
         tasks=1,
         batch_tokens=batch_tokens,
     )
+    if words is None and word_entries is not None:
+        raise ValueError(f"word_entries={word_entries} is for words: give their file, or leave it out")
     _check_columns(table, draft)
     folder = Path(output_dir)
     with alone_in(folder):
@@ -229,8 +232,9 @@ def _kept_or_new(folder: Path, table: Table, draft: EncodePlan, embedder: Embedd
                 "or --overwrite it"
             )
         return kept
-    if any(each.suffix == ".parquet" for each in folder.rglob("*")):
-        raise ValueError(f"{folder} holds parquet files and no {PLAN_FILE}; choose another --output_dir")
+    foreign = min((each.name for each in folder.iterdir() if not each.name.startswith(".")), default=None)
+    if foreign is not None:
+        raise ValueError(f"{folder} holds {foreign} and no {PLAN_FILE}; choose another --output_dir, of its own")
     texts = [text for row in sample if (text := row[draft.text_column])]
     embedder.choose_dtype(texts, draft.batch_tokens)
     draft.code.dtype = embedder.dtype  # type: ignore[assignment]
@@ -269,6 +273,9 @@ def _check_columns(table: Table, plan: EncodePlan) -> None:
     table.check_texts(plan.text_column, "text_column")
     if plan.id_column is not None:
         table.check_column(plan.id_column, "id_column")
+    twice = next((name for name in plan.columns if plan.columns.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"columns has {twice!r} more than once")
     for name in plan.columns:
         table.check_column(name, "columns")
         if name in shards.RESERVED:
@@ -365,7 +372,7 @@ def _forget_broken(folder: Path, plan: EncodePlan) -> None:
 
 
 def _remove(folder: Path) -> None:
-    for name in (DATA_FOLDER, STATE_FOLDER):
+    for name in (DATA_FOLDER, STATE_FOLDER, INDEX_FOLDER):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in (PLAN_FILE, RESULT_FILE, CARD_FILE, WORDS_FILE):
         (folder / name).unlink(missing_ok=True)

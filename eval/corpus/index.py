@@ -320,7 +320,22 @@ class Index:
     def bm25(self) -> Any:
         if self.facts.bm25 is None:
             raise ValueError(f"{self.folder} has no BM25; build it with --bm25 COLUMN")
-        return _bm25s().BM25.load(self.folder / f"bm25-{self.facts.generation}", mmap=True, show_progress=False)
+        folder = self.folder / f"bm25-{self.facts.generation}"
+        again = f"count again: --build --overwrite --bm25 {self.facts.bm25}"
+        package = _bm25s()
+        try:
+            counted = package.BM25.load(folder, mmap=True, show_progress=False)
+        except Exception as error:  # of any class, from what reads JSON and arrays
+            said = " ".join(str(error).split())
+            raise ValueError(f"{folder} cannot be read, {type(error).__name__}: {said}; {again}") from error
+        numbers, places, starts, documents = (
+            counted.scores[name] for name in ("data", "indices", "indptr", "num_docs")
+        )
+        sizes = {len(numbers), len(places), int(starts[-1])}
+        words = len(counted.vocab_dict) - ("" in counted.vocab_dict)  # which it adds, and never counts
+        if documents != self.starts[-1] or len(sizes) > 1 or words != len(starts) - 1:
+            raise ValueError(f"{folder} has files that do not belong together, or to these documents; {again}")
+        return counted
 
     @cached_property
     def word_weights(self) -> WordWeights:

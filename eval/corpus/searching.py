@@ -81,6 +81,10 @@ def search(
     opened = index if isinstance(index, Index) else open_index(index)
     asked = [queries] if isinstance(queries, str) else list(queries)
     sources = _sources(opened, by, fusion, weights, k)
+    if approximate and opened.facts.approximate is None:
+        raise ValueError(f"{opened.folder} has no graph of neighbours; --build it with --approximate, and --overwrite")
+    if approximate and "vectors" not in sources:
+        raise ValueError(f"approximate is for vectors, and the search is by {', '.join(sources)}")
     hits: list[list[Hit]] = []
     for start in range(0, len(asked), QUERIES):
         some = asked[start : start + QUERIES]
@@ -144,10 +148,15 @@ def _sources(
     unknown = next((name for name in names if name not in SOURCES), None)
     if unknown is not None or not names:
         raise ValueError(f"by must be some of {', '.join(SOURCES)}, got {unknown!r}")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"by names {twice!r} more than once; weights say how much each counts")
     if fusion not in FUSIONS:
         raise ValueError(f"fusion must be one of {', '.join(FUSIONS)}, got {fusion!r}")
     if weights is not None and len(weights) != len(names):
         raise ValueError(f"weights must be one for each of {', '.join(names)}, got {len(weights)}")
+    if weights is not None and not (np.isfinite(weights).all() and min(weights) >= 0 < max(weights)):
+        raise ValueError(f"weights must be finite numbers from 0, not all 0, got {' '.join(map(str, weights))}")
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
     return dict(zip(names, weights or [1.0] * len(names), strict=True))

@@ -128,7 +128,6 @@ class LocalExecutor(LocalPipelineExecutor):
 
     def run(self) -> None:
         ranks = self.get_incomplete_ranks()
-        self.save_executor_as_json()
         if self.workers == 1:
             for rank in ranks:
                 self._quiet_task(rank)

@@ -230,6 +230,30 @@ def test_bm25_counts_what_was_added(corpus, pretrained, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("damage", ["cut", "empty", "gone", "text", "other"])
+def test_damaged_counts_of_bm25_are_named(corpus, pretrained, tmp_path, damage):
+    pytest.importorskip("bm25s")
+    index = Index.build(corpus, tmp_path / "index", bm25="text")
+    (folder,) = index.folder.glob("bm25-*")
+    paths = sorted(path.name for path in folder.iterdir())
+    whole = {name: (folder / name).read_bytes() for name in paths}
+    fewer = Index.build(encoded(pretrained, documents(9), tmp_path / "fewer"), bm25="text")
+    for name in paths:
+        if damage == "gone":
+            (folder / name).unlink()
+        elif damage == "other":
+            (path,) = fewer.folder.glob(f"bm25-*/{name}")
+            (folder / name).write_bytes(path.read_bytes())
+        else:
+            cut = {"cut": whole[name][: len(whole[name]) // 2], "empty": b"", "text": b"none"}
+            (folder / name).write_bytes(cut[damage])
+        with pytest.raises(ValueError, match=rf"{folder.name} .*; count again: --build --overwrite --bm25 text"):
+            ce.search(Index.open(index.folder), QUERY, by=["bm25"])
+        (folder / name).write_bytes(whole[name])
+    assert ce.search(Index.open(index.folder), QUERY, by=["bm25"])[0]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["build", "add", "replace", "delete", "compact"])
 @pytest.mark.parametrize("moment", ["_write_segment", "sync_folder"])
 def test_a_change_that_is_killed_leaves_the_index_as_it_was(corpus, pretrained, tmp_path, change, moment):
@@ -336,6 +360,12 @@ def test_an_index_of_another_revision_is_named(index, pretrained, tmp_path):
         ({"by": ["meaning"]}, "by must be some of vectors, words, bm25, got 'meaning'"),
         ({"fusion": "max"}, "fusion must be one of sum, rank, got 'max'"),
         ({"weights": [1]}, "weights must be one for each of vectors, words, got 1"),
+        ({"weights": [1, np.nan]}, "weights must be finite numbers from 0, not all 0, got 1 nan"),
+        ({"weights": [np.inf, 1]}, "weights must be finite numbers from 0, not all 0, got inf 1"),
+        ({"weights": [1, -0.5]}, "weights must be finite numbers from 0, not all 0, got 1 -0.5"),
+        ({"weights": [0, 0]}, "weights must be finite numbers from 0, not all 0, got 0 0"),
+        ({"by": ["words", "vectors", "words"]}, "by names 'words' more than once; weights say how much each counts"),
+        ({"approximate": True}, "has no graph of neighbours; --build it with --approximate, and --overwrite"),
         ({"k": 0}, "k must be at least 1, got 0"),
     ],
 )
@@ -355,7 +385,7 @@ def test_the_command(corpus, pretrained, tmp_path, capsys):
     home = str(tmp_path / "index")
     main([str(corpus), "--build", "--index_dir", home])
     assert f"{home}: 60 documents, 0 deleted." in capsys.readouterr().err
-    main([home, QUERY, "--k", "2", "--checkpoint", str(pretrained)])
+    main([home, "--k", "2", QUERY, "--checkpoint", str(pretrained)])  # options anywhere
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
     score, name, text = lines[0].split("\t")

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -87,6 +88,7 @@ def test_concepts_are_one_vector(pretrained):
     [
         ({"output": "tokens"}, "output must be one of pooled, concepts, got 'tokens'"),
         ({"max_length": 0}, "max_length must be at least 1 token, got 0"),
+        ({"max_length": 2}, "max_length must be at least 3, since 2 tokens are special, got 2"),
     ],
 )
 def test_an_encoder_that_cannot_be_is_named(pretrained, options, message):
@@ -235,7 +237,9 @@ def test_another_plan_in_the_same_folder_is_refused(pretrained, rows, tmp_path, 
         encoded(pretrained, rows, tmp_path / "out", **options)
     assert shard_bytes(tmp_path / "out") == before
     load_dataset(str(tmp_path / "out"), split="train")
+    ce.search(tmp_path / "out", "the cat", checkpoint=pretrained)
     encoded(pretrained, rows, tmp_path / "out", overwrite=True, **options)
+    assert not (tmp_path / "out" / "index").exists()  # of what is there no more
     assert shard_bytes(tmp_path / "out") != before
     table = load_dataset(str(tmp_path / "out"), split="train")  # not what it has kept of the folder
     (held,) = shards.read_tables(shards.open_shards(tmp_path / "out").files)
@@ -409,6 +413,23 @@ def test_shards_of_another_model_in_the_folder_are_named(pretrained, rows, tmp_p
         encoded(pretrained, rows, folder)
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_of_something_else_is_left_as_it_is(pretrained, rows, tmp_path, overwrite):
+    folder = tmp_path / "model"
+    shutil.copytree(pretrained, folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"model holds .* and no plan\.json; choose another --output_dir, of its own"):
+        encoded(folder, rows, folder, overwrite=overwrite)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.slow
+def test_no_file_of_a_corpus_names_a_folder_of_this_machine(pretrained, rows, tmp_path):
+    ce.Index.build(encoded(pretrained, rows, tmp_path / "out"))
+    paths = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert len(paths) > 8 and [path for path in paths if str(tmp_path).encode() in path.read_bytes()] == []
+
+
 def test_a_parquet_file_that_is_no_shard_is_named(rows, tmp_path):
     rows.to_parquet(tmp_path / "rows.parquet")
     with pytest.raises(ValueError, match=r"rows.parquet is no shard of an encoded corpus; `concept-encoder encode`"):
@@ -432,6 +453,8 @@ def test_a_document_of_10_mb_between_short_ones(pretrained, tmp_path):
         ({"body": ["a"]}, {}, "text_column 'text' is not in the split 'train'.* Columns: body"),
         ({"text": ["a"]}, {"columns": ["title"]}, "columns 'title' is not in"),
         ({"text": ["a"], "id": ["b"]}, {"columns": ["id"]}, "columns cannot have 'id', which shards have already"),
+        ({"text": ["a"]}, {"columns": ["text", "text"]}, "columns has 'text' more than once"),
+        ({"text": ["a"]}, {"word_entries": 9}, "word_entries=9 is for words: give their file, or leave it out"),
         ({"text": ["a", "b"], "key": ["b", None]}, {"id_column": "key"}, "row 2 of .*id_column 'key' is empty"),
         ({"text": ["a"]}, {"split": "test"}, "there is no split 'test' in the data set. Splits: train"),
         ({"text": ["a"]}, {"ranges_from": "x"}, "ranges_from is for precision 'int8', got 'float32'"),
