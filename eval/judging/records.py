@@ -178,7 +178,7 @@ def _of_mteb(path: Path, content: dict[str, Any]) -> list[Record]:
             record = Record(f"{task}, {split}" + ("" if subset == "default" else f", {subset}"), metric, float(main))
             record.proper, record.others = proper, others
             record.examples = known.get("examples") if split == "test" and subset == "default" else None
-            record.chance = known.get("chance", 0.0 if plain(metric) in CORRELATIONS else None)
+            record.chance = 0.0 if plain(metric) in CORRELATIONS else known.get("chance") if metric == proper else None
             if isinstance(labels, list) and isinstance(predicted, dict):
                 _add_predictions(path, record, predicted.get(subset, {}).get(split), labels)
             records.append(record)

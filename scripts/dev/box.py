@@ -26,7 +26,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from datasets import load_dataset
-from transformers import AutoTokenizer
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 import concept_encoder as ce
 from concept_encoder import ConceptEncoderModel
@@ -185,7 +186,7 @@ def make(data: Path, work: Path, seeds: Iterable[int], forms: Iterable[str] = ("
         Texts(data).write(work)
     if not tokenizer.exists():
         source = ce.DataArguments(dataset_name=str(texts), tokenizer_name=str(data / TOKENIZER), packing="truncated")
-        ce.train_tokenizer(source, VOCABULARY, tokenizer)
+        whole_texts(ce.train_tokenizer(source, VOCABULARY, work / "vocabulary")).save_pretrained(tokenizer)
     ce.encode(data / TEACHER, texts, work / "teacher", precision="float16", max_length=TEACHER_LENGTH)
     for form in forms:
         start = work / f"{form}-start"
@@ -197,6 +198,12 @@ def make(data: Path, work: Path, seeds: Iterable[int], forms: Iterable[str] = ("
                 sources = {"dataset_name": work / "teacher" / "data", "tokenizer_name": tokenizer, "start_from": start}
                 fields: dict[str, Any] = {name: str(path) for name, path in sources.items()} | FORMS[form]
                 ce.pretrain(RECIPE, **fields, seed=seed, output_dir=str(output))
+
+
+def whole_texts(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Without [CLS] and [SEP] around a text: in a sum they are a constant, the larger the shorter the text."""
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B:1")
+    return tokenizer
 
 
 def start_form(form: str, data: Path, work: Path, folder: Path) -> None:

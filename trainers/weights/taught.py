@@ -17,7 +17,7 @@ from ...modeling_concept import ConceptEncoderModel
 from .sketch import slot_sums, word_weights
 
 SHARPNESS = 10.0  # of the softmax over slots, on vectors of length 1
-FREQUENT = 2_000  # word pieces that belong to no cluster: they are in every text
+RARE = 2_000  # word pieces that make no cluster: many are parts of words, whose vectors say little
 
 
 def taught(
@@ -62,8 +62,8 @@ def taught(
     table[tokenizer.all_special_ids] = 0
     table /= np.sqrt(np.square(table).sum(1).mean())
     directions = table / np.linalg.norm(table, axis=1, keepdims=True).clip(1e-9)
-    rare = np.argsort(-weights, kind="stable")[: max(num_concepts, len(weights) - FREQUENT)]
-    centres = KMeans(num_concepts, n_init=2, random_state=seed).fit(directions[rare]).cluster_centers_
+    frequent = np.argsort(weights, kind="stable")[: max(num_concepts, len(weights) - RARE)]
+    centres = KMeans(num_concepts, n_init=2, random_state=seed).fit(directions[frequent]).cluster_centers_
     model = slot_sums(tokenizer, len(weights), num_concepts, size, hidden_size, **config)
     scored = np.linalg.lstsq(np.c_[table, np.ones(len(table))], weights / weights.mean() - 1, rcond=None)[0]
     generator = torch.Generator().manual_seed(seed)
