@@ -51,7 +51,7 @@ from concept_encoder.utils.untrusted import read_object
 
 RECIPE = Path(__file__).with_name("box.yaml")
 TEACHER, TOKENIZER = "models/sentence-transformers/all-MiniLM-L6-v2", "tokenizers/google-bert/bert-base-uncased"
-VOCABULARY = 12_000
+VOCABULARY, CHARACTERS = 12_000, 200
 TEACHER_LENGTH = 256  # tokens that the teacher was trained for
 FORMS: dict[str, dict[str, Any]] = {
     "slots": {},
@@ -186,7 +186,8 @@ def make(data: Path, work: Path, seeds: Iterable[int], forms: Iterable[str] = ("
         Texts(data).write(work)
     if not tokenizer.exists():
         source = ce.DataArguments(dataset_name=str(texts), tokenizer_name=str(data / TOKENIZER), packing="truncated")
-        whole_texts(ce.train_tokenizer(source, VOCABULARY, work / "vocabulary")).save_pretrained(tokenizer)
+        learned = ce.train_tokenizer(source, VOCABULARY, work / "vocabulary", CHARACTERS)
+        whole_texts(learned).save_pretrained(tokenizer)
     ce.encode(data / TEACHER, texts, work / "teacher", precision="float16", max_length=TEACHER_LENGTH)
     for form in forms:
         start = work / f"{form}-start"

@@ -623,6 +623,17 @@ def test_a_learned_vocabulary_is_the_corpus_own_in_the_seed_tokenizers_manner(tm
         assert getattr(learned, name) == getattr(seed, name)
 
 
+@pytest.mark.slow
+def test_characters_leave_room_for_words(tmp_path, shared):
+    args = bert_like(shared, tmp_path)
+    few, all_of_them = (train_tokenizer(args, 90, tmp_path / str(count), count) for count in (12, None))
+    letters = [{piece.removeprefix("##") for piece in each.get_vocab() if len(piece.removeprefix("##")) == 1}
+               for each in (few, all_of_them)]  # fmt: skip
+    assert len(letters[0]) == 12 < len(letters[1])
+    with pytest.raises(ValueError, match="characters must be at least 1, got 0"):
+        train_tokenizer(args, 90, tmp_path / "none", 0)
+
+
 def test_a_vocabulary_too_small_for_its_characters_is_refused(tmp_path, shared):
     with pytest.raises(ValueError, match=r"vocab_size=8 is too small: .* alone are \d+; ask for more"):
         train_tokenizer(bert_like(shared, tmp_path), 8, tmp_path / "vocabulary")

@@ -280,7 +280,9 @@ def load_tokenizer(args: DataArguments) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def train_tokenizer(args: DataArguments, vocab_size: int, output_dir: str | os.PathLike) -> PreTrainedTokenizerBase:
+def train_tokenizer(
+    args: DataArguments, vocab_size: int, output_dir: str | os.PathLike, characters: int | None = None
+) -> PreTrainedTokenizerBase:
     """Tokenizer of the kind that `args` name, its vocabulary learned from their training documents, saved in a folder.
 
     The product with the vocabulary is most of a pretraining step: a small one is what makes a CPU run possible.
@@ -290,17 +292,22 @@ def train_tokenizer(args: DataArguments, vocab_size: int, output_dir: str | os.P
             special tokens.
         vocab_size: entries of the new vocabulary, special tokens included.
         output_dir: folder to write; must not exist, or be empty.
+        characters: that may be in words, the most frequent ones; None: 1,000. In a small vocabulary of a language with
+            an alphabet a tenth of that leaves room for words.
 
     Raises:
-        ValueError: the folder holds files; what `load_corpus` and `load_tokenizer` raise; a vocabulary too small for
+        ValueError: characters below 1; the folder holds files; what `load_corpus` and `load_tokenizer` raise; a vocabulary too small for
             the special tokens and the characters.
     """
+    if characters is not None and characters < 1:
+        raise ValueError(f"characters must be at least 1, got {characters}")
     folder = Path(output_dir)
     check_new(folder)
     corpus = load_corpus(args, "train")
     seed = load_tokenizer(args)
+    options = {} if characters is None else {"limit_alphabet": characters}
     try:
-        tokenizer = seed.train_new_from_iterator((row["text"] for row in corpus), vocab_size)
+        tokenizer = seed.train_new_from_iterator((row["text"] for row in corpus), vocab_size, **options)
     except Exception as error:  # what a tokenizer's trainer raises has no class of its own
         raise ValueError(
             f"a tokenizer like {args.tokenizer_name!r} ({type(seed).__name__}) cannot be learned: "
