@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 import torch
 from datasets import load_dataset
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 import concept_encoder as ce
 from concept_encoder import ConceptEncoderModel
@@ -202,9 +202,14 @@ def make(data: Path, work: Path, seeds: Iterable[int], forms: Iterable[str] = ("
 
 
 def whole_texts(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Without [CLS] and [SEP] around a text: in a sum they are a constant, the larger the shorter the text."""
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B:1")
-    return tokenizer
+    """Without [CLS] and [SEP] around a text: in a sum they are a constant, the larger the shorter the text.
+
+    Of a class that takes the backend as it is: `BertTokenizer` puts its own template back when it is loaded.
+    """
+    backend = tokenizer.backend_tokenizer
+    backend.post_processor = TemplateProcessing(single="$A", pair="$A $B:1")
+    longest = tokenizer.model_max_length
+    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=longest, **tokenizer.special_tokens_map)
 
 
 def start_form(form: str, data: Path, work: Path, folder: Path) -> None:

@@ -148,13 +148,14 @@ def test_dropout_makes_the_two_views_differ(tokenizer):
     assert len(first) == 16 and (first - second).flatten(1).norm(dim=1).min() > 1e-3
 
 
-@pytest.mark.parametrize("corruption", ["diffusion", "prefix", "tsdae"])
-def test_the_second_view_of_a_pair_is_the_partner_read_in_full(tokenizer, corruption):
+@pytest.mark.parametrize("longest", [(14, 30), (30, 14)], ids=["longer partners", "shorter partners"])
+@pytest.mark.parametrize("corruption", ["diffusion", "prefix", "tsdae", "mlm"])
+def test_the_second_view_of_a_pair_is_the_partner_read_in_full(tokenizer, corruption, longest):
     query = {"decoder_query": "position"} if corruption == "tsdae" else {}
     config = tiny_config(vocab_size=len(tokenizer), mask_token_id=4, **query)
     model = randomised(CORRUPTIONS[corruption].head(config))
     collator = DataCollatorForReconstruction(tokenizer, CORRUPTIONS[corruption]())
-    texts, partners = (random_examples(tokenizer, rows=6, seed=seed, longest=20 + seed) for seed in (1, 2))
+    texts, partners = (random_examples(tokenizer, 6, seed, most) for seed, most in enumerate(longest))
     pairs = [{**text, "partner_ids": other["input_ids"]} for text, other in zip(texts, partners, strict=True)]
     clean = collator.pad(pairs)
     batch = collator.corrupt(clean, collator.draw(clean, step=0))

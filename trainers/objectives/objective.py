@@ -351,6 +351,7 @@ class Objective:
         if names:
             times = len(roles)
             ids, mask = stacked(batch)
+            inputs = {name: _widened(name, value, batch["input_ids"].shape, ids.shape) for name, value in inputs.items()}
             labels = torch.cat([inputs["labels"], *[torch.full_like(inputs["labels"], -100)] * (times - 1)])
             inputs = {name: _repeated(value, times) for name, value in inputs.items()}
             inputs |= {"input_ids": ids, "attention_mask": mask, "labels": labels}
@@ -392,6 +393,13 @@ def with_partner(batch: dict[str, Any]) -> dict[str, Any]:
     if input_name(PARTNER, "input_ids") in batch:
         return batch
     return {**batch, **{input_name(PARTNER, name): batch[name] for name in ENCODER_INPUTS}}
+
+
+def _widened(name: str, value: Any, shape: torch.Size, wide: torch.Size) -> Any:
+    """What has a column for each token of the text, with columns for those of a longer partner: without a label."""
+    if not isinstance(value, Tensor) or value.shape != shape:
+        return value
+    return nn.functional.pad(value, (0, wide[1] - shape[1]), value=-100 if name == "labels" else 0)
 
 
 def _repeated(value: Any, times: int) -> Any:
