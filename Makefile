@@ -50,7 +50,8 @@ run: $(INSTALLED)
 	@echo 'Look into it: $(BIN)/concept-encoder explore box --corpus $(RUN_DIR)-search'
 	$(BIN)/concept-encoder pretrain microworld --output_dir $(RUN_DIR)
 	$(BIN)/concept-encoder analyze $(RUN_DIR)
-	$(BIN)/concept-encoder finetune $(RUN_DIR) --protocol quick --tasks microworld_similarity microworld_paraphrase microworld_entailment
+	$(BIN)/concept-encoder similarity $(RUN_DIR) --tasks microworld_similarity
+	$(BIN)/concept-encoder finetune $(RUN_DIR) --protocol quick --tasks microworld_entailment
 	$(BIN)/concept-encoder report $(RUN_DIR)
 	@echo 'Look into its concepts: $(BIN)/concept-encoder explore $(RUN_DIR)'
 

@@ -15,14 +15,13 @@ from pathlib import Path
 import concept_encoder as ce
 from concept_encoder.utils.command_line import Command, run, say, suggest
 
-GATES = ("gate_1", "strict")
+GATES = ("gate_1", "strict", "microworld")
 
 
 def command() -> Command:
     parser = Command(__file__, __doc__)
-    subject = parser.add_mutually_exclusive_group(required=True)
-    subject.add_argument("run_dir", type=Path, nargs="?", help="folder of a run")
-    subject.add_argument("--reference", type=Path, metavar="DIR", help="report on the reference run's figures, in DIR")
+    parser.add_argument("run_dir", type=Path, nargs="?", help="folder of a run")
+    parser.add_argument("--reference", type=Path, metavar="DIR", help="report on the reference run's figures, in DIR")
     parser.add_argument("other_run_dir", type=Path, nargs="?", help="folder of a run to lay next to it")
     parser.add_argument("--gate", choices=GATES, help="set of gates whose verdict is the exit code")
     return parser
@@ -31,6 +30,8 @@ def command() -> Command:
 def main(argv: list[str] | None = None) -> None:
     parser = command()
     arguments = parser.typed(argv)
+    if ("reference" in arguments) == ("run_dir" in arguments):
+        parser.error("give either RUN_DIR or --reference DIR")
     folder = arguments.get("reference") or arguments["run_dir"]
     with parser.refusing():
         from concept_encoder.eval.report.gates import EXIT_CODES
@@ -40,13 +41,15 @@ def main(argv: list[str] | None = None) -> None:
         if "reference" in arguments:
             write_reference_run(folder)
         report = ce.report(folder, arguments.get("other_run_dir"))
+        verdicts = {row.id: row.verdict for row in report.gates}
+        if arguments.get("gate") not in (None, *verdicts):
+            raise ValueError(f"this run is judged by {', '.join(verdicts)}, and not by {arguments['gate']}")
     print(summary_table(report))
     say(f"\nWritten to {folder}: report.html, report.md, report.json.")
     if (folder / "model.safetensors").is_file():
         suggest("push", folder, "--repo_id", "owner/name", "--dry_run")
     if "gate" in arguments:
-        verdict = next(row.verdict for row in report.gates if row.id == arguments["gate"])
-        raise SystemExit(EXIT_CODES[verdict])
+        raise SystemExit(EXIT_CODES[verdicts[arguments["gate"]]])
 
 
 if __name__ == "__main__":

@@ -18,7 +18,9 @@ def command() -> Command:
     parser = Command(__file__, __doc__)
     parser.add_argument("--output_dir", type=Path, required=True, help="folder to write; must not exist, or be empty")
     parser.add_argument("--vocab_size", type=int, required=True, help="entries, special tokens included")
-    parser.add_argument("--characters", type=int, help="that may be in words, the most frequent (default: 1000)")
+    parser.add_argument(
+        "--characters", type=int, help="that may be in words, the most frequent (default: at most 1,000)"
+    )
     parser.accept(RECIPE_FIELDS, ["data"])
     return parser
 

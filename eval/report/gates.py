@@ -4,7 +4,7 @@ import dataclasses
 import math
 import operator
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
@@ -54,9 +54,9 @@ class Gate:
 
     def __post_init__(self) -> None:
         metric = self.threshold.metric if isinstance(self.threshold, Share) else ""
-        for field, value in (("comparison", self.comparison), ("name", self.name), ("threshold metric", metric)):
+        for name, value in (("comparison", self.comparison), ("name", self.name), ("threshold metric", metric)):
             if not isinstance(value, str):
-                raise ValueError(f"gate {self.name!r}: {field} must be text, got {value!r}")
+                raise ValueError(f"gate {self.name!r}: {name} must be text, got {value!r}")
         is_list = isinstance(self.metrics, list | tuple) and len(self.metrics) > 0
         if not is_list or not all(isinstance(path, str) for path in self.metrics):
             raise ValueError(f"gate {self.name!r}: metrics must be a list of paths, got {self.metrics!r}")
@@ -80,11 +80,14 @@ class GateSet:
         name: how a command line calls it.
         title: how a report calls it.
         gates: at least one.
+        data: what `data` of the training says of the runs that the set is for; empty: of all that have no set of
+            their own.
     """
 
     name: str
     title: str
     gates: Sequence[Gate]
+    data: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -145,10 +148,13 @@ def load_gates(path: Path = GATES_FILE, kind: type[Result] = Report) -> dict[str
 
 
 def _gate_set(where: str, name: str, row: Any, kind: type[Result]) -> GateSet:
-    _check_fields(where, row, {"title", "gates"})
+    data = row.get("data", {}) if isinstance(row, dict) else {}
+    _check_fields(where, row, {"title", "gates"} | (set(row) & {"data"} if isinstance(row, dict) else set()))
+    if not isinstance(data, dict) or not all(isinstance(each, str) for each in (*data, *data.values())):
+        raise ValueError(f"{where}: data must map names of fields to texts, got {data!r}")
     if not isinstance(row["gates"], list) or not row["gates"]:
         raise ValueError(f"{where}: gates must be a list of at least one gate, got {row['gates']!r}")
-    fields = {field.name for field in dataclasses.fields(Gate)}
+    fields = {each.name for each in dataclasses.fields(Gate)}
     gates = []
     for number, gate in enumerate(row["gates"], start=1):
         _check_fields(f"{where}, gate {number}", gate, fields)
@@ -164,7 +170,14 @@ def _gate_set(where: str, name: str, row: Any, kind: type[Result]) -> GateSet:
     twice = sorted({gate for gate in names if names.count(gate) > 1})
     if twice:
         raise ValueError(f"{where} uses a gate name twice: {', '.join(twice)}")
-    return GateSet(name, str(row["title"]), gates)
+    return GateSet(name, str(row["title"]), gates, data)
+
+
+def sets_for(report: Report, sets: Mapping[str, GateSet]) -> dict[str, GateSet]:
+    """Those that a run is judged by: of its data alone, or else all that are of any."""
+    data = {} if report.training is None else report.training.as_dict()["data"]
+    own = {name: each for name, each in sets.items() if each.data and each.data.items() <= data.items()}
+    return own or {name: each for name, each in sets.items() if not each.data}
 
 
 def _check_fields(where: str, row: Any, fields: set[str]) -> None:

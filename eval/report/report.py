@@ -25,7 +25,7 @@ from ..metrics.chance import chance_lines
 from .blocks import number, score
 from .figures import draw_figures, figure_rows
 from .findings import compare, next_steps, read_reference
-from .gates import check_gates, load_gates
+from .gates import check_gates, load_gates, sets_for
 from .pages import render_html, render_markdown
 from .verdict import gate_section, summary_rows, verdict_section
 
@@ -155,7 +155,7 @@ def compose(name: str, results: Mapping[str, Mapping[str, Any]], other: Report |
         figures=[],
     )
     report.comparison = compare(report, read_reference(), other)
-    gate_sets = load_gates()
+    gate_sets = sets_for(report, load_gates())
     judged = {name: check_gates(report, gate_set.gates) for name, gate_set in gate_sets.items()}
     verdicts = [result for found in judged.values() for result in found]
     report.gates = [gate_section(gate_sets[name], found) for name, found in judged.items()]

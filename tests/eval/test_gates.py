@@ -1,5 +1,6 @@
 """Gates: thresholds as data, verdicts by interval or by point."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from concept_encoder.eval.report.gates import (
     check_gates,
     load_gates,
     overall_verdict,
+    sets_for,
 )
 from concept_encoder.utils.results import Figure
 
@@ -40,6 +42,25 @@ def test_packaged_strict_gate():
         assert gate.comparison == ">="
         assert gate.metrics == [f"geometry/spectrum/views/{view}/rankme"]
         assert gate.threshold == Share(f"geometry/spectrum/views/{view}/rankme/nulls/gaussian", 0.5)
+
+
+def test_runs_on_pairs_of_microworld_have_gates_of_their_own():
+    def names(**data):
+        training = SimpleNamespace(as_dict=lambda: {"data": data})
+        return list(sets_for(SimpleNamespace(training=training if data else None), load_gates()))
+
+    assert names(dataset_name="microworld", dataset_config_name="pairs", max_length=128) == ["microworld"]
+    for data in ({"dataset_name": "microworld", "dataset_config_name": None}, {"dataset_name": "pairs"}, {}):
+        assert names(**data) == ["gate_1", "strict"]
+
+
+@pytest.mark.parametrize("data", [["microworld"], {"dataset_name": 3}])
+def test_data_of_a_set_are_names_and_texts(tmp_path, data):
+    path = tmp_path / "gates.yaml"
+    row = {**ROW, "metrics": ["ledger/bits_per_token/null"]}
+    path.write_text(json.dumps({"sets": {"own": {"title": "Own", "data": data, "gates": [row]}}}))
+    with pytest.raises(ValueError, match=r"set 'own': data must map names of fields to texts, got"):
+        load_gates(path)
 
 
 def test_packaged_gates_are_explained():

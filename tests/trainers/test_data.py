@@ -124,7 +124,18 @@ class TestArguments:
             ({"text_column": "body"}, "text_column='body' has no meaning with dataset_name='microworld'"),
             ({"validation_size": 0.1}, "validation_size=0.1 has no meaning with dataset_name='microworld'"),
             ({"dataset_revision": "v1"}, "dataset_revision='v1' has no meaning with dataset_name='microworld'"),
-            ({"dataset_config_name": "x"}, "dataset_config_name='x' has no meaning with dataset_name='microworld'"),
+            (
+                {"dataset_config_name": "x"},
+                "dataset_config_name must be 'pairs', or None for stories, with dataset_na",
+            ),
+            (
+                {"partner_column": "partner"},
+                "partner_column must be None, or 'partner' of dataset_config_name='pairs'",
+            ),
+            (
+                {"dataset_config_name": "pairs", "partner_column": "other"},
+                "partner_column must be None, or 'partner' of dataset_config_name='pairs', .* got 'other'",
+            ),
             ({"train_split": "test"}, "train_split='test' has no meaning with dataset_name='microworld'"),
         ],
     )

@@ -22,6 +22,7 @@ from concept_encoder.trainers.data.microworld import (
     MICROWORLD_SPLITS,
     MICROWORLD_TASKS,
     microworld_corpus,
+    microworld_pairs,
     microworld_task,
     microworld_tokenizer,
 )
@@ -392,6 +393,18 @@ def test_equal_in_another_process_and_under_another_hash_seed() -> None:
 
 
 @pytest.mark.slow
+def test_pairs_are_two_wordings_of_their_split() -> None:
+    splits = {split: microworld_pairs(split, 200) for split in ("train", "validation")}
+    openings = {}
+    for split, rows in splits.items():
+        assert all(text != partner for text, partner in zip(rows["text"], rows["partner"], strict=True))
+        openings[split] = {text for column in ("text", "partner") for text in rows[column]}
+    assert not openings["train"] & openings["validation"]
+    assert microworld_pairs("train", 20)["partner"][:] == splits["train"]["partner"][:20]
+    tokens = microworld_tokenizer()(splits["train"]["text"][:] + splits["train"]["partner"][:])["input_ids"]
+    assert microworld_tokenizer().unk_token_id not in {token for row in tokens for token in row}
+
+
 def test_labels_are_balanced_and_spread(pairs) -> None:
     assert set(Counter(pairs["paraphrase", "train"]["label"]).values()) == {1000}
     entailments = pairs["entailment", "train"]

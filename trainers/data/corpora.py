@@ -28,7 +28,7 @@ from .tables import Origin, Rows, Table, is_empty, meets_rule, open_tables, read
 
 logger = logging.getLogger(__name__)
 
-MICROWORLD = "microworld"
+MICROWORLD, PAIRS = "microworld", "pairs"
 IN_MEMORY = "in-memory"  # begins the name of data that were handed over, and are in no file
 MICROWORLD_DOCUMENTS = {"train": 20_000, "validation": 1_000}
 # Documents. datasets reads up to ten files at a time into the buffer, so a corpus sorted by source is mixed too.
@@ -194,13 +194,22 @@ class DataArguments:
                 )
 
     def _check_microworld(self) -> None:
-        """A generated corpus has no configurations, revisions, columns or splits to choose."""
-        source = ("dataset_config_name", "dataset_revision", "train_split", "validation_split")
+        """A generated corpus is of stories or of pairs, and has no revisions, columns or splits to choose."""
+        if self.dataset_config_name not in (None, PAIRS):
+            raise ValueError(
+                f"dataset_config_name must be {PAIRS!r}, or None for stories, with dataset_name={MICROWORLD!r}, got "
+                f"{self.dataset_config_name!r}"
+            )
+        if self.partner_column not in (None, PARTNER if self.dataset_config_name == PAIRS else None):
+            raise ValueError(
+                f"partner_column must be None, or {PARTNER!r} of dataset_config_name={PAIRS!r}, with dataset_name="
+                f"{MICROWORLD!r}, got {self.partner_column!r}"
+            )
+        source = ("dataset_revision", "train_split", "validation_split")
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
             columns = (
                 "text_column",
-                "partner_column",
                 "more_partner_columns",
                 "negative_columns",
                 "teacher_columns",
@@ -296,8 +305,8 @@ def train_tokenizer(
             an alphabet a tenth of that leaves room for words.
 
     Raises:
-        ValueError: characters below 1; the folder holds files; what `load_corpus` and `load_tokenizer` raise; a vocabulary too small for
-            the special tokens and the characters.
+        ValueError: characters below 1; the folder holds files; what `load_corpus` and `load_tokenizer` raise; a
+            vocabulary too small for the special tokens and the characters.
     """
     if characters is not None and characters < 1:
         raise ValueError(f"characters must be at least 1, got {characters}")
@@ -353,9 +362,11 @@ def load_corpus(
     if data is not None and not args.dataset_name.startswith(IN_MEMORY):
         args = dataclasses.replace(args, **source_fields(data))
     if args.dataset_name == MICROWORLD:
-        from .microworld import microworld_corpus
+        from .microworld import microworld_corpus, microworld_pairs
 
-        return microworld_corpus(split, size=limit or MICROWORLD_DOCUMENTS[split], seed=args.corpus_seed)
+        generated = microworld_corpus if args.dataset_config_name is None else microworld_pairs
+        corpus = generated(split, size=limit or MICROWORLD_DOCUMENTS[split], seed=args.corpus_seed)
+        return corpus.select_columns([*args.columns])
 
     splits = _splits(args, data)
     held_out = args.validation_split not in splits and args.validation_size is not None

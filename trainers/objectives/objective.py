@@ -351,7 +351,9 @@ class Objective:
         if names:
             times = len(roles)
             ids, mask = stacked(batch)
-            inputs = {name: _widened(name, value, batch["input_ids"].shape, ids.shape) for name, value in inputs.items()}
+            inputs = {
+                name: _widened(name, value, batch["input_ids"].shape, ids.shape) for name, value in inputs.items()
+            }
             labels = torch.cat([inputs["labels"], *[torch.full_like(inputs["labels"], -100)] * (times - 1)])
             inputs = {name: _repeated(value, times) for name, value in inputs.items()}
             inputs |= {"input_ids": ids, "attention_mask": mask, "labels": labels}

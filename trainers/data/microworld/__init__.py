@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerFast
 
 from .lexicon import vocabulary
 from .stories import stories
-from .tasks import PAIRS
+from .tasks import PAIRS, rewordings
 
 MICROWORLD_TASKS = ("similarity", "paraphrase", "entailment")
 MICROWORLD_SPLITS = ("train", "validation", "test")
@@ -56,6 +56,25 @@ def microworld_corpus(split: str, size: int, seed: int = 0) -> Dataset:
     _check(split, size, seed)
     texts = islice(stories(Random(f"stories {split} {seed}"), _admission(split)), size)
     return Dataset.from_dict({"text": list(texts)}, features=Features({"text": Value("string")}))
+
+
+def microworld_pairs(split: str, size: int, seed: int = 0) -> Dataset:
+    """Texts of a sentence or two, each in two wordings.
+
+    Args:
+        split, seed: as of `microworld_corpus`. No sentence of one split occurs in another.
+        size: number of pairs, at least 1.
+
+    Returns:
+        Dataset with columns `text` and `partner` (str). Equal for equal arguments.
+
+    Raises:
+        ValueError: as `microworld_corpus`.
+    """
+    _check(split, size, seed)
+    pairs = islice(rewordings(Random(f"pairs {split} {seed}"), _admission(split)), size)
+    texts, partners = zip(*pairs, strict=True)
+    return Dataset.from_dict({"text": texts, "partner": partners})
 
 
 def microworld_task(task: str, split: str, size: int, seed: int = 0) -> Dataset:

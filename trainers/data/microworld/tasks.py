@@ -578,6 +578,16 @@ def _distractor(author: _Author, premise: Proposition, hypothesis: Proposition) 
 # --- wording --------------------------------------------------------------------------------------------------------
 
 
+def rewordings(rng: Random, admits: Admits) -> Iterator[tuple[str, str]]:
+    """Endless pairs of texts that say the same in other words, of one sentence or two."""
+    while True:
+        author = _Author(rng)
+        meaning = tuple(author.maybe_negated(author.any_event(), 0.15) for _ in range(1 if author.chance(0.7) else 2))
+        texts = _word(rng, admits, meaning, meaning) if coherent(meaning) else None
+        if texts:
+            yield texts
+
+
 def _word(rng: Random, admits: Admits, first: Meaning, second: Meaning) -> tuple[str, str] | None:
     """Two texts, both of the split, or None if none was found in a few attempts.
 
