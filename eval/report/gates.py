@@ -175,7 +175,8 @@ def _gate_set(where: str, name: str, row: Any, kind: type[Result]) -> GateSet:
 
 def sets_for(report: Report, sets: Mapping[str, GateSet]) -> dict[str, GateSet]:
     """Those that a run is judged by: of its data alone, or else all that are of any."""
-    data = {} if report.training is None else report.training.as_dict()["data"]
+    facts = report.training and report.training.data
+    data = {"dataset_name": facts.dataset_name, **facts.more} if facts else {}
     own = {name: each for name, each in sets.items() if each.data and each.data.items() <= data.items()}
     return own or {name: each for name, each in sets.items() if not each.data}
 

@@ -14,7 +14,7 @@ from concept_encoder.eval.report.gates import (
     overall_verdict,
     sets_for,
 )
-from concept_encoder.utils.results import Figure
+from concept_encoder.utils.results import DataFacts, Figure
 
 ROW = {"name": "n", "metrics": ["a/b"], "comparison": ">", "threshold": 0.5, "reason": "r", "source": "s"}
 
@@ -45,13 +45,14 @@ def test_packaged_strict_gate():
 
 
 def test_runs_on_pairs_of_microworld_have_gates_of_their_own():
-    def names(**data):
-        training = SimpleNamespace(as_dict=lambda: {"data": data})
-        return list(sets_for(SimpleNamespace(training=training if data else None), load_gates()))
+    def names(dataset_name=None, **more):
+        facts = DataFacts(dataset_name=dataset_name, tokenizer_name=None, max_length=None, more=more)
+        training = SimpleNamespace(data=facts) if dataset_name else None
+        return list(sets_for(SimpleNamespace(training=training), load_gates()))
 
-    assert names(dataset_name="microworld", dataset_config_name="pairs", max_length=128) == ["microworld"]
-    for data in ({"dataset_name": "microworld", "dataset_config_name": None}, {"dataset_name": "pairs"}, {}):
-        assert names(**data) == ["gate_1", "strict"]
+    assert names("microworld", dataset_config_name="pairs", packing="truncated") == ["microworld"]
+    for name, config in (("microworld", None), ("pairs", "pairs"), (None, None)):
+        assert names(name, dataset_config_name=config) == ["gate_1", "strict"]
 
 
 @pytest.mark.parametrize("data", [["microworld"], {"dataset_name": 3}])
