@@ -23,7 +23,13 @@ def command() -> Command:
     parser.add_argument("--k", type=int, help="documents for each query (default: 10)")
     parser.add_argument("--by", nargs="+", metavar="NAME", names=SOURCES, help=f"{', '.join(SOURCES)}")
     parser.add_argument("--fusion", names=FUSIONS, help="sum of scores, or rank (default: sum)")
-    parser.add_argument("--weights", nargs="+", type=float, metavar="X", help="of each of --by (default: all 1)")
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        type=float,
+        metavar="X",
+        help="of each of --by (default: 1; vectors added to others 0.2)",
+    )
     parser.add_argument("--checkpoint", help="that encodes queries (default: the corpus's)")
     parser.add_argument("--approximate", action="store_true", help="build, or ask, the graph of neighbours")
     parser.add_argument("--build", action="store_true", help="build an index")

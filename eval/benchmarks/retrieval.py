@@ -14,6 +14,7 @@ from ...trainers.data.microworld import microworld_corpus
 from ...trainers.data.tables import open_tables
 from ...utils.progress import progress
 from ...utils.results import ControlScore, Environment, RankerRow, RetrievalResult
+from ..corpus.searching import BESIDE
 from ..corpus.words import WordWeights
 from ..loading.checkpoints import FAMILIES, Checkpoint, pooled_vectors, random_twin, read_texts, results_folder
 from ..metrics.chance import judge
@@ -39,7 +40,7 @@ RESULT_FOLDER = "retrieval"
 WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 4.0)  # of the run next to BM25
 TRAIN_QUERIES = 500  # from which the weight is chosen, at most
 WORD_TEXTS = 35_000  # of a corpus that give word weights
-BESIDE = f"words_pairs_{SIZES[-1]}"  # the words code that the run is fused with
+WORDS = f"words_pairs_{SIZES[-1]}"  # the words code that the run is fused with
 
 
 def result_path(output_dir: str | os.PathLike, task: str) -> Path:
@@ -184,12 +185,12 @@ def _judged(
     for ranker in progress([*own, *others], desc=task.name, unit="ranker", leave=False):
         found[ranker.name] = kept(ranker, queries, documents, cache_dir)
         descriptions[ranker.name] = ranker.description
-    run, lexical, beside = (found[name].scores for name in ("run", BM25[0], BESIDE))
+    run, lexical, beside = (found[name].scores for name in ("run", BM25[0], WORDS))
     fusions = {
         "bm25_run_ranks": ("BM25 and the run, reciprocal ranks", fused_ranks(lexical, run)),
         "words_run": (
-            f"{BESIDE.replace('_', ' ')} bytes and the run, sum of standardised scores",
-            fused_scores(beside, run, 1.0),
+            f"{WORDS.replace('_', ' ')} bytes and the run, cosines added as `search` does, the run's times {BESIDE}",
+            beside + np.float32(BESIDE) * run,
         ),
     }
     weight = _chosen_weight(task, own[0], next(each for each in others if each.name == BM25[0]), data_dir, cache_dir)

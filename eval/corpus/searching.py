@@ -18,6 +18,7 @@ FUSIONS: tuple[str, ...] = get_args(Fusion)
 CANDIDATES = 100  # of each source, for ranks and for an approximate search
 RANK_CONSTANT = 60  # of reciprocal ranks
 WEIGHTS = np.linspace(0, 1, 11)  # that `choose_weights` tries
+BESIDE = 0.2  # weight of vectors whose scores are added to others'; docs/LOG.md says what it was chosen by
 QUERIES = 32  # that are asked together
 SHOWN = 3  # concepts of a hit
 
@@ -65,7 +66,8 @@ def search(
         k: documents for each.
         by: of vectors, words and bm25; None: vectors, and words where the shards have them.
         fusion: "sum" of the scores (bm25 divided by the best of the query), or "rank", reciprocal ranks.
-        weights: of each of `by`; None: 1. `choose_weights` finds them.
+        weights: of each of `by`; None: 1, of vectors whose scores are added to others' `BESIDE`. `choose_weights` finds
+            better ones.
         approximate: ask the graph and score what it finds, in place of all documents.
         checkpoint: that encodes the queries; None: the one that the corpus was encoded with.
 
@@ -159,7 +161,8 @@ def _sources(
         raise ValueError(f"weights must be finite numbers from 0, not all 0, got {' '.join(map(str, weights))}")
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
-    return dict(zip(names, weights or [1.0] * len(names), strict=True))
+    added = fusion == "sum" and len(names) > 1
+    return dict(zip(names, weights or [BESIDE if added and name == "vectors" else 1.0 for name in names], strict=True))
 
 
 class _Asked:

@@ -13,7 +13,7 @@ from concept_encoder.eval.corpus import index as index_module
 from concept_encoder.eval.corpus import shards
 from concept_encoder.eval.corpus.embedders import embed_texts, load_embedder
 from concept_encoder.eval.corpus.index import Index
-from concept_encoder.eval.corpus.searching import choose_weights, query_embedder
+from concept_encoder.eval.corpus.searching import BESIDE, choose_weights, query_embedder
 from concept_encoder.scripts.search import main
 
 pytest.importorskip("datatrove")
@@ -85,6 +85,11 @@ def test_words_are_added_and_weighted(index, corpus, pretrained):
         assert hit.parts["words"] == pytest.approx(found.get(hit.id, 0), abs=1e-6)
         assert hit.score == pytest.approx(0.25 * hit.parts["vectors"] + 2 * hit.parts["words"], abs=1e-5)
     assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    (hits,) = ce.search(index, QUERY, **options)
+    for hit in hits:
+        assert hit.score == pytest.approx(BESIDE * hit.parts["vectors"] + hit.parts["words"], abs=1e-5)
+    (hits,) = ce.search(index, QUERY, by=["vectors"], **options)
+    assert all(hit.score == hit.parts["vectors"] for hit in hits)
 
 
 def test_bm25_is_that_of_bm25s(corpus, tmp_path):
