@@ -66,8 +66,8 @@ def search(
         k: documents for each.
         by: of vectors, words and bm25; None: vectors, and words where the shards have them.
         fusion: "sum" of the scores (bm25 divided by the best of the query), or "rank", reciprocal ranks.
-        weights: of each of `by`; None: 1, of vectors whose scores are added to others' `BESIDE`. `choose_weights` finds
-            better ones.
+        weights: of each of `by`; None: 1, and `BESIDE` of vectors whose scores are added to others'. `choose_weights`
+            finds better ones.
         approximate: ask the graph and score what it finds, in place of all documents.
         checkpoint: that encodes the queries; None: the one that the corpus was encoded with.
 
@@ -146,7 +146,8 @@ def _sources(
     index: Index, by: Sequence[Source] | None, fusion: str, weights: Sequence[float] | None, k: int
 ) -> dict[str, float]:
     """Sources with their weights."""
-    names = list(by) if by is not None else ["vectors", *(["words"] if index.facts.code.words is not None else [])]
+    usual = ["vectors"] if index.facts.code.words is None else ["vectors", "words"]
+    names: list[str] = usual if by is None else list(by)
     unknown = next((name for name in names if name not in SOURCES), None)
     if unknown is not None or not names:
         raise ValueError(f"by must be some of {', '.join(SOURCES)}, got {unknown!r}")
