@@ -39,6 +39,7 @@ from .reading_concept import (
     ConceptTokens,
     ConceptZeroLinear,
     at_least_float32,
+    at_least_padding,
     at_positions,
     check_chunks,
     check_labels,
@@ -492,7 +493,7 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
         """Encode a batch of texts.
 
         Args:
-            input_ids: (B, N) token ids in [0, V); or give `inputs_embeds`.
+            input_ids: (B, N) token ids in [0, V); or give `inputs_embeds`. (B, 0) are texts of padding.
             attention_mask: (B, N), 1 = real token, 0 = padding, anywhere in a row. `None`: every token is real.
             position_ids: (B, N) in [0, max_position_embeddings). `None`: 0 ... N - 1, without padding.
             inputs_embeds: (B, N, E) token embeddings in place of ids.
@@ -509,6 +510,7 @@ class ConceptEncoderModel(ConceptEncoderPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
+        input_ids, attention_mask, position_ids = at_least_padding(input_ids, attention_mask, position_ids)
         check_text(input_ids, inputs_embeds, attention_mask, self.latents.weight.device)
         check_chunks(chunk_length, attention_mask, self.config, kwargs)
         text = input_ids, inputs_embeds, attention_mask, position_ids
@@ -1094,6 +1096,7 @@ class ConceptSequenceClassificationModel(ConceptClassificationModel):
 
         The loss follows `config.problem_type`, as in every sequence classifier of transformers.
         """
+        input_ids, attention_mask, position_ids = at_least_padding(input_ids, attention_mask, position_ids)
         encoded = self.encoder(input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)  # (B, C, D)
         features = self._features(encoded, input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)  # (B, D)
         return self._classify(features, labels, encoded)

@@ -157,6 +157,15 @@ def check_length(table: nn.Embedding | None, length: int, config: ConceptEncoder
         )
 
 
+def at_least_padding(input_ids: Tensor | None, attention_mask: Tensor | None, position_ids: Tensor | None):
+    """Ids, mask and positions as they are, or of a token of padding where no text has a token: without [CLS] blank
+    texts have none."""
+    if input_ids is None or input_ids.ndim != 2 or input_ids.shape[1] > 0:
+        return input_ids, attention_mask, position_ids
+    padding = torch.zeros(len(input_ids), 1, dtype=torch.long, device=input_ids.device)
+    return padding, torch.zeros_like(padding), None
+
+
 def check_text(input_ids: Tensor | None, inputs_embeds: Tensor | None, attention_mask: Tensor | None, device) -> None:
     """ValueError for ids or embeddings and mask that are no batch of texts, or not where the model is."""
     name, given, axes = ("inputs_embeds", inputs_embeds, 3) if input_ids is None else ("input_ids", input_ids, 2)
@@ -185,7 +194,10 @@ def check_text(input_ids: Tensor | None, inputs_embeds: Tensor | None, attention
 
 
 def check_labels(labels: Tensor | None, loss_weights: Tensor | None, shape: torch.Size, vocab_size: int) -> None:
-    """ValueError for labels and weights that are not one per decoded position, or labels outside the vocabulary."""
+    """ValueError for texts without a token to decode, for labels and weights that are not one per decoded position, or
+    labels outside the vocabulary."""
+    if shape[1] == 0:
+        raise ValueError(f"there must be at least one token to rebuild, got shape {tuple(shape)}")
     for name, tensor in (("labels", labels), ("loss_weights", loss_weights)):
         if tensor is not None and tensor.shape != shape:
             raise ValueError(f"{name} must be {tuple(shape)}, one per decoded position, got {tuple(tensor.shape)}")

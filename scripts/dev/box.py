@@ -237,7 +237,6 @@ def judge(data: Path, run_dir: Path, compared: bool = False) -> None:
         WordWeights.fit(prose["text"][:PROSE], AutoTokenizer.from_pretrained(run_dir)).save(words_file)
     beside = [str(data / TEACHER)] if compared else []
     ce.retrieval(run_dir, SEARCHED, words=words_file, compare=beside, data_dir=str(data))
-    ce.analyze(run_dir)
     ce.report(run_dir)
 
 

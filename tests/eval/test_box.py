@@ -14,7 +14,7 @@ from concept_encoder.eval.loading.checkpoints import BOX_FOLDER, results_folder
 from concept_encoder.eval.metrics.benchmark_score import benchmark_score
 from concept_encoder.utils.results import Report
 
-REPORT = Path(__file__).parents[2] / "docs" / "results" / "box" / "slots-42.report.json"
+REPORT = Path(__file__).parents[2] / "docs" / "results" / "box" / "slots-43.report.json"
 TEXTS = ["The cat is asleep.", "A cat sleeps in the barn.", "Shares fell sharply in London on Monday."]
 CHILD = """
 import sys

@@ -277,16 +277,25 @@ def test_ids_that_no_table_has(head, ids, message):
             r"input_ids must be \(batch, tokens\) with at least one token, got shape \(3,\)",
         ),
         (torch.zeros(2, 3), None, r"input_ids must hold integers \(int64 or int32\), got torch.float32"),
-        (
-            torch.zeros(2, 0, dtype=torch.long),
-            None,
-            r"input_ids must be \(batch, tokens\) with at least one token, got shape \(2, 0\)",
-        ),
     ],
 )
 def test_shapes_that_fit_nothing(head, ids, mask, message):
     with pytest.raises(ValueError, match=message), torch.no_grad():
         model_of(head, 0, "sdpa")(**inputs_of(head, ids, mask))
+
+
+@pytest.mark.parametrize("head", HEADS, ids=lambda head: head.__name__)
+def test_texts_without_a_token_are_texts_of_padding(head):
+    """Of a tokenizer without [CLS]; nothing can be rebuilt of them."""
+    model = model_of(head, 0, "sdpa").eval()
+    nothing, padding = torch.zeros(2, 0, dtype=torch.long), torch.zeros(2, 1, dtype=torch.long)
+    with torch.no_grad():
+        if "MLM" in head.__name__ or "MaskedLM" in head.__name__:
+            with pytest.raises(ValueError, match=r"at least one token to rebuild, got shape \(2, 0\)"):
+                model(**inputs_of(head, nothing, None))
+            return
+        found, wanted = (model(**inputs_of(head, ids, torch.zeros_like(ids))) for ids in (nothing, padding))
+        torch.testing.assert_close(found[0], wanted[0])
 
 
 DIFFUSION = {"input_ids": torch.tensor([[4, 5, 6]])}

@@ -17,7 +17,7 @@ from ...modeling_concept import ConceptEncoderModel
 from .sketch import slot_sums, word_weights
 
 SHARPNESS = 10.0  # of the softmax over slots, on vectors of length 1
-RARE = 2_000  # word pieces that make no cluster: many are parts of words, whose vectors say little
+RARE = 1 / 6  # of the word pieces, which make no cluster: many are parts of words, whose vectors say little
 
 
 def taught(
@@ -62,7 +62,9 @@ def taught(
     table[tokenizer.all_special_ids] = 0
     table /= np.sqrt(np.square(table).sum(1).mean())
     directions = table / np.linalg.norm(table, axis=1, keepdims=True).clip(1e-9)
-    frequent = np.argsort(weights, kind="stable")[: max(num_concepts, len(weights) - RARE)]
+    words = np.argsort(weights, kind="stable")
+    words = words[directions[words].any(axis=1)]
+    frequent = words[: max(num_concepts, round(len(words) * (1 - RARE)))]
     centres = KMeans(num_concepts, n_init=2, random_state=seed).fit(directions[frequent]).cluster_centers_
     model = slot_sums(tokenizer, len(weights), num_concepts, size, hidden_size, **config)
     scored = np.linalg.lstsq(np.c_[table, np.ones(len(table))], weights / weights.mean() - 1, rcond=None)[0]
