@@ -174,6 +174,7 @@ def encode(
     _check_columns(table, draft)
     folder = Path(output_dir)
     with alone_in(folder):
+        _check_ours(folder)
         if overwrite:
             _remove(folder)
         plan = _kept_or_new(folder, table, draft, embedder, workers)
@@ -232,9 +233,6 @@ def _kept_or_new(folder: Path, table: Table, draft: EncodePlan, embedder: Embedd
                 "or --overwrite it"
             )
         return kept
-    foreign = min((each.name for each in folder.iterdir() if not each.name.startswith(".")), default=None)
-    if foreign is not None:
-        raise ValueError(f"{folder} holds {foreign} and no {PLAN_FILE}; choose another --output_dir, of its own")
     texts = [text for row in sample if (text := row[draft.text_column])]
     embedder.choose_dtype(texts, draft.batch_tokens)
     draft.code.dtype = embedder.dtype  # type: ignore[assignment]
@@ -267,6 +265,13 @@ def _ranges_of(folder: str | os.PathLike) -> str:
     if code.calibration is None:
         raise ValueError(f"ranges_from must be a corpus of precision 'int8', {folder} is {code.precision!r}")
     return code.calibration
+
+
+def _check_ours(folder: Path) -> None:
+    """ValueError for a folder of something else, before anything in it is touched."""
+    foreign = min((each.name for each in folder.iterdir() if not each.name.startswith(".")), default=None)
+    if foreign is not None and not (folder / PLAN_FILE).is_file():
+        raise ValueError(f"{folder} holds {foreign} and no {PLAN_FILE}; choose another --output_dir, of its own")
 
 
 def _check_columns(table: Table, plan: EncodePlan) -> None:

@@ -148,8 +148,8 @@ def load_gates(path: Path = GATES_FILE, kind: type[Result] = Report) -> dict[str
 
 
 def _gate_set(where: str, name: str, row: Any, kind: type[Result]) -> GateSet:
-    data = row.get("data", {}) if isinstance(row, dict) else {}
-    _check_fields(where, row, {"title", "gates"} | (set(row) & {"data"} if isinstance(row, dict) else set()))
+    _check_fields(where, row, {"title", "gates"}, {"data"})
+    data = row.get("data", {})
     if not isinstance(data, dict) or not all(isinstance(each, str) for each in (*data, *data.values())):
         raise ValueError(f"{where}: data must map names of fields to texts, got {data!r}")
     if not isinstance(row["gates"], list) or not row["gates"]:
@@ -181,13 +181,14 @@ def sets_for(report: Report, sets: Mapping[str, GateSet]) -> dict[str, GateSet]:
     return own or {name: each for name, each in sets.items() if not each.data}
 
 
-def _check_fields(where: str, row: Any, fields: set[str]) -> None:
+def _check_fields(where: str, row: Any, fields: set[str], optional: Collection[str] = ()) -> None:
     if not isinstance(row, dict):
         raise ValueError(f"{where} must be a mapping with {', '.join(sorted(fields))}, got {row!r}")
+    known = fields.union(optional)
     problems = [f"lacks {name}" for name in sorted(fields - set(row))]
-    problems += [f"has the unknown field {name!r}" for name in sorted(map(str, set(row) - fields))]
+    problems += [f"has the unknown field {name!r}" for name in sorted(map(str, set(row) - known))]
     if problems:
-        raise ValueError(f"{where} {'; '.join(problems)}. The fields are: {', '.join(sorted(fields))}")
+        raise ValueError(f"{where} {'; '.join(problems)}. The fields are: {', '.join(sorted(known))}")
 
 
 def _check_path(where: str, path: str, kind: Any) -> None:

@@ -424,6 +424,13 @@ def test_a_folder_of_something_else_is_left_as_it_is(pretrained, rows, tmp_path,
 
 
 @pytest.mark.slow
+def test_a_note_next_to_a_corpus_stays_when_it_is_encoded_again(pretrained, rows, tmp_path):
+    folder = encoded(pretrained, rows, tmp_path / "out")
+    (folder / "notes.txt").write_text("mine")
+    assert shard_bytes(encoded(pretrained, rows, folder, overwrite=True)) and (folder / "notes.txt").exists()
+
+
+@pytest.mark.slow
 def test_no_file_of_a_corpus_names_a_folder_of_this_machine(pretrained, rows, tmp_path):
     ce.Index.build(encoded(pretrained, rows, tmp_path / "out"))
     paths = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]

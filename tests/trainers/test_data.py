@@ -129,11 +129,11 @@ class TestArguments:
                 "dataset_config_name must be 'pairs', or None for stories, with dataset_na",
             ),
             (
-                {"partner_column": "partner"},
+                {"partner_column": "partner", "packing": "truncated"},
                 "partner_column must be None, or 'partner' of dataset_config_name='pairs'",
             ),
             (
-                {"dataset_config_name": "pairs", "partner_column": "other"},
+                {"dataset_config_name": "pairs", "partner_column": "other", "packing": "truncated"},
                 "partner_column must be None, or 'partner' of dataset_config_name='pairs', .* got 'other'",
             ),
             ({"train_split": "test"}, "train_split='test' has no meaning with dataset_name='microworld'"),
