@@ -18,7 +18,7 @@ PRECISIONS = ("float32", "float16", "int8", "2bit", "ubinary")
 
 def command() -> Command:
     parser = Command(__file__, __doc__)
-    parser.add_argument("checkpoint", help="folder of a model, or its Hub id")
+    parser.add_argument("checkpoint", help="folder of a model, its Hub id, or box")
     parser.add_argument("--dataset_name", required=True, metavar="NAME", help="Hub id, folder, file; hf:// too")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder of the shards")
     parser.add_argument("--revision", help="commit, branch or tag of the model")

@@ -46,6 +46,8 @@ def main(argv: list[str] | None = None) -> None:
     print(judged_table(result))
     if "output_dir" in arguments:
         say(f"\nWritten to {arguments['output_dir']}: judge.html, judge.md, judge.json.")
+    else:
+        say("\nNothing was written; --output_dir DIR keeps the report as a page.")
     raise SystemExit(EXIT_CODES[result.verdict.overall])
 
 

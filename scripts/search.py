@@ -52,7 +52,10 @@ def main(argv: list[str] | None = None) -> None:
 
         changes = [name for name in ("build", "add", "delete", "compact") if name in arguments]
         if not queries and not changes:
-            raise ValueError("there is nothing to do: give a QUERY, or --build, --add, --delete or --compact")
+            raise ValueError(
+                "there is nothing to do: give a QUERY, before an option that takes several words, or --build, --add, "
+                "--delete or --compact"
+            )
         if build and "build" not in changes:
             raise ValueError(f"--{next(iter(build))} is for --build")
         if "build" in changes and len(changes) > 1:

@@ -81,9 +81,9 @@ class Embedder:
 
     def choose_dtype(self, texts: Sequence[str], batch_tokens: int) -> None:
         """Take bfloat16 where this processor is clearly faster with it, by trial on a batch of these texts."""
-        features = next((each for _, each, _ in self.batches(texts, batch_tokens, "document")), None)
-        if features is None:
+        if not texts:
             return
+        features = next(each for _, each, _ in self.batches(texts, batch_tokens, "document"))
         seconds = {}
         for self.dtype in ("bfloat16", "float32"):
             seconds[self.dtype] = min(self._seconds(features) for _ in range(TRIALS))

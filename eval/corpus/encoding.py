@@ -233,7 +233,7 @@ def _kept_or_new(folder: Path, table: Table, draft: EncodePlan, embedder: Embedd
                 "or --overwrite it"
             )
         return kept
-    texts = [text for row in sample if (text := row[draft.text_column])]
+    texts = [text for row in sample if (text := row[draft.text_column] or "").strip()]
     embedder.choose_dtype(texts, draft.batch_tokens)
     draft.code.dtype = embedder.dtype  # type: ignore[assignment]
     if draft.code.precision == "int8" and draft.code.calibration is None:

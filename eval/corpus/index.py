@@ -156,7 +156,7 @@ class Index:
         found = open_shards(encoded)
         home = Path(folder) if folder is not None else Path(encoded) / INDEX_FOLDER
         if (home / INDEX_FILE).exists() and not overwrite:
-            raise ValueError(f"{home} holds an index already; add to it, or overwrite it")
+            raise ValueError(f"{home} holds an index already; --add to it, or --overwrite it")
         plan = Path(encoded) / PLAN_FILE
         facts = IndexFacts(
             generation=_generation(home),

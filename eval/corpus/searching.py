@@ -82,6 +82,9 @@ def search(
     """
     opened = index if isinstance(index, Index) else open_index(index)
     asked = [queries] if isinstance(queries, str) else list(queries)
+    blank = next((place for place, query in enumerate(asked, 1) if not query.strip()), None)
+    if blank is not None:
+        raise ValueError(f"query {blank} of {len(asked)} is blank")
     sources = _sources(opened, by, fusion, weights, k)
     if approximate and opened.facts.approximate is None:
         raise ValueError(f"{opened.folder} has no graph of neighbours; --build it with --approximate, and --overwrite")

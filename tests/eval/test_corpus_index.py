@@ -330,7 +330,7 @@ def test_what_does_not_fit_together_is_named(index, corpus, pretrained, tmp_path
         index.add(corpus)
     with pytest.raises(ValueError, match=r"2 of the ids are not in .*, the first is 'x1'"):
         index.delete(["d1", "x1", "x2"])
-    with pytest.raises(ValueError, match="holds an index already; add to it, or overwrite it"):
+    with pytest.raises(ValueError, match="holds an index already; --add to it, or --overwrite it"):
         Index.build(corpus, index.folder)
     with pytest.raises(FileNotFoundError, match="holds no index"):
         Index.open(tmp_path / "nowhere")
@@ -372,11 +372,12 @@ def test_an_index_of_another_revision_is_named(index, pretrained, tmp_path):
         ({"by": ["words", "vectors", "words"]}, "by names 'words' more than once; weights say how much each counts"),
         ({"approximate": True}, "has no graph of neighbours; --build it with --approximate, and --overwrite"),
         ({"k": 0}, "k must be at least 1, got 0"),
+        ({"queries": ["a cat", " "]}, "query 2 of 2 is blank"),
     ],
 )
 def test_an_option_that_is_none_is_named(index, options, message):
     with pytest.raises(ValueError, match=message):
-        ce.search(index, QUERY, **options)
+        ce.search(index, **{"queries": QUERY, **options})
 
 
 def test_an_empty_corpus_has_no_hits(pretrained, tmp_path):
@@ -399,7 +400,7 @@ def test_the_command(corpus, pretrained, tmp_path, capsys):
     main([home, "--delete", name, "--compact"])
     assert "59 documents, 0 deleted." in capsys.readouterr().err
     for words, message in (
-        ([], "there is nothing to do: give a QUERY, or --build, --add, --delete or --compact"),
+        ([], "there is nothing to do: give a QUERY, before an option that takes several words, or --build, "),
         ([QUERY, "--bm25", "text"], "--bm25 is for --build"),
         (["--build", "--add", "more"], "--build makes an index of FOLDER alone; --add in a command after it"),
         (["--delete", "d1", "--add", str(corpus)], "id 'd0' comes twice"),

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset, IterableDataset, load_dataset
+from datasets import Dataset, Features, IterableDataset, Value, load_dataset
 from huggingface_hub import HfApi
 from small_corpora import documents, encoded, shard_bytes, word_weights
 
@@ -483,6 +483,11 @@ def test_what_cannot_be_encoded_is_named(pretrained, tmp_path, table, options, m
 def test_null_texts_are_empty(pretrained, tmp_path):
     result = ce.encode(pretrained, Dataset.from_dict({"text": ["the cat", None]}), tmp_path / "out")
     assert (result.documents, result.empty) == (2, 1)
+    for place, blank in enumerate((["", ""], [None, None], [" "])):
+        table = Dataset.from_dict({"text": blank}, features=Features({"text": Value("string")}))
+        for name, model in (("box", "box"), ("own", pretrained)):
+            result = ce.encode(model, table, tmp_path / f"{name}-{place}")
+            assert result.documents == result.empty == len(blank)
 
 
 @pytest.mark.slow

@@ -179,6 +179,25 @@ class TestSources:
         assert sorted(texts(train) + texts(validation)) == sorted(SENTENCES)
 
     @pytest.mark.parametrize("streaming", [False, True])
+    def test_a_csv_holds_texts(self, tmp_path, streaming):
+        rows = [*SENTENCES, "NA", "12", "a, quoted"]
+        (tmp_path / "a.csv").write_text("text,n\n" + "".join(f'"{row}",{n}\n' for n, row in enumerate(rows)))
+        for name in ("a.csv", "*.csv", "."):
+            args = arguments(tmp_path / name, streaming=streaming)
+            train, validation = (load_corpus(args, split) for split in ("train", "validation"))
+            assert sorted(texts(train) + texts(validation)) == sorted(rows)
+        (tmp_path / "a.csv").write_text("text,n\na,1\nb\n")
+        with pytest.raises(ValueError, match=r"a\.csv"):
+            load_corpus(arguments(tmp_path / "a.csv", streaming=streaming), "train")
+
+    def test_files_of_another_kind_in_a_folder_are_named(self, tmp_path, caplog):
+        write(tmp_path / "a.jsonl", [{"text": each} for each in SENTENCES])
+        write(tmp_path / "b.jsonl", [{"text": each} for each in SENTENCES])
+        write(tmp_path / "c.txt", SENTENCES)
+        load_corpus(arguments(tmp_path), "train")
+        assert "read as json, without 1 of its files, such as c.txt; name those by a glob" in caplog.text
+
+    @pytest.mark.parametrize("streaming", [False, True])
     def test_glob_and_column(self, tmp_path, streaming):
         for i in range(3):
             write(tmp_path / f"part-{i}.jsonl", [{"id": j, "body": s} for j, s in enumerate(SENTENCES[i::3])])

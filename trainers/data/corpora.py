@@ -54,7 +54,7 @@ class DataArguments:
         default=MICROWORLD,
         metadata={
             "help": "'microworld' (generated), a Hub id 'namespace/name', a local dataset folder, or a file or glob "
-            "ending in .parquet, .jsonl, .json or .txt (one document per line)."
+            "ending in .parquet, .jsonl, .json, .csv or .txt (one document per line)."
         },
     )
     dataset_config_name: str | None = field(

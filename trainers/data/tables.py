@@ -11,6 +11,7 @@ import glob
 import gzip
 import hashlib
 import json
+import logging
 import lzma
 import os
 import re
@@ -44,7 +45,8 @@ from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, 
 from ...utils.files import at_home
 from ...utils.untrusted import inside, parse_yaml
 
-FILE_MODULES = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".txt": "text"}
+logger = logging.getLogger(__name__)
+FILE_MODULES = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".txt": "text"}
 MODULES = ("arrow", "csv", "json", "parquet", "text")  # of datasets: those that read tables, and run nothing
 PARQUET_REVISION = "refs/convert/parquet"  # branch on which the Hub exports every dataset
 UNLABELLED = -1  # what the Hub's test splits hold where the labels are hidden
@@ -318,8 +320,8 @@ def open_tables(
     elif not path.is_dir() and not _HUB_ID.fullmatch(name):
         raise ValueError(
             f"{field} must be 'microworld', a Hub id 'namespace/name', an existing folder, or a file or glob "
-            f"ending in {', '.join(FILE_MODULES)}, got {name!r} (a run records what is outside its working folder "
-            "by the last name only)"
+            f"ending in {', '.join(FILE_MODULES)}, got {name!r}; what a run records of a "
+            "folder elsewhere is its name alone"
         )
     if revision is not None and (files or path.is_dir()):
         raise ValueError(f"dataset_revision={revision!r} needs a Hub id, but {field}={name!r} is local")
@@ -330,7 +332,8 @@ def open_tables(
         if name.startswith("hf://"):
             builder = load_dataset_builder(FILE_MODULES[path.suffix], data_files=name)
         elif files:
-            builder = load_dataset_builder(FILE_MODULES[path.suffix], data_files=_escaped(files))
+            module, options = FILE_MODULES[path.suffix], {"data_files": _escaped(files)}
+            builder = _with_texts(load_dataset_builder(module, **options), module, **options)
         elif path.is_dir():
             builder = _folder_builder(path, config)
         else:
@@ -397,11 +400,24 @@ def _folder_builder(folder: Path, config: str | None) -> DatasetBuilder:
     for file in files:
         inside(folder, str(file))
     _check_module(builder)
+    if not any("configs" in card for card in cards):
+        read = {file.resolve() for file in files}
+        others = [path for path in folder.rglob("*") if path.suffix in FILE_MODULES and path.resolve() not in read]
+        if others:
+            logger.warning(
+                "%s: read as %s, without %d of its files, such as %s; name those by a glob, or give them a folder",
+                folder, builder.name, len(others), min(others).name,
+            )  # fmt: skip
+    return _with_texts(builder, str(folder), config, **options)
+
+
+def _with_texts(builder: DatasetBuilder, *source: str | None, **options: Any) -> DatasetBuilder:
+    """Of such a source; a CSV is checked, and its cells are texts, "NA" and "1" too."""
     if builder.name != "csv":
         return builder
-    columns = _check_csv(files, builder.config.sep)
-    features = Features(dict.fromkeys(columns, Value("string")))
-    return load_dataset_builder(str(folder), config, **options, features=features, keep_default_na=False)
+    files = [Path(file) for found in builder.config.data_files.values() for file in found]
+    features = Features(dict.fromkeys(_check_csv(files, builder.config.sep), Value("string")))
+    return load_dataset_builder(*source, **options, features=features, keep_default_na=False)
 
 
 def _state_of(folder: Path) -> str:
