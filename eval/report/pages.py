@@ -126,8 +126,14 @@ def page_environment(templates: Path = TEMPLATES) -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, score=score, md=escape_markdown)
+    environment.filters.update(number=number, score=score, md=escape_markdown, advice=with_commands)
     return environment
+
+
+def with_commands(value: str) -> str:
+    """Words of our own as Markdown, in which what stands in backticks is a command to copy."""
+    parts = re.split(r"(\s*`[^`\n]+`\s*)", value)
+    return "".join(part if place % 2 else escape_markdown(part) for place, part in enumerate(parts))
 
 
 def escape_markdown(value: Any) -> str:

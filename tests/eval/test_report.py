@@ -25,7 +25,7 @@ from concept_encoder.eval.report import plots
 from concept_encoder.eval.report.blocks import Table, number
 from concept_encoder.eval.report.figures import FIGURES
 from concept_encoder.eval.report.findings import curve, read_reference
-from concept_encoder.eval.report.pages import escape_markdown, render_html, render_markdown
+from concept_encoder.eval.report.pages import escape_markdown, render_html, render_markdown, with_commands
 from concept_encoder.eval.report.reference_run import write_reference_run
 from concept_encoder.eval.report.report import PARTS, build_report, summary_table
 from concept_encoder.eval.report.report import report as write_report
@@ -487,6 +487,11 @@ def test_markdown_escapes_what_it_is_given(tmp_path):
     text = render_markdown(report).partition("## Raw JSON")[0]
     page = Page(markdown.markdown(text, extensions=["tables"]))
     assert "script" not in page.tags
+
+
+def test_a_command_of_a_next_step_can_be_copied():
+    assert with_commands("Run `a --b_c x`, then *this*.") == "Run `a --b_c x`, then \\*this\\*."
+    assert with_commands("a ` b_c") == "a \\` b\\_c"
 
 
 def test_markdown_tables_are_whole(run):
