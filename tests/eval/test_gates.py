@@ -234,7 +234,7 @@ def test_gate_file_with_several_sets(tmp_path):
         ("sets: {}", "must hold named sets of gates"),
         (f"sets: [{GOOD}]", "must hold named sets of gates"),
         ("sets: {x: 1}", "set 'x' must be a mapping with gates, title, got 1"),
-        ("sets: {x: {title: T}}", "set 'x' lacks gates. The fields are: gates, title"),
+        ("sets: {x: {title: T}}", "set 'x' lacks gates. The fields are: data, gates, title"),
         ("sets: {x: {title: T, gates: []}}", r"set 'x': gates must be a list of at least one gate, got \[\]"),
         ("sets: {x: {title: T, gates: [1]}}", "set 'x', gate 1 must be a mapping with comparison, metrics"),
         ("sets: {x: {title: T, gates: [{name: n}]}}", "gate 1 lacks comparison; lacks metrics; lacks reason"),

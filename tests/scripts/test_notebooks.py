@@ -48,7 +48,7 @@ def test_the_judgement_runs():
         "untrained twin | difference, paired",
     ):
         assert f"{head} |" in everything
-    assert everything.count("| gate_1 |") == 2
+    assert everything.count("| microworld |") == 4
     assert shown[-1].split(":")[0] in ("PASS", "FAIL", "INCONCLUSIVE")
     pictures = [o for cell in notebook.cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
     assert len(pictures) == 4

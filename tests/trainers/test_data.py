@@ -401,7 +401,7 @@ class TestBadCorpora:
 
     def test_names(self, tmp_path):
         path = write(tmp_path / "a.txt", SENTENCES)
-        for name in ("prose", str(tmp_path / "no" / "folder"), "../a/b", str(tmp_path / "a.csv")):
+        for name in ("prose", str(tmp_path / "no" / "folder"), "../a/b", str(tmp_path / "a.xml")):
             with pytest.raises(ValueError, match=r"dataset_name must be 'microworld', a Hub id .* got '.*"):
                 load_corpus(arguments(name), "train")
         with pytest.raises(FileNotFoundError, match=r"b.\*.parquet': there is no such file"):
