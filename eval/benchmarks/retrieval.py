@@ -185,12 +185,12 @@ def _judged(
     for ranker in progress([*own, *others], desc=task.name, unit="ranker", leave=False):
         found[ranker.name] = kept(ranker, queries, documents, cache_dir)
         descriptions[ranker.name] = ranker.description
-    run, lexical, beside = (found[name].scores for name in ("run", BM25[0], WORDS))
+    run, lexical, words = (found[name].scores for name in ("run", BM25[0], WORDS))
     fusions = {
         "bm25_run_ranks": ("BM25 and the run, reciprocal ranks", fused_ranks(lexical, run)),
         "words_run": (
             f"{WORDS.replace('_', ' ')} bytes and the run, cosines added as `search` does, the run's times {BESIDE}",
-            beside + np.float32(BESIDE) * run,
+            words + np.float32(BESIDE) * run,
         ),
     }
     weight = _chosen_weight(task, own[0], next(each for each in others if each.name == BM25[0]), data_dir, cache_dir)

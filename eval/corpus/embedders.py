@@ -199,6 +199,11 @@ class SentenceEmbedder(Embedder):
         return self.model(features, task=role)["sentence_embedding"]
 
 
+def name_and_commit(source: str | os.PathLike, folder: Path) -> tuple[str, str | None]:
+    """Of a model in `folder`, which `checkpoint_folder` found for it: Hub id and commit, or the folder's name."""
+    return (folder.resolve().name, None) if folder == Path(at_home(source)) else (str(source), folder.name)
+
+
 def load_embedder(
     source: str | os.PathLike,
     revision: str | None = None,
@@ -226,9 +231,7 @@ def load_embedder(
     ours = config.is_file() and read_object(config).get("model_type") == ConceptEncoderConfig.model_type
     embedder: Embedder
     if not ours and (folder / "modules.json").is_file():
-        local = folder == Path(at_home(source))
-        name, commit = (folder.resolve().name, None) if local else (str(source), folder.name)
-        embedder = SentenceEmbedder(folder, name, commit, output, max_length)
+        embedder = SentenceEmbedder(folder, *name_and_commit(source, folder), output, max_length)
     else:
         embedder = ConceptEmbedder(Checkpoint.open(source, revision), output, max_length)
     special = getattr(embedder.tokenizer, "num_special_tokens_to_add", lambda _: 0)(False)

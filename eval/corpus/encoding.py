@@ -138,6 +138,8 @@ def encode(
     check_precision(precision)
     if ranges_from is not None and precision != "int8":
         raise ValueError(f"ranges_from is for precision 'int8', got {precision!r}")
+    if words is None and word_entries is not None:
+        raise ValueError(f"word_entries={word_entries} is for words: give their file, or leave it out")
     options = {"config": dataset_config_name, "revision": dataset_revision, "streaming": streaming}
     table = split_of(dataset_name, options, split)
     named = isinstance(dataset_name, str | os.PathLike)
@@ -169,8 +171,6 @@ def encode(
         tasks=1,
         batch_tokens=batch_tokens,
     )
-    if words is None and word_entries is not None:
-        raise ValueError(f"word_entries={word_entries} is for words: give their file, or leave it out")
     _check_columns(table, draft)
     folder = Path(output_dir)
     with alone_in(folder):

@@ -14,9 +14,8 @@ from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from ...configuration_concept import ConceptEncoderConfig
 from ...trainers.weights.tensors import read_headers
-from ...utils.files import at_home
 from ...utils.untrusted import read_object
-from ..corpus.embedders import SentenceEmbedder, load_embedder
+from ..corpus.embedders import SentenceEmbedder, load_embedder, name_and_commit
 from ..loading.checkpoints import TWIN_SEED, Checkpoint, checkpoint_folder, pooled_vectors, read_texts
 
 BATCH_SIZE = 32  # texts
@@ -215,10 +214,8 @@ def open_subject(model: Any, revision: str | None = None) -> Subject:
     if (folder / "modules.json").is_file():
         embedder = load_embedder(model, revision)
     else:
-        local = folder == Path(at_home(model))
-        name, commit = (folder.resolve().name, None) if local else (str(model), folder.name)
         try:  # sentence-transformers takes the mean over the tokens of a bare model
-            embedder = SentenceEmbedder(folder, name, commit, "pooled", None)
+            embedder = SentenceEmbedder(folder, *name_and_commit(model, folder), "pooled", None)
         except (OSError, ValueError, RuntimeError) as error:
             raise ValueError(f"{folder} cannot be read as an encoder: {' '.join(str(error).split())}") from error
     subject = OfSentences(embedder.model, embedder.name)

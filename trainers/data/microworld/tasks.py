@@ -137,6 +137,10 @@ class _Author:
         )
         return self.event(frame)
 
+    def meaning(self) -> Meaning:
+        """An event or two, some of them negated."""
+        return tuple(self.maybe_negated(self.any_event(), 0.15) for _ in range(1 if self.chance(0.7) else 2))
+
     def maybe_negated(self, p: Proposition, probability: float) -> Proposition:
         negated = self.chance(probability) and can_be_negated(p)
         return replace(p, negated=True) if negated else p
@@ -290,7 +294,7 @@ def similarity_pairs(rng: Random, admits: Admits) -> Iterator[Pair]:
     """Endless pairs scored 0 to 5 by `similarity`: a meaning is altered part by part down to a score drawn evenly."""
     while True:
         author = _Author(rng)
-        first = tuple(author.maybe_negated(author.any_event(), 0.15) for _ in range(1 if author.chance(0.7) else 2))
+        first = author.meaning()
         target = rng.uniform(0.0, 5.2)
         second = _lowered(rng, first, target)
         if second is None or not (coherent(first) and coherent(second)):
@@ -582,7 +586,7 @@ def rewordings(rng: Random, admits: Admits) -> Iterator[tuple[str, str]]:
     """Endless pairs of texts that say the same in other words, of one sentence or two."""
     while True:
         author = _Author(rng)
-        meaning = tuple(author.maybe_negated(author.any_event(), 0.15) for _ in range(1 if author.chance(0.7) else 2))
+        meaning = author.meaning()
         texts = _word(rng, admits, meaning, meaning) if coherent(meaning) else None
         if texts:
             yield texts
